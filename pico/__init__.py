@@ -1,0 +1,24 @@
+"""Pico: a byte-level language model with learned depth routing.
+
+Names are imported on first use, so `import pico` costs nothing until a model is needed.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "DataConfig": "config",
+    "PicoError": "config",
+    "preset": "config",
+    "Pico": "model",
+    "load": "checkpoint",
+    "generate": "generate",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"pico.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'pico' has no attribute '{name}'")

@@ -1,0 +1,159 @@
+"""Every setting of Pico, checked in one place: ModelConfig, DataConfig, TrainConfig and the presets.
+
+All problems of a config are reported at once, each with what was expected.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class PicoError(Exception):
+    """Something the user can mend. The message is one line: what was wrong, what was expected, what to type."""
+
+
+RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
+BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """A frozen, strict pydantic model whose errors read as one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def build(cls, **values):
+        """Like the constructor, but raises PicoError with every problem in one line."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise PicoError(f"{cls.__name__}: " + "; ".join(map(_problem, error.errors()))) from None
+
+
+def _problem(error: dict) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{name}'"
+    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+class ModelConfig(Config):
+    """The shape of a Pico model. Widths in channels, windows in positions before the current one."""
+
+    dim: Count = Field(128, description="width D of the residual stream")
+    next_tokens: Count = Field(8, description="prediction heads N: bytes predicted at once")
+    att_q_heads: Count = Field(9, description="query heads H")
+    att_kv_heads: Count = Field(3, description="key/value heads, divides the query heads")
+    mlp_ratio: Positive = Field(1.0, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
+    fb_num_blocks: Annotated[int, Field(ge=0)] = Field(
+        2, description="local blocks before, and again after, the latent stack"
+    )
+    fb_att_window_size: Count = Field(16, description="attention window of the local blocks, in bytes")
+    latent_capacity_factor: Fraction = Field(0.25, description="fraction of bytes sent through the latent blocks")
+    latent_num_blocks: Annotated[int, Field(ge=0)] = Field(12, description="latent blocks")
+    latent_att_window_size: Count = Field(512, description="window of the latent blocks, in routed bytes")
+    router: RouterName = Field("threshold", description="which bytes are routed")
+
+    @property
+    def head_dim(self) -> int:
+        """Head width E: dim / att_q_heads rounded to a multiple of 8 (at least 8)."""
+        return max(8, 8 * round(self.dim / self.att_q_heads / 8))
+
+    @property
+    def mlp_dim(self) -> int:
+        """SwiGLU hidden width, rounded up to a multiple of 8."""
+        return 8 * math.ceil(self.dim * self.mlp_ratio / 8)
+
+    @model_validator(mode="after")
+    def _shape(self):
+        problems = []
+        if self.att_q_heads % self.att_kv_heads:
+            problems.append(
+                f"att_q_heads = {self.att_q_heads} is not divisible by att_kv_heads = {self.att_kv_heads}"
+            )
+        if self.dim % 4:
+            problems.append(f"dim = {self.dim} is not a multiple of 4 (try {4 * math.ceil(self.dim / 4)})")
+        if not self.fb_num_blocks and not self.latent_num_blocks:
+            problems.append("fb_num_blocks and latent_num_blocks are both 0: the model has no blocks at all")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+PRESETS: dict[str, dict] = {
+    # the seed's defaults
+    "xs": {},
+    # about 1M parameters, trains on a laptop's CPU
+    "tiny": dict(
+        dim=128, next_tokens=4, att_q_heads=4, att_kv_heads=2, mlp_ratio=1.0, fb_num_blocks=2,
+        fb_att_window_size=32, latent_num_blocks=6, latent_att_window_size=256,
+    ),
+    # about 10M, the model of the seed's README
+    "s": dict(dim=372, latent_num_blocks=8, fb_att_window_size=32),
+    # about 85M
+    "m": dict(
+        dim=768, att_q_heads=12, att_kv_heads=4, mlp_ratio=8 / 3, fb_num_blocks=3,
+        fb_att_window_size=64, latent_num_blocks=9, latent_att_window_size=1024,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str = "xs", **overrides) -> ModelConfig:
+    """The preset's ModelConfig with some values replaced. Raises PicoError for an unknown name or bad values."""
+    if name not in PRESETS:
+        raise PicoError(f"unknown preset '{name}': expected one of {', '.join(PRESETS)}")
+    return ModelConfig.build(**{**PRESETS[name], **overrides})
+
+
+class DataConfig(Config):
+    """Where documents come from: the built-in `stories`, local files, or a dataset of the Hugging Face Hub."""
+
+    dataset: str = Field("stories", description="'stories', a file or folder, or a Hub dataset name")
+    column_name: str | None = Field(None, description="column that holds the text")
+    format: Literal["auto", "bytes"] = Field("auto", description="'bytes' reads any file as raw bytes")
+    document_separator: str | None = Field(None, description="splits text files into documents")
+    train_file: str | None = Field(None, description="file of the dataset to train on")
+    validation_file: str | None = Field(None, description="file of the dataset to validate on")
+    train_split: str | None = Field(None, description="split to train on (default: train)")
+    validation_split: str | None = Field(None, description="split to validate on")
+    validation_size: Positive | None = Field(
+        None, description="held out: a fraction below 1, or a number of documents (default 1 %)"
+    )
+    streaming: bool = Field(False, description="stream a Hub dataset instead of downloading it")
+
+
+class TrainConfig(Config):
+    """One training run. Intervals in optimizer steps; a step sees batch_size * grad_accumulation_steps chunks."""
+
+    context_len: Count = Field(512, description="bytes in a chunk")
+    batch_size: Count = Field(8, description="chunks in a batch, over all processes")
+    grad_accumulation_steps: Count = Field(1, description="batches in an optimizer step")
+    optimizer: Literal["soap", "adamw", "muon"] = "soap"
+    learning_rate: Positive = Field(3e-3, description="peak learning rate")
+    weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
+    gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
+    router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the router's own loss in the total"
+    )
+    epochs: Positive | None = Field(None, description="passes over the data (default 1 if no other limit)")
+    max_steps: Count | None = Field(None, description="optimizer steps")
+    max_minutes: Positive | None = Field(None, description="wall-clock training time")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(50, description="linear warm-up, then cosine to 10 %")
+    validation_interval: Count = Field(500, description="steps between validations")
+    checkpoint_interval: Count = Field(500, description="steps between checkpoints")
+    sample_interval: Count = Field(500, description="steps between printed samples")
+    keep_last: Count = Field(3, description="checkpoints kept, besides the best")
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
+    compile: bool = Field(False, description="torch.compile the model")
+    tracker: Literal["none", "wandb", "tensorboard"] = "none"
+    tracker_project_name: str = "pico"

@@ -1,0 +1,72 @@
+"""Key/value state for generation: a ring per layer, so memory stays the same however long the text.
+
+Every row of the batch has its own length, so rows may route and accept differently. Rolling back rejected drafts
+only moves lengths: what they wrote lies after the new end and is hidden by the mask until it is overwritten
+(see `attention.ring_bias`).
+"""
+
+import torch
+from torch import Tensor
+
+from pico.attention import ring_bias
+from pico.config import ModelConfig
+from pico.vocab import BOS
+
+MAX_FEED = 64  # bytes that one forward may add; longer prompts are fed in pieces
+
+
+class Ring:
+    """Keys and values of a stack of layers, for the last W + MAX_FEED positions of each row."""
+
+    def __init__(self, layers: int, batch: int, window: int, config: ModelConfig, dtype, device):
+        self.window, self.heads = window, config.att_q_heads
+        self.slots = window + MAX_FEED
+        shape = (layers, batch * self.slots, 2, config.att_kv_heads, config.head_dim)
+        self.memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = torch.zeros(batch, dtype=torch.long, device=device)  # (B,) positions kept
+        self._row = torch.arange(batch, device=device)[:, None] * self.slots
+
+    def open(self, count: int) -> None:
+        """Make room for `count` positions in every row: where they are written, and what they may see."""
+        positions = self.length[:, None] + torch.arange(count, device=self.length.device)  # (B, n)
+        self._written = (self._row + positions % self.slots).flatten()
+        self.bias = ring_bias(positions, self.slots, self.heads, self.window, self.memory.dtype)
+
+    def write(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store kv (B, n, 2, K, E) at the opened positions; returns all keys and values (B, R, K, E)."""
+        memory = self.memory[layer].index_copy_(0, self._written, kv.flatten(0, 1))
+        return memory.view(kv.shape[0], self.slots, *kv.shape[2:]).unbind(2)
+
+
+class Cache:
+    """State of a batch of texts being read: local and latent rings, positions, and the last byte of each row."""
+
+    def __init__(self, config: ModelConfig, batch: int, dtype=torch.float32, device="cpu"):
+        window = config.fb_att_window_size
+        latent_layers = config.latent_num_blocks if config.router != "none" else 0
+        self.local = Ring(2 * config.fb_num_blocks, batch, window, config, dtype, device)
+        self.latent = Ring(latent_layers, batch, config.latent_att_window_size, config, dtype, device)
+        self.last = torch.full((batch,), BOS, dtype=torch.long, device=device)  # (B,) byte before the next
+
+    @property
+    def length(self) -> Tensor:
+        """(B,) bytes read so far."""
+        return self.local.length
+
+    def advance(self, tokens: Tensor, routed: Tensor) -> None:
+        """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
+        self._before = self.local.length, self.latent.length, self.last
+        self._tokens, self._routed = tokens, routed
+        self.rollback(torch.full_like(self.last, tokens.shape[1]))
+
+    def rollback(self, keep: Tensor) -> None:
+        """Keep only the first `keep` (B,) bytes of each row of the last forward."""
+        local, latent, last = self._before
+        kept = torch.arange(self._tokens.shape[1], device=keep.device) < keep[:, None]
+        self.local.length = local + keep
+        self.latent.length = latent + (self._routed & kept).sum(1)
+        newest = self._tokens.gather(1, (keep - 1).clamp(min=0)[:, None]).squeeze(1)
+        self.last = torch.where(keep > 0, newest, last)
+
+    def memory_bytes(self) -> int:
+        return sum(ring.memory.nbytes for ring in (self.local, self.latent))

@@ -1,0 +1,69 @@
+"""The multi-byte loss: N cross-entropies weighted by powers of the golden ratio, computed without the logits.
+
+Materialising (B, T, N, vocabulary) logits and their gradient costs more memory traffic than the matmuls, so loss
+and gradient are computed together over slices of rows that stay in cache (as in Liger Kernel, arXiv 2410.10989).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PHI = (1 + 5**0.5) / 2
+SLICE = 512  # rows whose logits exist at once
+
+
+def head_weights(heads: int, device=None) -> Tensor:
+    """(N,) weights phi^-k, normalised to sum 1: each is the sum of the next two before normalisation."""
+    weights = PHI ** -torch.arange(heads, dtype=torch.float32, device=device)
+    return weights / weights.sum()
+
+
+def head_targets(targets: Tensor, length: int, heads: int) -> Tensor:
+    """targets (B, T + N - 1), the bytes after each input byte -> (B, T, N): head k predicts byte t + 1 + k."""
+    return targets.unfold(1, heads, 1)[:, :length]
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, scale):
+        heads = targets.shape[1]
+        train = hidden.requires_grad or weight.requires_grad
+        w = weight.to(hidden.dtype)
+        total = torch.zeros(heads, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if train else None
+        grad_weight = torch.zeros_like(weight) if train else None
+        rows = SLICE if hidden.device.type == "cpu" else 8 * SLICE
+        for start in range(0, len(hidden), rows):
+            x, y = hidden[start : start + rows], targets[start : start + rows]
+            logits = F.linear(x, w).float().view(len(x), heads, -1)
+            mask = y >= 0
+            y = y.clamp(min=0)[..., None]
+            log_z = logits.logsumexp(-1)
+            total += ((log_z - logits.gather(-1, y).squeeze(-1)) * mask).sum(0)
+            if train:
+                grad = logits.sub_(log_z[..., None]).exp_()  # softmax, in place
+                grad.scatter_add_(-1, y, torch.full_like(y, -1, dtype=grad.dtype))
+                grad = grad.mul_((mask * scale)[..., None]).to(hidden.dtype).flatten(1)
+                torch.mm(grad, w, out=grad_hidden[start : start + rows])
+                grad_weight += grad.T @ x
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return (total * scale).sum(), total
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None, None
+
+
+def multi_byte_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of all heads. hidden (B, T, D), weight (N V, D), targets (B, T + N - 1), -100 where there is none.
+
+    Returns the loss, sum_k phi_k * (nats of head k) / (B T), and the mean nats of each head (N,) over its targets.
+    The divisor counts padding too, so that every byte weighs the same however the batch is cut over processes.
+    """
+    batch, length, _ = hidden.shape
+    heads = targets.shape[1] - length + 1
+    wanted = head_targets(targets, length, heads).flatten(0, 1)  # (B T, N)
+    scale = head_weights(heads, hidden.device) / (batch * length)
+    loss, total = _FusedCrossEntropy.apply(hidden.flatten(0, 1), weight, wanted, scale)
+    return loss, total.detach() / (wanted >= 0).sum(0).clamp(min=1)

@@ -1,0 +1,229 @@
+"""Pico: bytes in, the next N bytes out. This file is the paper.
+
+    tokens -> embedding -> local blocks -> router picks some bytes -> latent blocks on those alone
+           -> gated back into the stream -> local blocks -> norm -> N heads
+
+B batch, T bytes, D width, H query heads, K key/value heads, E head width, N prediction heads, V vocabulary,
+M latent positions. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pico.attention import attend_cached, attention, choose_backend
+from pico.cache import MAX_FEED, Cache, Ring
+from pico.config import ModelConfig
+from pico.loss import multi_byte_loss
+from pico.routing import Router
+from pico.vocab import BOS, VOCABULARY
+
+
+class Output(NamedTuple):
+    logits: Tensor | None  # (B, T, N, V), None when a loss was asked for; head k at t predicts byte t + 1 + k
+    router_weight: Tensor  # (B, T) fp32 gate in [0, 1]
+    routed: Tensor  # (B, T) bool, True where the latent blocks ran
+    skipped: Tensor  # () fraction of the bytes to be routed that met a full training buffer
+    loss: Tensor | None = None  # () multi-byte loss, nats
+    head_nll: Tensor | None = None  # (N,) nats per byte of each head
+    router_loss: Tensor | None = None  # () the router's own loss, nats
+
+
+class Linear(nn.Linear):
+    """No bias; the fp32 weight is cast to the dtype of what comes in."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """arXiv 1910.07467, with the mean of squares in fp32."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, 1e-6).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query sliding-window attention with ALiBi; see pico/attention.py."""
+
+    def __init__(self, config: ModelConfig, window: int):
+        super().__init__()
+        self.window, self.width = window, config.head_dim
+        self.sizes = config.att_q_heads, config.att_kv_heads, config.att_kv_heads
+        self.qkv = Linear(config.dim, sum(self.sizes) * self.width)
+        self.out = Linear(config.att_q_heads * self.width, config.dim)
+
+    def forward(self, x: Tensor, backend: str, ring: Ring | None, layer: int) -> Tensor:
+        qkv = rearrange(self.qkv(x), "b t (h e) -> b t h e", e=self.width)
+        if ring is None:
+            y = attention(*qkv.split(self.sizes, dim=2), self.window, backend)
+        else:
+            queries, keys = self.sizes[:2]
+            kv = rearrange(qkv[:, :, queries:], "b t (two k) e -> b t two k e", k=keys)
+            y = attend_cached(qkv[:, :, :queries], *ring.write(layer, kv), ring.bias)
+        return self.out(y.flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """arXiv 2002.05202; gate and value in one matmul."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up = Linear(config.dim, 2 * config.mlp_dim)
+        self.down = Linear(config.mlp_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, window: int):
+        super().__init__()
+        self.norm1, self.attention = RMSNorm(config.dim), Attention(config, window)
+        self.norm2, self.mlp = RMSNorm(config.dim), SwiGLU(config)
+
+    def forward(self, x: Tensor, backend: str, ring: Ring | None = None, layer: int = 0) -> Tensor:
+        x = x + self.attention(self.norm1(x), backend, ring, layer)
+        return x + self.mlp(self.norm2(x))
+
+
+class Pico(nn.Module):
+    """The whole model. `attention_backend` None picks the fastest for the device at the first forward."""
+
+    def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
+        super().__init__()
+        self.config, self.dtype, self.attention_backend = config, dtype, attention_backend
+        local, latent = config.fb_att_window_size, config.latent_att_window_size
+        latent_blocks = 0 if config.router == "none" else config.latent_num_blocks
+        self.embedding = nn.Embedding(VOCABULARY, config.dim)
+        self.local_in = nn.ModuleList(Block(config, local) for _ in range(config.fb_num_blocks))
+        self.router = Router(config)
+        self.latent = nn.ModuleList(Block(config, latent) for _ in range(latent_blocks))
+        self.local_out = nn.ModuleList(Block(config, local) for _ in range(config.fb_num_blocks))
+        self.norm = RMSNorm(config.dim)
+        self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal everywhere, standard deviation by role:
+
+        embedding         0.5            the stream starts at about the scale that the blocks add
+        heads, router     0.02           the first guess is uniform, the first gate one half
+        out, down         1/sqrt(2 L n)  the sum over L blocks' two branches keeps the scale of one
+        other Linears     1/sqrt(n)      n inputs: unit variance in, unit variance out
+        """
+        depth = len(self.local_in) + len(self.latent) + len(self.local_out)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            if name.startswith("embedding"):
+                std = 0.5
+            elif name.startswith(("heads", "router")):
+                std = 0.02
+            else:
+                branch = name.endswith(("out.weight", "down.weight"))
+                std = ((2 * depth if branch else 1) * parameter.shape[1]) ** -0.5
+            nn.init.normal_(parameter, std=std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: Cache | None = None,
+        disable_latent: bool = False,
+    ) -> Output:
+        """tokens (B, T) integers, targets (B, T + N - 1) with -100 where there is none.
+
+        With a cache the bytes continue what it holds (T <= MAX_FEED) and the cache moves on.
+        """
+        tokens = tokens.long()
+        backend = choose_backend(tokens.device, self.attention_backend)
+        if cache is None:
+            last = torch.full_like(tokens[:, :1], BOS)
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            local = latent = None
+        else:
+            assert tokens.shape[1] <= MAX_FEED, f"feed at most {MAX_FEED} bytes at a time"
+            last, local, latent = cache.last[:, None], cache.local, cache.latent
+            positions = cache.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+            local.open(tokens.shape[1])
+        previous = torch.cat([last, tokens[:, :-1]], dim=1)
+
+        x = F.embedding(tokens, self.embedding.weight.to(self.dtype))  # (B, T, D)
+        for layer, block in enumerate(self.local_in):
+            x = block(x, backend, local, layer)
+
+        routing = self.router(x, tokens, previous, positions, exact=not self.training)
+        router_loss = self.router.loss(x, routing) if targets is not None else None
+        routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
+        if self.latent and not disable_latent and routing.index.shape[1]:
+            x = self.think(x, routing, backend, latent)
+
+        for layer, block in enumerate(self.local_out, start=len(self.local_in)):
+            x = block(x, backend, local, layer)
+        x = self.norm(x)
+        if cache is not None:
+            cache.advance(tokens, routed)
+
+        skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
+        out = Output(None, routing.weight, routed, skipped, router_loss=router_loss)
+        if targets is None:
+            return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=VOCABULARY))
+        loss, head_nll = multi_byte_loss(x, self.heads.weight, targets)
+        return out._replace(loss=loss, head_nll=head_nll)
+
+    def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
+        """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
+        batch, length, dim = x.shape
+        rows = torch.arange(batch, device=x.device)[:, None] * length
+        flat = (routing.index + rows).flatten()  # (B M)
+        chosen = x.reshape(-1, dim).index_select(0, flat).view(batch, -1, dim)  # (B, M, D)
+        if ring is not None:
+            ring.open(chosen.shape[1])
+        y = chosen
+        for layer, block in enumerate(self.latent):
+            y = block(y, backend, ring, layer)
+        gate = (routing.weight.gather(1, routing.index) * routing.valid).to(x.dtype)  # (B, M)
+        update = (y - chosen) * gate[..., None]
+        return x.reshape(-1, dim).index_add(0, flat, update.view(-1, dim)).view(batch, length, dim)
+
+    def update_router(self) -> None:
+        """Call after every optimizer step: moves the threshold to keep the routed fraction."""
+        self.router.update()
+
+    def parts(self) -> dict[str, int]:
+        """Parameters of each part."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
+
+
+def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]:
+    """(forward, training) FLOPs per byte: 2 per multiply-add of matmuls and attention; training is 3 forwards."""
+    c, width = config, config.head_dim
+    linear = c.dim * width * (c.att_q_heads + 2 * c.att_kv_heads) + c.att_q_heads * width * c.dim
+    linear += 3 * c.dim * c.mlp_dim
+
+    def block(window: int, length: float) -> float:
+        seen = min(window + 1, (length + 1) / 2)  # keys of an average query
+        return linear + 2 * c.att_q_heads * width * seen
+
+    routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)
+    local = 2 * c.fb_num_blocks * block(c.fb_att_window_size, context_len)
+    latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
+    forward = 2 * (local + latent + c.dim * c.next_tokens * VOCABULARY + c.dim)
+    return forward, 3 * forward
+
+
+def cache_bytes(config: ModelConfig, dtype=torch.float32) -> int:
+    """Bytes of key/value state that generation needs for one text, however long."""
+    return Cache(config, 1, dtype, "meta").memory_bytes()

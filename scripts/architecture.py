@@ -161,7 +161,7 @@ def figure() -> str:
         x = column(i)
         parts.append(f'<circle cx="{x:g}" cy="{add}" r="10" class="plus hotline" stroke-width="2"/>')
         parts.append(path(f"M{x - 5:g} {add}h10M{x:g} {add - 5}v10", "hotline", 2))
-    parts += note(add - 4, "Gated add", "x + w · (latent(x) − x)", "so the router learns where depth pays")
+    parts += note(add - 4, "Gated add", "x + w · (latent(x) - x)", "so the router learns where depth pays")
 
     # second local blocks, heads
     parts += local_blocks(local_out - 8)
@@ -170,8 +170,9 @@ def figure() -> str:
     parts += cells(heads, DRAFT[1:], len(TEXT), "draft", 'stroke-dasharray="4 3" stroke-width="1.5"')
     start = column(len(TEXT) - 1)
     for k in range(1, len(DRAFT)):
-        parts.append(path(f"M{start:g} {local_out - 10}C{start:g} {local_out - 36} {column(len(TEXT) - 1 + k):g} {heads + 62} "
-                          f"{column(len(TEXT) - 1 + k):g} {heads + CELL + 3}", "hotline", 1.6))  # fmt: skip
+        x = column(len(TEXT) - 1 + k)
+        curve = f"M{start:g} {local_out - 10}C{start:g} {local_out - 36} {x:g} {heads + 62} {x:g} {heads + CELL + 3}"
+        parts.append(path(curve, "hotline", 1.6))
     parts.append(text(LEFT, heads - 18, "the next byte at every position", "soft"))
     parts.append(text(column(len(TEXT)) - CELL / 2, heads - 18, "and a draft", "soft"))
     parts += note(heads + 2, "N heads", "predict the next N bytes at once;", "the next pass checks the draft")

@@ -76,9 +76,7 @@ class ModelConfig(Config):
     def _shape(self):
         problems = []
         if self.att_q_heads % self.att_kv_heads:
-            problems.append(
-                f"att_q_heads = {self.att_q_heads} is not divisible by att_kv_heads = {self.att_kv_heads}"
-            )
+            problems.append(f"att_q_heads = {self.att_q_heads} is not divisible by att_kv_heads = {self.att_kv_heads}")
         if self.dim % 4:
             problems.append(f"dim = {self.dim} is not a multiple of 4 (try {4 * math.ceil(self.dim / 4)})")
         if not self.fb_num_blocks and not self.latent_num_blocks:

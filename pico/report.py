@@ -1,0 +1,227 @@
+"""What a person looks at: the loss plot, routed text in a terminal, tables of a model's size and of its runs.
+
+from pico.report import plot_losses
+plot_losses("models/my-model/my-run/metrics.jsonl", "loss.png", floor=1.02)
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from pico.config import ModelConfig, PicoError
+
+INK, SOFT, GRID = "#1f2328", "#59636e", "#e6eaee"
+TRAIN, VALIDATION, FLOOR = "#4c8fdd", "#d9670a", "#59636e"
+WARM = ["#f3d9b8", "#f2b56b", "#ee8f30", "#e06c00"]  # router weight, from barely routed to certainly
+
+
+# --- the loss plot ----------------------------------------------------------------------------------------------------
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The lines of a metrics.jsonl; a line cut short by a crash is passed over."""
+    lines = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def smooth(values: list[float], window: float) -> list[float]:
+    """Exponential moving average over about `window` values, fewer at the start so that it does not lag a steep fall."""
+    out: list[float] = []
+    for i, value in enumerate(values):
+        share = 1 / max(1, min(window, i / 5))
+        out.append(value if not out else out[-1] + share * (value - out[-1]))
+    return out
+
+
+def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | None = None) -> None:
+    """Training and validation bits per byte against bytes seen, with the entropy floor where it is known.
+
+    metrics_path: a metrics.jsonl with `bytes`, `train_bpb` and here and there `validation_bpb`.
+    Raises PicoError where there is nothing to plot.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    lines = [line for line in read_metrics(metrics_path) if line.get("train_bpb") is not None]
+    if not lines:
+        raise PicoError(f"{metrics_path} holds no training step yet: nothing to plot")
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
+    scale, unit = next((pair for pair in units if lines[-1]["bytes"] >= pair[0]), units[-1])
+    x = [line["bytes"] / scale for line in lines]
+    y = [line["train_bpb"] for line in lines]
+    average = smooth(y, len(y) / 50)
+    checks = [
+        (line["bytes"] / scale, line["validation_bpb"]) for line in lines if line.get("validation_bpb") is not None
+    ]
+
+    figure = Figure(figsize=(8, 4.6), dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(x, y, color=TRAIN, alpha=0.25, linewidth=0.8)
+    axes.plot(x, average, color=TRAIN, linewidth=1.8)
+    ends = [(average[-1], f"training {average[-1]:.3f}", TRAIN)]
+    if checks:
+        axes.plot(
+            *zip(*checks),
+            color=VALIDATION,
+            linewidth=1.8,
+            marker="o",
+            markersize=4.5,
+            markeredgecolor="white",
+            clip_on=False,
+        )
+        ends.append((checks[-1][1], f"validation {checks[-1][1]:.3f}", VALIDATION))
+    if floor is not None:
+        axes.axhline(floor, color=FLOOR, linewidth=1.2, linestyle=(0, (5, 4)))
+        ends.append((floor, f"floor {floor:.3f}", FLOOR))
+
+    low = min(value for value, _, _ in ends)
+    high = max([average[len(average) // 25], *(value for value, _, _ in ends)])  # the first steep fall is cut off
+    margin = 0.06 * max(high - low, 0.05)
+    axes.set_ylim(min([low, *average]) - margin, high + margin)
+    axes.set_xlim(0, x[-1] or 1)
+    for place, (_, label, colour) in zip(spread([value for value, _, _ in ends], 0.9 * margin), ends):
+        axes.annotate(
+            label, (1.012, place), xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=10,
+            annotation_clip=False,
+        )  # fmt: skip
+    axes.set_title("Bits per byte", loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
+    axes.set_xlabel(f"{unit} of text seen", color=SOFT)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(colors=SOFT, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color("#afb8c1")
+    figure.savefig(png_path)
+
+
+def spread(values: list[float], gap: float) -> list[float]:
+    """The values moved apart as little as keeps them, in their order, at least `gap` from one another."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    clusters: list[list[int]] = []  # runs of labels that touch, each centred on the mean of its values
+
+    def top(cluster: list[int]) -> float:
+        return sum(values[i] for i in cluster) / len(cluster) + gap * (len(cluster) - 1) / 2
+
+    for i in order:
+        clusters.append([i])
+        while len(clusters) > 1:
+            below, above = clusters[-2:]
+            if top(above) - gap * (len(above) - 1) - top(below) >= gap:
+                break
+            clusters[-2:] = [below + above]
+    placed = {i: top(c) - gap * (len(c) - 1 - k) for c in clusters for k, i in enumerate(c)}
+    return [placed[i] for i in range(len(values))]
+
+
+# --- routed text ------------------------------------------------------------------------------------------------------
+
+
+def underscored(pieces: Iterable[tuple[str, bool, float]]) -> str:
+    """(character, routed, weight) as plain text with `_` before what was routed."""
+    return "".join(f"_{text}" if routed else text for text, routed, _ in pieces)
+
+
+def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
+    """(character, routed, weight) for a terminal: routed characters underlined, the warmer the higher the weight."""
+    out = Text()
+    for text, routed, weight in pieces:
+        shade = WARM[min(int(weight * len(WARM)), len(WARM) - 1)]
+        out.append(text, style=f"bold underline {shade}" if routed else None)
+    return out
+
+
+# --- sizes and runs ---------------------------------------------------------------------------------------------------
+
+
+def model_facts(config: ModelConfig, context_len: int = 512) -> dict:
+    """Parameters of each part, FLOPs per byte at that context, bytes of key/value cache. Builds no weights."""
+    import torch
+
+    from pico.model import Pico, cache_bytes, flops_per_byte
+
+    with torch.device("meta"):
+        parts = Pico(config).parts()
+    forward, training = flops_per_byte(config, context_len)
+    return {
+        "parameters": sum(parts.values()),
+        "parts": parts,
+        "context_len": context_len,
+        "forward_flops_per_byte": forward,
+        "training_flops_per_byte": training,
+        "kv_cache_bytes": cache_bytes(config),
+    }
+
+
+def run_facts(path: str | Path, run: str) -> dict:
+    """What is known of a run without loading it: its checkpoints, best and last bpb, bytes seen, settings."""
+    from pico import checkpoint
+
+    folder = checkpoint.run_folder(path, run)
+    facts = {"run": folder.name, "checkpoints": [int(p.name) for p in checkpoint.checkpoints(folder)]}
+    metrics = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    scored = [line for line in metrics if line.get("validation_bpb") is not None]
+    best = min(scored, key=lambda line: line["validation_bpb"], default={})
+    return facts | {
+        "best_bpb": best.get("validation_bpb"),
+        "best_step": best.get("step"),
+        "steps": metrics[-1]["step"] if metrics else None,
+        "bytes_seen": metrics[-1]["bytes"] if metrics else None,
+    }
+
+
+def count(value: float, unit: str = "") -> str:
+    """1234567 -> '1.23 M'; three figures and a thousands' letter."""
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".strip()
+
+
+def model_table(config: ModelConfig, facts: dict) -> Table:
+    """Parts and cost of a model, for a person."""
+    c, stack = config, config.fb_num_blocks
+    what = {
+        "embedding": f"bytes to {c.dim} channels",
+        "local_in": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
+        "router": f"{c.router}, {c.latent_capacity_factor:.0%} of the bytes",
+        "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",
+        "local_out": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
+        "heads": f"the next {c.next_tokens} bytes",
+    }
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for name, size in facts["parts"].items():
+        table.add_row(name, f"{size:,}", what.get(name, ""))
+    table.add_row("parameters", f"{facts['parameters']:,}", "", style="bold")
+    table.add_row()
+    context = f"at {facts['context_len']} bytes of context"
+    table.add_row("forward", count(facts["forward_flops_per_byte"], "FLOP"), f"per byte, {context}")
+    table.add_row("training", count(facts["training_flops_per_byte"], "FLOP"), f"per byte, {context}")
+    table.add_row("cache", count(facts["kv_cache_bytes"], "B"), "keys and values in generation, however long the text")
+    return table
+
+
+def runs_table(runs: list[dict]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "checkpoints", "best bpb", "at step", "text seen"):
+        table.add_column(name, justify="left" if name in ("run", "checkpoints") else "right")
+    for run in runs:
+        steps = ", ".join(map(str, run["checkpoints"])) or "none"
+        best = f"{run['best_bpb']:.4f}" if run["best_bpb"] is not None else "-"
+        read = count(run["bytes_seen"], "B") if run["bytes_seen"] is not None else "-"
+        table.add_row(run["run"], steps, best, str(run["best_step"] if run["best_step"] is not None else "-"), read)
+    return table

@@ -1,0 +1,350 @@
+"""Run folders: whole or not at all, verified, never executable, and errors that say what there is instead."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pico import PicoError, load, preset
+from pico import checkpoint as ck
+from pico.model import Pico
+from pico.state import pack, rng_state, set_rng_state, unpack
+
+SMALL = dict(
+    dim=16, next_tokens=2, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
+    latent_num_blocks=1, latent_att_window_size=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model folder with run `r` and checkpoints of steps 1, 2 and 3, each with weights of its own."""
+    path = ck.create(tmp_path / "m", preset("tiny", **SMALL))
+    config = ck.read_config(path)
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        ck.save(path / "r", step, Pico(config), {"momentum": torch.ones(step)}, {"best": {"step": 2}, "seconds": 0.1})
+    return path
+
+
+def embedding(step):
+    torch.manual_seed(step)
+    return Pico(preset("tiny", **SMALL)).embedding.weight
+
+
+def flip(file, at=-1):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+# --- trees ------------------------------------------------------------------------------------------------------------
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+keys = st.text() | st.integers() | st.just("$tensor")
+trees = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(keys, inner),
+    max_leaves=20,
+)
+
+
+@given(trees)
+@settings(max_examples=100, deadline=None)
+def test_pack_round_trips_through_json(tree):
+    packed = json.loads(json.dumps(pack(tree, "t", {})))
+    assert unpack(packed, {}) == tree
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
+def test_pack_keeps_tensors_their_dtype_and_memory_order(dtype):
+    base = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    variants = [base, base.permute(2, 0, 1), base[0], base[:, 1], base[0].T, torch.tensor(3).to(dtype), base[:0]]
+    tensors = {}
+    back = unpack(json.loads(json.dumps(pack(variants, "t", tensors))), tensors)
+    for before, after in zip(variants, back):
+        assert before.dtype == after.dtype and torch.equal(before, after)
+        if before.numel() == before.untyped_storage().nbytes() // before.element_size():
+            assert before.stride() == after.stride()
+        assert after.data_ptr() % 64 == 0 or after.numel() == 0
+
+
+def test_pack_refuses_what_would_need_pickle():
+    with pytest.raises(TypeError, match="cannot be stored"):
+        pack({"a": object()}, "t", {})
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon", "SGD"])
+def test_optimizer_state_round_trips_exactly(tmp_path, name):
+    def trained(steps, state=None):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3))
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        optimizer = getattr(torch.optim, name)([weight], lr=0.1, **options)
+        if state:
+            weight.data.copy_(state[0])
+            optimizer.load_state_dict(state[1])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (weight**2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(7))).sum().backward()
+            optimizer.step()
+        return weight.data, optimizer.state_dict()
+
+    half = trained(3)
+    tensors = {}
+    packed = json.loads(json.dumps(pack(half[1], "o", tensors)))
+    assert torch.equal(trained(3, (half[0], unpack(packed, tensors)))[0], trained(6)[0])
+
+
+def test_random_state_round_trips():
+    tensors = {}
+    packed = json.loads(json.dumps(pack(rng_state(), "rng", tensors)))
+    first = torch.rand(3).tolist(), random.gauss(0, 1), np.random.randn(3).tolist()
+    set_rng_state(unpack(packed, tensors))
+    assert first == (torch.rand(3).tolist(), random.gauss(0, 1), np.random.randn(3).tolist())
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------------
+
+
+def test_load_finds_newest_best_and_numbered(saved):
+    assert torch.equal(load(saved, "r").embedding.weight, embedding(3))
+    assert torch.equal(load(saved, "r", checkpoint="best").embedding.weight, embedding(2))
+    assert torch.equal(load(saved, "r", checkpoint=1).embedding.weight, embedding(1))
+    assert torch.equal(load(saved).embedding.weight, embedding(3))  # the only run
+    model = load(saved, "r", dtype=torch.bfloat16)
+    assert not model.training and model.dtype == torch.bfloat16 and model.embedding.weight.dtype == torch.float32
+
+
+def test_load_leaves_the_random_state_alone(saved):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load(saved, "r")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_weights_and_state_round_trip(saved):
+    optimizer, state = ck.load_training(saved / "r" / "00000002")
+    assert torch.equal(optimizer["momentum"], torch.ones(2))
+    assert (state["step"], state["seconds"], state["best"]) == (2, 0.1, {"step": 2})
+
+
+def test_a_checkpoint_holds_no_pickle(saved):
+    files = sorted(p.name for p in (saved / "r" / "00000003").iterdir())
+    assert files == ["model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def damage_truncate(folder, name):
+    (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+
+
+def damage_flip(folder, name):
+    flip(folder / name, -9)
+
+
+def damage_remove(folder, name):
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_skipped(saved, damage, name):
+    assert ck.newest(saved / "r") == (saved / "r" / "00000003", [])
+    damage(saved / "r" / "00000003", name)
+    folder, skipped = ck.newest(saved / "r")
+    assert folder == saved / "r" / "00000002"
+    assert len(skipped) == 1 and skipped[0].startswith(f"00000003: {name}")
+    with pytest.raises(PicoError, match=f"00000003: {name}"):
+        ck.find(saved / "r", 3, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return ck.save(folder, 7, Pico(preset("tiny", **SMALL)), [], {"best": None, "seconds": 1.5})
+
+
+@given(position=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_any_flipped_bit_of_state_json_is_noticed(whole, position):
+    before = (whole / "state.json").read_bytes()
+    assert ck.verify(whole) is None
+    try:
+        flip(whole / "state.json", position % len(before))
+        try:
+            same = json.loads((whole / "state.json").read_bytes()) == json.loads(before)  # only white space changed
+        except ValueError:
+            same = False
+        assert same or ck.verify(whole) is not None
+    finally:
+        (whole / "state.json").write_bytes(before)
+
+
+def test_load_warns_of_what_it_skips(saved):
+    flip(saved / "r" / "00000003" / "model.safetensors")
+    with pytest.warns(UserWarning, match="00000003: model.safetensors"):
+        model = load(saved, "r")
+    assert torch.equal(model.embedding.weight, embedding(2))
+
+
+def test_running_needs_no_optimizer_state(saved):
+    for folder in ck.checkpoints(saved / "r"):
+        (folder / "optimizer.safetensors").unlink()
+    assert torch.equal(load(saved, "r").embedding.weight, embedding(3))
+    assert ck.newest(saved / "r")[0] is None  # but resuming does
+
+
+def test_a_half_written_checkpoint_does_not_count(saved):
+    shutil.copytree(saved / "r" / "00000003", saved / "r" / ".00000004.tmp")
+    assert ck.newest(saved / "r")[0].name == "00000003"
+    ck.prune(saved / "r", keep_last=3)
+    assert not (saved / "r" / ".00000004.tmp").exists()
+
+
+def test_prune_keeps_the_newest_and_the_best(saved):
+    ck.prune(saved / "r", keep_last=1, best=1)
+    assert [p.name for p in ck.checkpoints(saved / "r")] == ["00000001", "00000003"]
+
+
+@pytest.mark.parametrize("place", ["save_file", "_sync", "write_text"])
+def test_disk_full_keeps_the_previous_checkpoint(saved, monkeypatch, place):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((ck.Path, place) if place == "write_text" else (ck, place)), full)
+    with pytest.raises(PicoError, match="the disk is full; .*00000003 stays usable"):
+        ck.save(saved / "r", 4, Pico(ck.read_config(saved)), [], {"best": None})
+    monkeypatch.undo()
+    assert sorted(p.name for p in (saved / "r").iterdir()) == ["00000001", "00000002", "00000003"]
+    assert ck.newest(saved / "r") == (saved / "r" / "00000003", [])
+
+
+def test_a_write_that_really_fails_is_one_line(saved):
+    """A file size limit stands in for the full disk, in a process of its own."""
+    code = f"""
+import resource, signal
+from pico import PicoError, checkpoint
+from pico.model import Pico
+from pathlib import Path
+model = Pico(checkpoint.read_config({str(saved)!r}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    checkpoint.save(Path({str(saved)!r}) / "r", 4, model, [], {{"best": None}})
+except PicoError as error:
+    assert "00000003 stays usable" in str(error) and "\\n" not in str(error), str(error)
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "refused\n", done.stderr
+    assert ck.newest(saved / "r") == (saved / "r" / "00000003", [])
+    assert not list((saved / "r").glob(".*"))
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_has_one_trainer(tmp_path):
+    run = tmp_path / "m" / "r"
+    with ck.lock(run):
+        with pytest.raises(PicoError, match=f"locked by a live training .process {os.getpid()}"), ck.lock(run):
+            pass
+    with ck.lock(run):  # free again
+        pass
+
+
+def test_a_killed_trainer_holds_no_lock(tmp_path):
+    code = f"""
+from pathlib import Path
+from pico import checkpoint
+with checkpoint.lock(Path({str(tmp_path)!r}) / "r"):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(PicoError, match=f"process {holder.pid}"), ck.lock(tmp_path / "r"):
+        pass
+    holder.kill()
+    holder.wait()
+    with ck.lock(tmp_path / "r"):
+        pass
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_create_refuses_to_overwrite(saved):
+    before = (saved / "model.json").read_text()
+    with pytest.raises(PicoError, match="already exists"):
+        ck.create(saved, preset("xs"))
+    assert (saved / "model.json").read_text() == before
+    (saved / "file").write_text("")
+    with pytest.raises(PicoError, match="cannot write"):
+        ck.create(saved / "file" / "m", preset("xs"))
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"dim": 16, "depth": 3}', "unknown key 'depth'"),
+        ('{"dim": -4, "att_q_heads": 0}', "dim = -4.*att_q_heads = 0"),
+        ("\xff", "cannot be read as JSON"),
+    ],
+)
+def test_a_bad_model_json_is_one_line(saved, text, expected):
+    (saved / "model.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(PicoError, match=expected) as error:
+        load(saved, "r")
+    assert "\n" not in str(error.value) and "model.json" in str(error.value)
+
+
+def test_missing_model_and_run_say_what_there_is(saved):
+    with pytest.raises(PicoError, match=r"no model at .*there are .*m.*picolm.py init"):
+        load(saved.parent / "other", "r")
+    with pytest.raises(PicoError, match=r"no run 'x' in .*there are: r"):
+        load(saved, "x")
+    with pytest.raises(PicoError, match=r"has no checkpoint of step 9; it has: 1, 2, 3"):
+        load(saved, "r", checkpoint=9)
+    for wrong in (-2, "newest", "1.5"):
+        with pytest.raises(PicoError, match="expected -1"):
+            load(saved, "r", checkpoint=wrong)
+    shutil.copytree(saved / "r", saved / "s")
+    with pytest.raises(PicoError, match=r"which run .*there are: r, s"):
+        load(saved)
+    empty = ck.create(saved.parent / "empty", preset("xs"))
+    with pytest.raises(PicoError, match=r"it has no runs; start one with: python picolm.py train"):
+        load(empty, "r")
+
+
+def test_no_valid_checkpoint_names_each(saved):
+    for folder in ck.checkpoints(saved / "r"):
+        flip(folder / "model.safetensors")
+    with pytest.raises(PicoError, match="no valid checkpoint.*00000003.*00000002.*00000001"):
+        load(saved, "r")
+    (saved / "s").mkdir()
+    with pytest.raises(PicoError, match="no valid checkpoint.*it holds none"):
+        load(saved, "s")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(saved):
+    config = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps({**config, "dim": 32}))
+    with pytest.raises(PicoError, match="another architecture.*dim 32 -> 16"):
+        load(saved, "r")
+    (saved / "model.json").write_text(json.dumps({**config, "router": "topk"}))  # a run may use another router
+    assert load(saved, "r").config.router == "threshold"
+    other = Pico(preset("tiny", **{**SMALL, "latent_num_blocks": 2, "next_tokens": 3}))
+    with pytest.raises(PicoError, match=r"another architecture: no latent.1.*more"):
+        ck.load_weights(other, saved / "r" / "00000003")

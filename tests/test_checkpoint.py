@@ -221,7 +221,7 @@ def test_disk_full_keeps_the_previous_checkpoint(saved, monkeypatch, place):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((ck.Path, place) if place == "write_text" else (ck, place)), full)
-    with pytest.raises(PicoError, match="the disk is full; .*00000003 stays usable"):
+    with pytest.raises(PicoError, match=r"the disk is full; .*00000003 stays usable"):
         ck.save(saved / "r", 4, Pico(ck.read_config(saved)), [], {"best": None})
     monkeypatch.undo()
     assert sorted(p.name for p in (saved / "r").iterdir()) == ["00000001", "00000002", "00000003"]
@@ -255,9 +255,9 @@ except PicoError as error:
 
 def test_a_run_folder_has_one_trainer(tmp_path):
     run = tmp_path / "m" / "r"
-    with ck.lock(run):
-        with pytest.raises(PicoError, match=f"locked by a live training .process {os.getpid()}"), ck.lock(run):
-            pass
+    locked = pytest.raises(PicoError, match=f"locked by a live training .process {os.getpid()}")
+    with ck.lock(run), locked, ck.lock(run):
+        pass
     with ck.lock(run):  # free again
         pass
 
@@ -331,17 +331,17 @@ def test_missing_model_and_run_say_what_there_is(saved):
 def test_no_valid_checkpoint_names_each(saved):
     for folder in ck.checkpoints(saved / "r"):
         flip(folder / "model.safetensors")
-    with pytest.raises(PicoError, match="no valid checkpoint.*00000003.*00000002.*00000001"):
+    with pytest.raises(PicoError, match=r"no valid checkpoint.*00000003.*00000002.*00000001"):
         load(saved, "r")
     (saved / "s").mkdir()
-    with pytest.raises(PicoError, match="no valid checkpoint.*it holds none"):
+    with pytest.raises(PicoError, match=r"no valid checkpoint.*it holds none"):
         load(saved, "s")
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(saved):
     config = json.loads((saved / "model.json").read_text())
     (saved / "model.json").write_text(json.dumps({**config, "dim": 32}))
-    with pytest.raises(PicoError, match="another architecture.*dim 32 -> 16"):
+    with pytest.raises(PicoError, match=r"another architecture.*dim 32 -> 16"):
         load(saved, "r")
     (saved / "model.json").write_text(json.dumps({**config, "router": "topk"}))  # a run may use another router
     assert load(saved, "r").config.router == "threshold"

@@ -5,13 +5,14 @@ plot_losses("models/my-model/my-run/metrics.jsonl", "loss.png", floor=1.02)
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from pico.config import ModelConfig, PicoError
+from pico.vocab import characters
 
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e6eaee"
 TRAIN, VALIDATION, FLOOR = "#4c8fdd", "#d9670a", "#59636e"
@@ -33,7 +34,7 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 def smooth(values: list[float], window: float) -> list[float]:
-    """Exponential moving average over about `window` values, fewer at the start so that it does not lag a steep fall."""
+    """Exponential moving average over about `window` values, fewer at first: the start is steep."""
     out: list[float] = []
     for i, value in enumerate(values):
         share = 1 / max(1, min(window, i / 5))
@@ -128,17 +129,19 @@ def spread(values: list[float], gap: float) -> list[float]:
 # --- routed text ------------------------------------------------------------------------------------------------------
 
 
-def underscored(pieces: Iterable[tuple[str, bool, float]]) -> str:
-    """(character, routed, weight) as plain text with `_` before what was routed."""
-    return "".join(f"_{text}" if routed else text for text, routed, _ in pieces)
+def underscored(steps) -> Iterator[str]:
+    """Generation steps of one text as characters with `_` before those of which a byte was routed."""
+    for text, own in characters(steps):
+        yield f"_{text}" if any(step.routed for step in own) else text
 
 
-def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
-    """(character, routed, weight) for a terminal: routed characters underlined, the warmer the higher the weight."""
+def routed_text(steps) -> Text:
+    """The same for a terminal: routed characters underlined, the warmer the higher the router's weight."""
     out = Text()
-    for text, routed, weight in pieces:
-        shade = WARM[min(int(weight * len(WARM)), len(WARM) - 1)]
-        out.append(text, style=f"bold underline {shade}" if routed else None)
+    for text, own in characters(steps):
+        weight = max((step.weight for step in own if step.routed), default=None)
+        style = f"bold underline {WARM[min(int(weight * len(WARM)), len(WARM) - 1)]}" if weight is not None else None
+        out.append(text, style=style)
     return out
 
 

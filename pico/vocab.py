@@ -30,20 +30,20 @@ class Utf8Stream:
 
 
 def characters(steps):
-    """Generation steps of one text as (character, routed, weight), each as soon as its last byte is there.
+    """Steps of one text (anything with a `byte`) as (character, its steps), each as soon as its last byte is there.
 
-    A character is routed if one of its bytes is; its weight is their largest. Invalid bytes give U+FFFD.
+    Invalid bytes give U+FFFD.
     """
     stream, held = Utf8Stream(), []
     for step in steps:
         text = stream.push(bytes([step.byte]))
         if len(text) == 2:  # this byte ended an invalid sequence and is a character of its own
-            yield text[0], any(s.routed for s in held), max(s.weight for s in held)
+            yield text[0], held
             text, held = text[1], []
         held.append(step)
         if text:
-            done = held[: len(held) - stream.pending]
-            yield text, any(s.routed for s in done), max(s.weight for s in done)
-            held = held[len(done) :]
+            done = len(held) - stream.pending
+            yield text, held[:done]
+            held = held[done:]
     if text := stream.flush():
-        yield text, any(s.routed for s in held), max(s.weight for s in held)
+        yield text, held

@@ -5,7 +5,7 @@ plot_losses("models/my-model/my-run/metrics.jsonl", "loss.png", floor=1.02)
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.table import Table
@@ -129,19 +129,26 @@ def spread(values: list[float], gap: float) -> list[float]:
 # --- routed text ------------------------------------------------------------------------------------------------------
 
 
-def underscored(steps) -> Iterator[str]:
-    """Generation steps of one text as characters with `_` before those of which a byte was routed."""
+def marked(steps) -> Iterator[tuple[str, bool, float]]:
+    """Generation steps of one text as (character, routed, weight), each as soon as it is complete.
+
+    A character is routed if one of its bytes is; its weight is the largest of theirs.
+    """
     for text, own in characters(steps):
-        yield f"_{text}" if any(step.routed for step in own) else text
+        yield text, any(step.routed for step in own), max(step.weight for step in own)
 
 
-def routed_text(steps) -> Text:
-    """The same for a terminal: routed characters underlined, the warmer the higher the router's weight."""
+def underscored(pieces: Iterable[tuple[str, bool, float]]) -> str:
+    """(character, routed, weight) as plain text with `_` before what was routed."""
+    return "".join(f"_{text}" if routed else text for text, routed, _ in pieces)
+
+
+def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
+    """(character, routed, weight) for a terminal: routed characters underlined, the warmer the higher the weight."""
     out = Text()
-    for text, own in characters(steps):
-        weight = max((step.weight for step in own if step.routed), default=None)
-        style = f"bold underline {WARM[min(int(weight * len(WARM)), len(WARM) - 1)]}" if weight is not None else None
-        out.append(text, style=style)
+    for text, routed, weight in pieces:
+        shade = WARM[min(int(weight * len(WARM)), len(WARM) - 1)]
+        out.append(text, style=f"bold underline {shade}" if routed else None)
     return out
 
 

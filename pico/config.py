@@ -6,7 +6,7 @@ All problems of a config are reported at once, each with what was expected.
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class PicoError(Exception):
@@ -24,7 +24,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Config(BaseModel):
     """A frozen, strict pydantic model whose errors read as one line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
     def build(cls, **values):
@@ -72,18 +72,27 @@ class ModelConfig(Config):
         """SwiGLU hidden width, rounded up to a multiple of 8."""
         return 8 * math.ceil(self.dim * self.mlp_ratio / 8)
 
-    @model_validator(mode="after")
-    def _shape(self):
-        problems = []
-        if self.att_q_heads % self.att_kv_heads:
-            problems.append(f"att_q_heads = {self.att_q_heads} is not divisible by att_kv_heads = {self.att_kv_heads}")
-        if self.dim % 4:
-            problems.append(f"dim = {self.dim} is not a multiple of 4 (try {4 * math.ceil(self.dim / 4)})")
-        if not self.fb_num_blocks and not self.latent_num_blocks:
-            problems.append("fb_num_blocks and latent_num_blocks are both 0: the model has no blocks at all")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+    @field_validator("dim")
+    @classmethod
+    def _multiple(cls, dim):
+        if dim % 4:
+            raise ValueError(f"expected a multiple of 4 (try {4 * math.ceil(dim / 4)})")
+        return dim
+
+    @field_validator("att_kv_heads")
+    @classmethod
+    def _divides(cls, kv_heads, info):
+        q_heads = info.data.get("att_q_heads", 0)  # missing when it was wrong itself
+        if q_heads % kv_heads:
+            raise ValueError(f"att_q_heads = {q_heads} is not divisible by it")
+        return kv_heads
+
+    @field_validator("latent_num_blocks")
+    @classmethod
+    def _some(cls, blocks, info):
+        if not blocks and info.data.get("fb_num_blocks") == 0:
+            raise ValueError("expected at least 1 when fb_num_blocks = 0: the model would have no blocks at all")
+        return blocks
 
 
 PRESETS: dict[str, dict] = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from pico.config import PicoError
 from pico.loss import head_targets
 from pico.vocab import BOS, EOS
 
@@ -75,7 +76,11 @@ def score(
     max_bytes: int | None = None,
     disable_latent: bool = False,
 ) -> Score:
-    """Causal bits per byte of the documents (the first max_bytes of them); see the module for the rule."""
+    """Causal bits per byte of the documents; see the module for the rule.
+
+    max_bytes scores the first so many bytes, as if the document they end in ended there. Raises PicoError for an
+    impossible stride.
+    """
     total = Score(context_len, stride or max(1, context_len // 2))
     for trace in traces(model, documents, context_len, stride, max_bytes, disable_latent):
         total.add(trace)
@@ -93,6 +98,8 @@ def traces(
 ) -> Iterator[Trace]:
     """One Trace per document, in order. stride defaults to context_len / 2."""
     stride = stride or max(1, context_len // 2)
+    if not 1 <= stride <= context_len:
+        raise PicoError(f"stride = {stride}: expected 1 to context_len = {context_len}, so that no byte is passed over")
     training = model.training
     model.eval()
     try:

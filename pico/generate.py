@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pico.cache import MAX_FEED, Cache
+from pico.cache import MAX_FEED
 from pico.config import PicoError
+from pico.decode import reader
 from pico.vocab import BOS, EOS
 
 
@@ -119,28 +120,27 @@ class Generation:
         generator.seed() if self.seed is None else generator.manual_seed(self.seed)
 
         prompts = [[BOS, *p] for p in self.prompts]
-        cache = Cache(model.config, len(prompts), model.dtype, device)
+        texts = reader(model, len(prompts))
         for start in range(0, max(map(len, prompts)) - 1, MAX_FEED):  # all but the last byte of each prompt
             piece = [p[start : min(start + MAX_FEED, len(p) - 1)] for p in prompts]
             widest = max(map(len, piece))
             tokens = torch.tensor([p + [0] * (widest - len(p)) for p in piece], device=device)
-            out = model(tokens, cache=cache, disable_latent=off)
+            _, weight, routed = texts.read(tokens, off)
             keep = [len(p) for p in piece]
-            cache.rollback(torch.tensor(keep, device=device))
-            yield piece, keep, out.routed.tolist(), out.router_weight.tolist(), keep
+            texts.keep(torch.tensor(keep, device=device))
+            yield piece, keep, routed.tolist(), weight.tolist(), keep
 
         tokens = torch.tensor([p[-1:] for p in prompts], device=device)
         q = None
         prompt = [1] * len(prompts)
         while True:
-            out = model(tokens, cache=cache, disable_latent=off)
-            logits = out.logits.float()
+            logits, weight, routed = texts.read(tokens, off)
             p = self.distribution(logits[:, :, 0])  # (B, n, V)
             accepted, following = verify(p, tokens[:, 1:], q, generator)
             keep = accepted + 1
-            cache.rollback(keep)
+            texts.keep(keep)
             kept = keep.tolist()
-            yield tokens.tolist(), kept, out.routed.tolist(), out.router_weight.tolist(), prompt
+            yield tokens.tolist(), kept, routed.tolist(), weight.tolist(), prompt
             prompt = [0] * len(prompts)
             tokens = following
             if drafts:

@@ -61,7 +61,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def norm(x: Tensor) -> Tensor:
     """RMSNorm (arXiv 1910.07467) without a gain: the Linear that follows every norm absorbs it."""
-    return F.rms_norm(x, x.shape[-1:]) if x.is_cuda else _RMSNorm.apply(x)
+    return _RMSNorm.apply(x) if x.requires_grad and not x.is_cuda else F.rms_norm(x, x.shape[-1:])
 
 
 class Attention(nn.Module):
@@ -224,7 +224,8 @@ def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]
     linear += 3 * c.dim * c.mlp_dim
 
     def block(window: int, length: float) -> float:
-        seen = min(window + 1, (length + 1) / 2)  # keys of an average query
+        window = min(window, length - 1)
+        seen = (window + 1) * (1 - window / length / 2)  # keys of an average query; the first ones have fewer
         return linear + 2 * c.att_q_heads * width * seen
 
     routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)

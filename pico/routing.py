@@ -72,7 +72,7 @@ class Router(nn.Module):
             index = score.topk(count, dim=1).indices.sort(dim=1).values
             routed = torch.zeros_like(score, dtype=torch.bool).scatter_(1, index, True)
             return Routing(score, routed, index, torch.ones_like(index, dtype=torch.bool), routed)
-        wanted = self._wanted(score, tokens, previous, positions)
+        wanted = self.wanted(score, tokens, previous, positions)
         if self.rule == "none":
             return Routing(score, wanted, None, None, wanted)
         if self.training and self.rule == "threshold":
@@ -90,7 +90,7 @@ class Router(nn.Module):
         routed = torch.zeros_like(wanted).scatter_(1, index, valid) if slots < length else wanted
         return Routing(score, routed, index, valid, wanted)
 
-    def _wanted(self, score, tokens, previous, positions) -> Tensor:
+    def wanted(self, score, tokens, previous, positions) -> Tensor:
         match self.rule:
             case "topk":
                 return score > 0
@@ -129,6 +129,7 @@ class Router(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.seen)
         count, over, total, squares = self.seen
+        count = count.clamp(min=1)
         deviation = (squares / count - (total / count) ** 2).clamp(min=1e-12).sqrt()
         quantile = torch.special.ndtri(torch.tensor(1 - min(self.capacity, 0.999), device=count.device))
         density = torch.exp(-0.5 * quantile**2) / (2 * torch.pi) ** 0.5 / deviation

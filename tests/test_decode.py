@@ -1,0 +1,46 @@
+"""The numpy reader against the model's own full forward."""
+
+import random
+
+import pytest
+import torch
+
+from pico.config import PRESETS, RouterName, preset
+from pico.decode import ROOM, TextReader
+from pico.model import Pico
+
+
+@pytest.mark.parametrize("router", RouterName.__args__)
+@pytest.mark.parametrize("shape", [{}, {"fb_num_blocks": 0}, {"latent_num_blocks": 0}])
+def test_reader_equals_full_forward(router, shape):
+    """Any chunking, drafts rejected at any place, and long enough to shift the buffers back."""
+    torch.manual_seed(0)
+    shape = {"dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, "next_tokens": 2, **shape}
+    config = preset("tiny", router=router, fb_att_window_size=8, latent_att_window_size=16, **shape)
+    model = Pico(config).eval()
+    length = 2 * ROOM
+    tokens = torch.randint(0, 256, (1, length))
+    with torch.inference_mode():
+        full = model(tokens)
+    text, at, rng = TextReader(model), 0, random.Random(1)
+    while at < length:
+        text.read(torch.tensor([[1, 2, 3, 4]]))
+        text.keep(torch.tensor([0]))
+        n = min(length - at, rng.choice([1, 2, 5, 9, 33]))
+        logits, weight, routed = text.read(tokens[:, at : at + n])
+        kept = rng.randint(0, n)
+        text.keep(torch.tensor([kept]))
+        torch.testing.assert_close(logits[:, :kept], full.logits[:, at : at + kept], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(weight[:, :kept], full.router_weight[:, at : at + kept], atol=1e-5, rtol=1e-4)
+        assert torch.equal(routed[:, :kept], full.routed[:, at : at + kept])
+        at += kept
+
+
+def test_memory_does_not_grow():
+    model = Pico(preset("tiny", **{**PRESETS["tiny"], "dim": 16, "latent_num_blocks": 1})).eval()
+    text = TextReader(model)
+    shapes = [stack.memory.shape for stack in (text.local, text.latent)]
+    for _ in range(3 * ROOM // 64):
+        text.read(torch.randint(0, 256, (1, 64)))
+        text.keep(torch.tensor([64]))
+    assert [stack.memory.shape for stack in (text.local, text.latent)] == shapes

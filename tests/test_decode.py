@@ -5,20 +5,22 @@ import random
 import pytest
 import torch
 
-from pico.config import PRESETS, RouterName, preset
-from pico.decode import ROOM, TextReader
+from pico import decode
+from pico.config import RouterName, preset
+from pico.decode import TextReader
 from pico.model import Pico
 
 
 @pytest.mark.parametrize("router", RouterName.__args__)
 @pytest.mark.parametrize("shape", [{}, {"fb_num_blocks": 0}, {"latent_num_blocks": 0}])
-def test_reader_equals_full_forward(router, shape):
+def test_reader_equals_full_forward(router, shape, monkeypatch):
     """Any chunking, drafts rejected at any place, and long enough to shift the buffers back."""
+    monkeypatch.setattr(decode, "ROOM", 64)
     torch.manual_seed(0)
     shape = {"dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, "next_tokens": 2, **shape}
     config = preset("tiny", router=router, fb_att_window_size=8, latent_att_window_size=16, **shape)
     model = Pico(config).eval()
-    length = 2 * ROOM
+    length = 400
     tokens = torch.randint(0, 256, (1, length))
     with torch.inference_mode():
         full = model(tokens)
@@ -37,10 +39,10 @@ def test_reader_equals_full_forward(router, shape):
 
 
 def test_memory_does_not_grow():
-    model = Pico(preset("tiny", **{**PRESETS["tiny"], "dim": 16, "latent_num_blocks": 1})).eval()
+    model = Pico(preset("tiny", dim=16, latent_num_blocks=1)).eval()
     text = TextReader(model)
     shapes = [stack.memory.shape for stack in (text.local, text.latent)]
-    for _ in range(3 * ROOM // 64):
+    for _ in range(3 * decode.ROOM // 64):
         text.read(torch.randint(0, 256, (1, 64)))
         text.keep(torch.tensor([64]))
     assert [stack.memory.shape for stack in (text.local, text.latent)] == shapes

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pico.attention import alibi_slopes, attend_cached, attention, available_backends, choose_backend, ring_bias
+from pico.config import PicoError
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def naive(q, k, v, window):
+    """One query, one head at a time."""
+    batch, length, heads, width = q.shape
+    rows = []
+    for b in range(batch):
+        for i in range(length):
+            for h in range(heads):
+                g = h // (heads // k.shape[2])
+                first = max(0, i - window)
+                distance = torch.arange(i - first, -1, -1, device=q.device)
+                score = k[b, first : i + 1, g] @ q[b, i, h] / width**0.5 - 2 ** (-8 * (h + 1) / heads) * distance
+                rows.append(score.softmax(0) @ v[b, first : i + 1, g])
+    return torch.stack(rows).view(q.shape)
+
+
+def qkv(batch, length, heads, kv_heads, width=8, dtype=torch.float32, seed=0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, length, h, width) for h in (heads, kv_heads, kv_heads)]
+    return [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
+
+
+def run(backend, q, k, v, window):
+    """Output and gradients under a fixed upstream gradient."""
+    out = attention(q, k, v, window, backend)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out)
+    return [out, *torch.autograd.grad(out, (q, k, v), upstream)]
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (2, 1), (6, 2), (8, 1)])
+@pytest.mark.parametrize("length,window", [(1, 3), (7, 1), (9, 4), (6, 20)])
+def test_dense_is_the_plain_loop(heads, kv_heads, length, window):
+    q, k, v = qkv(2, length, heads, kv_heads)
+    torch.testing.assert_close(attention(q, k, v, window, "dense"), naive(q, k, v, window), atol=1e-5, rtol=1e-5)
+
+
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 170),
+    window=st.integers(1, 50),
+    ratio=st.sampled_from([1, 2, 3, 8]),
+    kv_heads=st.integers(1, 2),
+)
+@example(1, 1, 1, 3, 1)
+@example(1, 65, 1, 2, 1)
+@example(2, 97, 32, 1, 2)
+@example(1, 103, 33, 8, 1)  # odd, a block wider than 32
+@example(2, 151, 50, 3, 2)
+@example(1, 5, 50, 2, 2)  # shorter than the window
+def test_blocked_equals_dense_forward_and_gradients(batch, length, window, ratio, kv_heads):
+    tensors = qkv(batch, length, ratio * kv_heads, kv_heads)
+    for fast, slow in zip(run("blocked", *tensors, window), run("dense", *tensors, window)):
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", [b for b in available_backends(DEVICE) if b != "dense"])
+def test_every_backend_of_this_machine_equals_dense_in_bf16(backend):
+    """Against fp32: what is allowed is the rounding of bf16, about 2^-8 of values of size one."""
+    small = qkv(2, 333, 6, 2, 32, torch.bfloat16, device=DEVICE)
+    exact = [x.detach().float().requires_grad_() for x in small]
+    for fast, slow in zip(run(backend, *small, 40), run("dense", *exact, 40)):
+        assert fast.dtype == torch.bfloat16
+        assert (fast.float() - slow).abs().max() < 0.03 * slow.abs().max()
+        assert (fast.float() - slow).norm() < 0.01 * slow.norm()
+
+
+@pytest.mark.parametrize("backend", [b for b in available_backends(DEVICE) if b not in ("flash", "flex")])
+@pytest.mark.parametrize("window", [1, 16, 60, 500])
+def test_a_query_sees_window_keys_before_it_with_alibi_weights(backend, window):
+    """q = k = 0 leaves the bias alone, and v = identity shows the weights: softmax of -m (i - j) over i-W .. i."""
+    length, heads = 128, 8
+    zero = torch.zeros(1, length, heads, length, device=DEVICE)
+    eye = torch.eye(length, device=DEVICE).view(1, length, 1, length)
+    weights = attention(zero, zero[:, :, :1], eye, window, backend)[0]  # (query, head, key)
+    for i in (0, 1, 17, 64, 100, 127):
+        for h in (0, 3, 7):
+            first = max(0, i - window)
+            wanted = torch.zeros(length, device=DEVICE)
+            wanted[first : i + 1] = (-(0.5 ** (h + 1)) * torch.arange(i - first, -1, -1, device=DEVICE)).softmax(0)
+            torch.testing.assert_close(weights[i, h], wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_alibi_slopes():
+    assert alibi_slopes(8).tolist() == [2.0**-n for n in range(1, 9)]
+    torch.testing.assert_close(alibi_slopes(3), torch.tensor([2 ** (-8 / 3), 2 ** (-16 / 3), 2.0**-8]))
+    assert alibi_slopes(16)[0] == 2.0**-0.5
+
+
+@pytest.mark.parametrize("backend", ["dense", "blocked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradient_reaches_keys_outside_the_window(backend, dtype):
+    """Exactly zero, past position 256 too, where bf16 could not tell positions apart."""
+    length, window = 600, 20
+    q, k, v = qkv(1, length, 2, 1, dtype=dtype)
+    out = attention(q, k, v, window, backend)
+    for i in (0, 5, 255, 256, 257, 258, 301, 511, 513, 599):
+        grads = torch.autograd.grad(out[0, i].sum(), (k, v), retain_graph=True)
+        seen = torch.zeros(length, dtype=torch.bool)
+        seen[max(0, i - window) : i + 1] = True
+        for grad in grads:
+            assert not grad[0, ~seen].any()
+        assert grads[1][0, seen].abs().sum(-1).all()
+
+
+def test_training_works_after_evaluation_filled_the_caches():
+    """Biases kept from inference mode must not break a later backward pass."""
+    q, k, v = qkv(1, 131, 5, 5)  # heads that no other test has
+    with torch.inference_mode():
+        before = attention(q, k, v, 11, "blocked")
+    for fast, slow in zip(run("blocked", q, k, v, 11), run("dense", q, k, v, 11)):
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(before, attention(q, k, v, 11, "blocked").detach())
+
+
+@given(st.integers(1, 9), st.integers(0, 3), st.lists(st.integers(1, 6), min_size=1, max_size=5))
+def test_ring_attention_equals_dense_across_wrap_around(window, spare, sizes):
+    """Keys and values live in a ring of W + n + spare slots; the text is many times as long."""
+    length, heads = 120, 4
+    q, k, v = qkv(2, length, heads, 2)
+    slots = window + max(sizes) + spare
+    ring_k, ring_v = torch.full((2, 2, slots, 2, 8), 1e3).unbind(0)  # what was never written must not be seen
+    out, start = [], 0
+    while start < length:
+        new = torch.arange(start, min(start + sizes[start % len(sizes)], length))
+        ring_k[:, new % slots], ring_v[:, new % slots] = k[:, new].detach(), v[:, new].detach()
+        bias = ring_bias(new.expand(2, -1), slots, heads, window, torch.float32)
+        out.append(attend_cached(q[:, new], ring_k, ring_v, bias))
+        start = int(new[-1]) + 1
+    torch.testing.assert_close(torch.cat(out, 1), attention(q, k, v, window, "dense"), atol=1e-5, rtol=1e-4)
+
+
+def test_unavailable_backend_names_what_to_install():
+    cpu = torch.device("cpu")
+    assert choose_backend(cpu) == "blocked"
+    assert choose_backend(cpu, "dense") == "dense"
+    for name, needs in (("flash", "flash-attn"), ("flex", "GPU"), ("triton", "triton")):
+        with pytest.raises(PicoError, match=f"'{name}' cannot run on cpu: it needs .*{needs}.*; use one of blocked"):
+            choose_backend(cpu, name)

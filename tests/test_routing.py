@@ -1,0 +1,180 @@
+import pytest
+import torch
+from helpers import ROUTERS, random_tokens, tiny, tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pico.routing import SLACK, Router, pack, spacelike
+from pico.vocab import BOS, END_OF_TURN, EOS
+
+
+def route(rule, tokens, exact=True, capacity=0.5, positions=None, x=None):
+    router = Router(tiny_config(rule, latent_capacity_factor=capacity)).train(not exact)
+    torch.nn.init.normal_(router.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    previous = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], 1)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens) if positions is None else positions
+    x = torch.randn(*tokens.shape, 32, generator=torch.Generator().manual_seed(2)) if x is None else x
+    return router, router(x, tokens, previous, positions, exact)
+
+
+def ids(text):
+    return torch.tensor([list(text)])
+
+
+def test_spacelike_against_a_table():
+    letters = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    table = [not (i in letters or 0x80 <= i < 0xC0) for i in range(256)] + [True] * 8  # control symbols count
+    assert spacelike(torch.arange(264)).tolist() == table
+    for text, wanted in ((" ", 1), (".", 1), ("\n", 1), ("@", 1), ("[", 1), ("`", 1), ("{", 1), ("é", 1), ("a", 0)):
+        assert spacelike(ids(text.encode()))[0, 0] == bool(wanted)  # é: its lead byte starts, the next continues
+
+
+def test_space_routes_the_first_byte_after_a_word_and_control_symbols():
+    text = [BOS, *b"Hi,  you: 42.\n", *"é!".encode(), EOS, BOS, *b"a"]
+    _, routing = route("space", torch.tensor([text]))
+    #         BOS H  i  ,  _  _  y  o  u  :  _  4  2  .  \n é  .. !  EOS BOS a
+    wanted = [1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0]
+    assert routing.routed[0].int().tolist() == wanted
+
+
+def test_fixed_rules_route_what_they_say():
+    tokens = random_tokens(3, 4000)
+    assert route("all", tokens)[1].routed.all()
+    assert not route("none", tokens)[1].routed.any()
+    assert route("stride", tokens, capacity=0.25)[1].routed[0].nonzero().flatten().tolist() == list(range(0, 4000, 4))
+    for capacity in (0.1, 0.25, 0.5):
+        fraction = route("random", tokens, capacity=capacity)[1].routed.float().mean().item()
+        assert abs(fraction - capacity) < 0.02
+    assert torch.equal(route("random", tokens)[1].routed, route("random", tokens)[1].routed)  # no hidden state
+
+
+@pytest.mark.parametrize("rule", ["stride", "random"])
+def test_positional_rules_use_the_positions_given(rule):
+    """Generation passes absolute positions, so the tail of a text is routed as in the whole."""
+    tokens, at = random_tokens(2, 90), torch.arange(90).expand(2, -1)
+    whole = route(rule, tokens)[1].routed
+    assert torch.equal(route(rule, tokens[:, 37:], positions=at[:, 37:])[1].routed, whole[:, 37:])
+
+
+def test_topk_chooses_the_best_scores_in_training_and_positive_scores_in_evaluation():
+    tokens = random_tokens(3, 40)
+    _, train = route("topk", tokens, exact=False, capacity=0.3)
+    for row in range(3):
+        best = sorted(range(40), key=lambda i: -train.score[row, i])[:12]
+        assert train.index[row].tolist() == sorted(best) == train.routed[row].nonzero().flatten().tolist()
+    assert train.valid.all()
+    _, evaluate = route("topk", tokens, exact=True, capacity=0.3)
+    assert torch.equal(evaluate.routed, evaluate.weight > 0.5)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4), st.integers(0, 9))
+def test_pack_takes_the_first_routed_bytes_in_order(rows, slots):
+    index, valid = pack(torch.tensor(rows), slots)
+    for row, at, ok in zip(rows, index.tolist(), valid.tolist()):
+        wanted = [i for i, routed in enumerate(row) if routed][:slots]
+        assert [i for i, o in zip(at, ok) if o] == wanted == at[: len(wanted)]
+        assert len(set(at)) == len(at) == slots
+
+
+@pytest.mark.parametrize("rule", ROUTERS)
+def test_slots_hold_every_routed_byte(rule):
+    if rule == "none":
+        return
+    _, routing = route(rule, random_tokens(4, 50))
+    assert torch.equal(routing.routed, routing.wanted)
+    for row in range(4):
+        chosen = routing.index[row][routing.valid[row]]
+        assert chosen.tolist() == routing.routed[row].nonzero().flatten().tolist()
+    assert routing.index.shape[1] == routing.routed.sum(1).max()  # and not one slot more
+
+
+def test_the_training_buffer_is_static_and_late_bytes_pass_by():
+    tokens = random_tokens(4, 64)
+    slots = int(64 * 0.25 * SLACK)
+    for bias, full in ((9.0, True), (0.0, True), (-1.6, False), (-9.0, False)):
+        router, routing = route("threshold", tokens, exact=False, capacity=0.25)
+        router.bias.data.fill_(bias)
+        x = torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(2))
+        routing = router(x, tokens, tokens, tokens, exact=False)
+        assert routing.index.shape == (4, slots)
+        first = (routing.wanted.cumsum(1) <= slots) & routing.wanted
+        assert torch.equal(routing.routed, first)
+        assert bool((routing.wanted & ~routing.routed).any()) == full
+
+
+def test_skipped_bytes_are_reported():
+    model = tiny("threshold", latent_capacity_factor=0.25).train()
+    tokens = random_tokens(2, 64)
+    model.router.threshold.fill_(-100.0)  # wants everything: 20 of 64 bytes find room
+    assert model(tokens).skipped.item() == pytest.approx(1 - 20 / 64)
+    model.router.threshold.fill_(100.0)
+    assert model(tokens).skipped == 0
+    model.router.threshold.fill_(-100.0)
+    assert model.eval()(tokens).skipped == 0
+
+
+def test_training_and_evaluation_route_identically_when_nothing_is_skipped():
+    model = tiny("threshold", latent_capacity_factor=0.5)
+    tokens = random_tokens(3, 60)
+    score = model(tokens).router_weight.logit()
+    model.router.threshold.fill_(score.quantile(0.6).item())
+    evaluate, train = model.eval()(tokens), model.train()(tokens)
+    assert train.skipped == 0 and 0 < train.routed.sum() < 3 * 37  # fewer than the slots, so some stay empty
+    assert torch.equal(train.routed, evaluate.routed)
+    torch.testing.assert_close(train.logits, evaluate.logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("capacity", [0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("shape", ["normal", "skewed", "two bumps"])
+def test_threshold_controller_meets_the_capacity(capacity, shape):
+    """On a stationary stream of scores, whatever their distribution; about 2 000 bytes an update."""
+    router = Router(tiny_config("threshold", latent_capacity_factor=capacity)).train()
+    generator = torch.Generator().manual_seed(0)
+    fractions = []
+    for _ in range(150):
+        score = torch.randn(4, 512, generator=generator) * 0.3
+        if shape == "skewed":
+            score = score.mul(2).exp()  # log-normal: the normal density the controller assumes is 3 times off
+        if shape == "two bumps":
+            score += 2.0 * (torch.rand(4, 512, generator=generator) < 0.5)
+        router.score = lambda x, score=score: score
+        routing = router(torch.empty(4, 512, 32), *[torch.zeros(4, 512, dtype=torch.long)] * 3, exact=False)
+        fractions.append(routing.wanted.float().mean().item())
+        router.update()
+    assert abs(sum(fractions[-50:]) / 50 - capacity) < 0.015
+    assert max(abs(f - capacity) for f in fractions[-50:]) < 0.1
+
+
+def test_controller_ignores_evaluation_and_survives_no_data():
+    router, _ = route("threshold", random_tokens(2, 30), exact=True)
+    router.update()
+    assert abs(router.threshold) < 1e-3
+    for rule in ROUTERS:
+        if rule != "threshold":
+            router, _ = route(rule, random_tokens(2, 30), exact=False)
+            router.update()
+            assert router.threshold == 0
+
+
+def test_the_threshold_is_part_of_the_weights():
+    model, other = tiny("threshold"), tiny("threshold", seed=1)
+    model.router.threshold.fill_(0.7)
+    other.load_state_dict(model.state_dict())
+    assert other.router.threshold == pytest.approx(0.7)
+
+
+def test_topk_loss_is_bce_of_the_causal_rule_on_logits():
+    router, routing = route("topk", random_tokens(2, 40), exact=False)
+    x = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(2))
+    p = torch.sigmoid(routing.score)
+    wanted = -torch.where(routing.routed, p.log(), (1 - p).log()).mean()
+    torch.testing.assert_close(router.loss(x, routing), wanted)
+    router.weight.data.mul_(1e4)  # log(sigmoid) would be -inf
+    assert torch.isfinite(router.loss(x, routing))
+
+
+def test_no_router_loss_for_other_rules():
+    for rule in ROUTERS:
+        if rule != "topk":
+            router, routing = route(rule, torch.tensor([[BOS, 65, END_OF_TURN, 66]]), exact=False)
+            assert router.loss(torch.randn(1, 4, 32), routing) == 0

@@ -1,0 +1,243 @@
+"""Where training text comes from, and how it is packed into batches.
+
+train, validation = open_data(DataConfig(dataset="stories"), seed=0)
+for tokens in Batches(train, context_len=512, next_tokens=8, batch_size=8, seed=0):  # (8, 520) int64, endless
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pico import hub
+from pico.config import DataConfig, PicoError
+from pico.documents import Documents, find_files, read_files, split_name
+from pico.hub import Stream
+from pico.packing import Batches, mix, shuffled
+from pico.tables import TABLES
+
+__all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]
+
+HELD_OUT = 0.01  # of the documents, where nothing else says what to validate on
+HOLD_OUT_KEY = (1, 99)  # the same documents whatever the training seed, so that runs and `eval` agree on them
+STREAM_ROWS, STREAM_BYTES = 10_000, 32 << 20  # of a stream, looked at and kept for validation
+STORIES_PER_EPOCH, VALIDATION_STORIES = 5000, 1000
+FIRST_TRAINING_STORY = 1_000_000  # stories before it are never trained on, whatever the seed
+
+
+def open_data(config: DataConfig, seed: int) -> tuple[Documents | Stream, Documents]:
+    """(training, validation) documents, which never overlap; see DataConfig for what chooses them.
+
+    Raises PicoError if the dataset is missing, empty, unreadable, or has no such column, split or file.
+    """
+    if config.dataset == "stories":
+        return Stories(seed), story_documents(0, 0, _story_count(config))
+    splits = _splits(config)
+    train, validation = _choose(config, splits)
+    if train is None or train == validation:
+        raise PicoError(
+            f"'{config.dataset}' leaves nothing to train on besides its validation part: give a different "
+            "--dataset-train-file or --dataset-train-split"
+        )
+    if callable(splits[train]):
+        documents = splits[train]()
+        return (documents, splits[validation]()) if validation else hold_out(documents, config.validation_size)
+    if validation:
+        return Stream(splits[train], train, config), _read_stream(splits[validation], validation, config)
+    held = _held_rows(config.validation_size)
+    stream = Stream(splits[train], train, config, lambda row: not held(row))
+    return stream, _read_stream(splits[train], train, config, held)
+
+
+def open_evaluation(config: DataConfig, seed: int = 0) -> Documents:
+    """What `eval` scores: the validation part where the flags or the dataset define one, else all of it."""
+    if config.dataset == "stories":
+        return story_documents(0, 0, _story_count(config))
+    splits = _splits(config)
+    train, validation = _choose(config, splits)
+    part = splits[validation or train]
+    if not callable(part):
+        held = _held_rows(config.validation_size) if config.validation_size and not validation else None
+        stream = Stream(part, validation or train, config, held)
+        return _filled(stream.collect(rows=STREAM_ROWS if held else None), config)
+    if validation or not config.validation_size:
+        return part()
+    return hold_out(part(), config.validation_size)[1]
+
+
+# --- choosing the parts ----------------------------------------------------------------------------------------------
+
+
+def _splits(config: DataConfig) -> dict:
+    """Split name -> a function that reads it, or the `datasets` stream."""
+    path, raw = Path(config.dataset).expanduser(), config.format == "bytes"
+    named_files = config.train_file or config.validation_file
+    if path.is_dir() and not raw and not named_files and hub.is_repository(path):
+        return _hub_splits(config)
+    if not path.exists():
+        name = config.dataset.partition(":")[0]
+        if path.suffix.lower() in TABLES | {".txt"} or not (Path(name).is_dir() or hub.is_name(config.dataset)):
+            raise PicoError(
+                f"no file or folder '{config.dataset}': give a path that exists, a Hub dataset or 'stories'"
+            )
+        if config.streaming or not named_files or Path(name).is_dir():
+            return _hub_splits(config)
+        path = hub.download(config)
+    if path.is_dir():
+        found, as_text = find_files(path, raw)
+    else:
+        found, as_text, path = {"train": [path]}, raw, path.parent
+    splits = {split: (files, as_text) for split, files in found.items()}
+    for split, pattern in ("train", config.train_file), ("validation", config.validation_file):
+        if pattern:
+            splits[split] = _named(path, pattern), raw
+    first, *others = ("validation", "train") if config.validation_file else ("train", "validation", "test")
+    for split in others:  # no file belongs to two parts
+        files, as_text = splits.get(split, ([], raw))
+        splits[split] = [file for file in files if file not in splits.get(first, [[]])[0]], as_text
+    splits = {split: partial(_read_local, *part, config) for split, part in splits.items() if part[0]}
+    if not splits:
+        raise PicoError(f"no text files in '{config.dataset}': --dataset-format bytes reads any files as raw bytes")
+    return splits
+
+
+def _hub_splits(config: DataConfig) -> dict:
+    loaded = hub.load(config)
+    if config.streaming:
+        return loaded
+    return {split: partial(_read_hub, dataset, config) for split, dataset in loaded.items()}
+
+
+def _read_local(files: list[Path], raw: bool, config: DataConfig) -> Documents:
+    return _filled(read_files(files, config.column_name, raw).split(config.document_separator), config)
+
+
+def _read_hub(dataset, config: DataConfig) -> Documents:
+    return _filled(hub.read(dataset, config).split(config.document_separator), config)
+
+
+def _read_stream(dataset, split: str, config: DataConfig, selects: Callable | None = None) -> Documents:
+    """The validation part of a stream: its first 32 MB."""
+    rows = STREAM_ROWS if selects else None
+    return _filled(Stream(dataset, split, config, selects).collect(size=STREAM_BYTES, rows=rows), config)
+
+
+def _filled(documents: Documents, config: DataConfig) -> Documents:
+    if not len(documents):
+        raise PicoError(f"dataset '{config.dataset}' is empty: expected at least one document with text")
+    return documents
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """The files a --dataset-*-file flag means: a path in the dataset's folder, any path, or a pattern like *.txt."""
+    for path in folder / pattern, Path(pattern).expanduser():
+        if path.is_file():
+            return [path]
+    found = [] if Path(pattern).is_absolute() else sorted(p for p in folder.glob(pattern) if p.is_file())
+    if not found:
+        raise PicoError(f"no file '{pattern}' in '{folder}' or here: give a file of the dataset")
+    return found
+
+
+def _choose(config: DataConfig, splits: dict) -> tuple[str | None, str | None]:
+    """The names of the training split and of the validation split; None where there is none."""
+
+    def named(wanted: str, flag: str) -> str:
+        for name in wanted, split_name(wanted):
+            if name in splits:
+                return name
+        raise PicoError(f"no split '{wanted}' in '{config.dataset}', it has {', '.join(splits)}: choose with {flag}")
+
+    validation = None
+    if config.validation_file:
+        validation = "validation"
+    elif config.validation_split:
+        validation = named(config.validation_split, "--dataset-validation-split")
+    if config.train_split:
+        train = named(config.train_split, "--dataset-train-split")
+    else:
+        others = [name for name in splits if name != validation]
+        train = "train" if "train" in splits else others[0] if len(others) == 1 else None
+    if train is None and not validation:
+        raise PicoError(f"which split of {', '.join(splits)} is for training? choose with --dataset-train-split")
+    if not validation and not config.validation_size:
+        known = [name for split in ("validation", "test") for name in splits if split_name(name) == split]
+        validation = next((name for name in known if name != train), None)
+    return train, validation
+
+
+# --- holding out -----------------------------------------------------------------------------------------------------
+
+
+def hold_out(documents: Documents, size: float | None = None) -> tuple[Documents, Documents]:
+    """(training, validation): `size` documents drawn at random, or that fraction of them, 1 % by default.
+
+    Of a single document it is the last part. Raises PicoError when nothing would be left to train on.
+    """
+    size, n = size or HELD_OUT, len(documents)
+    if n == 1:
+        start, length = documents.starts, documents.lengths
+        count = max(1, round(float(size * length[0]))) if size < 1 else length[0]
+        if count >= length[0]:
+            raise PicoError(
+                f"cannot hold out {size:g} of a single document of {length[0]} bytes: give a fraction below 1 as "
+                "--dataset-validation-size, a --document-separator, or a --dataset-validation-file"
+            )
+        train = Documents(documents.buffer, start, length - count)
+        return train, Documents(documents.buffer, start + length - count, np.full(1, count))
+    if size >= 1 and size != int(size):
+        raise PicoError(
+            f"--dataset-validation-size {size:g}: expected a fraction below 1 or a whole number of documents"
+        )
+    count = max(1, round(n * size)) if size < 1 else int(size)
+    if count >= n:
+        raise PicoError(f"cannot hold out {count} of {n} documents: give a smaller --dataset-validation-size")
+    held = np.zeros(n, bool)
+    held[shuffled(np.arange(count), n, *HOLD_OUT_KEY)] = True
+    return documents.select(~held), documents.select(held)
+
+
+def _held_rows(size: float | None) -> Callable[[int], bool]:
+    """Which rows of a stream validate: the first `size`, or that fraction of the first 10,000 (at least row 0)."""
+    size = size or HELD_OUT
+    if size >= 1:
+        return lambda row: row < size
+    chosen = mix(np.arange(STREAM_ROWS, dtype=np.uint64), *HOLD_OUT_KEY) / 2.0**64 < size
+    chosen[0] = True
+    return lambda row: row < STREAM_ROWS and bool(chosen[row])
+
+
+# --- the built-in corpus ---------------------------------------------------------------------------------------------
+
+
+def story_documents(seed: int, start: int, count: int) -> Documents:
+    """Stories start .. start + count of a seed, with their entropy and recall points."""
+    from pico.stories import stories
+
+    found = list(islice(stories(seed, start), count))
+    texts = [story.text.encode() for story in found]
+    lengths = np.array([len(text) for text in texts])
+    documents = Documents(b"".join(texts), np.cumsum(lengths) - lengths, lengths)
+    documents.floor_bits, documents.stories = sum(story.bits for story in found), found
+    return documents
+
+
+def _story_count(config: DataConfig) -> int:
+    size = config.validation_size or VALIDATION_STORIES
+    return max(1, round(size * STORIES_PER_EPOCH)) if size < 1 else int(size)
+
+
+class Stories(Documents):
+    """Endless training stories: every epoch brings new ones. As a sequence, those of the first epoch."""
+
+    def __init__(self, seed: int):
+        first = story_documents(seed, FIRST_TRAINING_STORY, STORIES_PER_EPOCH)
+        super().__init__(first.buffer, first.starts, first.lengths)
+        self.floor_bits, self.stories, self.seed = first.floor_bits, first.stories, seed
+
+    def block(self, number: int, place: dict | None = None) -> Documents:
+        if number == 0:
+            return self
+        return story_documents(self.seed, FIRST_TRAINING_STORY + number * STORIES_PER_EPOCH, STORIES_PER_EPOCH)

@@ -1,0 +1,196 @@
+"""Datasets read through Hugging Face `datasets`: from the Hub, or from a folder laid out like a Hub repository.
+
+Downloaded, they become Documents. Streamed, they are read in order and shuffled within blocks of some thousand
+documents; a block's place in the stream is a few numbers, so training resumes exactly without storing a buffer.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from pico.config import DataConfig, PicoError
+from pico.documents import Documents, collect
+from pico.tables import HEAD, as_bytes, choose_column, row_kinds
+
+BLOCK_DOCUMENTS, BLOCK_BYTES = 4096, 16 << 20  # a block of a stream ends at whichever comes first
+TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether the folder's README.md starts with metadata that says where the data lies."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    front = re.match(r"---\s*\n(.*?)\n---", readme.read_text(errors="replace"), re.DOTALL)
+    return bool(front and re.search(r"^configs:", front[1], re.MULTILINE))
+
+
+def is_name(dataset: str) -> bool:
+    """Whether this may be the name of a dataset on the Hub, OWNER/NAME or NAME, with :CONFIG after it or not."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", dataset))
+
+
+def load(config: DataConfig) -> dict:
+    """Split name -> datasets.Dataset, or IterableDataset when streaming.
+
+    Raises PicoError if there is no such dataset, the Hub cannot be reached (and nothing was downloaded before), or
+    the dataset cannot be read.
+    """
+    name, subset = config.dataset, None
+    if not Path(name).exists():
+        name, _, subset = name.partition(":")
+    local = Path(name).exists()
+    offline = not local and not _reachable(name)
+    files = {"train": config.train_file, "validation": config.validation_file}
+    files = {split: file for split, file in files.items() if file}
+    try:
+        with _quiet(offline) as datasets:
+            loaded = datasets.load_dataset(
+                str(Path(name).resolve()) if local else name,
+                subset,
+                data_files=files or None,
+                streaming=config.streaming,
+            )
+    except Exception as error:  # `datasets` raises errors of a dozen unrelated classes
+        if offline:
+            raise PicoError(
+                f"cannot reach the Hugging Face Hub for '{name}', and there is no file or folder of that name: "
+                "give a local file or folder, or 'stories', the built-in corpus"
+            ) from None
+        reason = " ".join(str(error).split())[:300]
+        hint = f": write {name}:CONFIG" if "onfig name is missing" in reason else ""
+        raise PicoError(f"cannot read dataset '{config.dataset}': {reason or type(error).__name__}{hint}") from None
+    return dict(loaded)
+
+
+def download(config: DataConfig) -> Path:
+    """Downloads the files that --dataset-train-file and --dataset-validation-file name; returns their folder."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [file for file in (config.train_file, config.validation_file) if file]
+    offline = not _reachable(config.dataset)
+    try:
+        folder = snapshot_download(
+            config.dataset, repo_type="dataset", allow_patterns=patterns, local_files_only=offline
+        )
+    except Exception as error:
+        reason = "the Hugging Face Hub cannot be reached" if offline else " ".join(str(error).split())[:300]
+        raise PicoError(
+            f"cannot download from '{config.dataset}': {reason}; a local file or folder, or 'stories', needs no network"
+        ) from None
+    return Path(folder)
+
+
+def _reachable(name: str) -> bool:
+    """Asks the Hub once, with a short timeout. Raises PicoError if it answers that there is no such dataset."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(name, timeout=TIMEOUT)
+        return True
+    except (RepositoryNotFoundError, HFValidationError):
+        raise PicoError(
+            f"no dataset '{name}' on the Hugging Face Hub, nor a file or folder of that name: check the spelling "
+            "(for a private one, log in with `hf auth login`), or use 'stories', the built-in corpus"
+        ) from None
+    except Exception:  # no network in any of its forms: what was downloaded before may still do
+        return False
+
+
+@contextmanager
+def _quiet(offline: bool):
+    """`datasets` without progress bars of its own and, if offline, without retries that hang for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if offline:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield datasets
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def text_column(dataset, config: DataConfig) -> str:
+    """The column to read, chosen as in a file."""
+    if dataset.features:
+        names = {"string": "text", "large_string": "text", "binary": "bytes", "large_binary": "bytes"}
+        types = {name: getattr(f, "dtype", type(f).__name__) for name, f in dataset.features.items()}
+        kinds = {name: names.get(kind, kind) for name, kind in types.items()}
+    else:
+        kinds = row_kinds(islice(dataset, HEAD))
+    return choose_column(kinds, config.column_name, f"dataset '{config.dataset}'")
+
+
+def read(dataset, config: DataConfig) -> Documents:
+    """All documents of a downloaded split."""
+    column = text_column(dataset, config)
+    table = dataset.select_columns([column]).with_format("arrow")
+    rows = (value for batch in table.iter(1000) for value in batch.column(0).to_pylist())
+    sources = [(file["filename"], Path(file["filename"]).stat().st_mtime_ns) for file in dataset.cache_files]
+    key = f"{sources} {len(dataset)} {column}" if sources else None
+    return collect((as_bytes(value, column, config.dataset) for value in rows), key)
+
+
+class Stream:
+    """A streamed split, read a block of documents at a time; only rows whose number `selects` accepts.
+
+    place: where the current block starts, as JSON: passes over the data finished before it, rows of this pass read
+    before it, and the state of `datasets`.
+    """
+
+    floor_bits = None
+
+    def __init__(self, dataset, split: str, config: DataConfig, selects: Callable[[int], bool] | None = None):
+        self.column = text_column(dataset, config)
+        self.dataset = dataset.select_columns([self.column])
+        self.config, self.selects = config, selects
+        said = json.dumps([split, self.column, *config.model_dump(exclude={"column_name"}).values()])
+        self.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+        self._start = self.dataset.state_dict()
+        self._seek({"pass": 0, "row": 0, "dataset": self._start})
+
+    def _seek(self, place: dict) -> None:
+        self.place = place
+        self.dataset.load_state_dict(copy.deepcopy(place["dataset"]))
+        self._rows = enumerate(self.dataset, place["row"])
+        self._next = place["row"]
+
+    def block(self, number: int, place: dict | None = None) -> Documents:
+        """The next block, or the one at `place`. After the last of a pass comes the first of the next."""
+        if place is not None:
+            self._seek(place)
+        documents = self.collect(size=BLOCK_BYTES, most=BLOCK_DOCUMENTS)
+        if not len(documents):
+            self._seek({"pass": self.place["pass"] + 1, "row": 0, "dataset": self._start})
+            documents = self.collect(size=BLOCK_BYTES, most=BLOCK_DOCUMENTS)
+        if not len(documents):
+            raise PicoError(f"dataset '{self.config.dataset}' is empty, or all of it is held out for validation")
+        return documents
+
+    def collect(self, size: int | None = None, most: int | None = None, rows: int | None = None) -> Documents:
+        """The documents from here on: about `size` bytes, at most `most`, none from beyond row number `rows`."""
+        self.place = {**self.place, "row": self._next, "dataset": self.dataset.state_dict()}
+        return collect(self._selected(size, most, rows)).split(self.config.document_separator)
+
+    def _selected(self, size, most, rows) -> Iterator[bytes]:
+        count = total = 0
+        while rows is None or self._next < rows:
+            number, row = next(self._rows, (None, None))
+            if row is None:
+                return
+            self._next = number + 1
+            if self.selects is None or self.selects(number):
+                yield as_bytes(row[self.column], self.column, f"{self.config.dataset}, row {number + 1}")
+                count, total = count + 1, total + len(row[self.column] or "")
+                if count == most or (size is not None and total >= size):
+                    return

@@ -107,7 +107,7 @@ PRESETS: dict[str, dict] = {
     "s": dict(dim=372, latent_num_blocks=8, fb_att_window_size=32),
     # about 85M
     "m": dict(
-        dim=768, att_q_heads=12, att_kv_heads=4, mlp_ratio=8 / 3, fb_num_blocks=3,
+        dim=768, att_q_heads=12, att_kv_heads=4, mlp_ratio=8 / 3, fb_num_blocks=2,
         fb_att_window_size=64, latent_num_blocks=9, latent_att_window_size=1024,
     ),
 }  # fmt: skip

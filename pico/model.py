@@ -225,7 +225,7 @@ def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]
 
     def block(window: int, length: float) -> float:
         window = min(window, length - 1)
-        seen = (window + 1) * (1 - window / length / 2)  # keys of an average query; the first ones have fewer
+        seen = (window + 1) * (1 - window / max(length, 1) / 2)  # keys of an average query; the first ones have fewer
         return linear + 2 * c.att_q_heads * width * seen
 
     routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)

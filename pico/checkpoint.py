@@ -93,6 +93,16 @@ def run_folder(path: str | Path, run: str = "") -> Path:
     raise PicoError(f"{wrong}: it has no runs; start one with: python picolm.py train {path} {run or 'my-run'} stories")
 
 
+def read_record(run: Path) -> dict:
+    """train.json of a run, {} if it has none. Raises PicoError if it cannot be read."""
+    try:
+        return json.loads((run / "train.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise PicoError(f"{run}/train.json cannot be read as JSON ({error}): mend it from another run's") from None
+
+
 def write_json(file: Path, value) -> None:
     """Writes a JSON file, synced, in one step: a reader sees the old file or the new one."""
     beside = file.with_name(f".{file.name}.tmp")
@@ -255,12 +265,12 @@ def saved_config(path: str | Path, folder: Path) -> ModelConfig:
     return config
 
 
-def differences(before, after, ignore=()) -> str:
+def differences(before, after, ignore=(), only=None) -> str:
     """'dim 128 -> 64; ...': fields in which two configs differ, or ''."""
     before, after = before.model_dump(), after.model_dump()
     return "; ".join(
         f"{key} {before.get(key)} -> {after.get(key)}"
-        for key in {**before, **after}
+        for key in only or {**before, **after}
         if key not in ignore and before.get(key) != after.get(key)
     )
 
@@ -308,18 +318,6 @@ def load(
         model = Pico(saved_config(path, folder), attention_backend=attention_backend, dtype=dtype)
     load_weights(model, folder)
     return model.to(device).eval()
-
-
-def pick_dtype(precision: str, device: str | torch.device) -> torch.dtype:
-    """The dtype of activations for 'auto', 'fp32' or 'bf16': auto is bf16 where the hardware multiplies it faster."""
-    if precision == "auto":
-        device = torch.device(device)
-        if device.type == "cuda":
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() | torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if bf16 else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def _sha256(file: Path) -> str:

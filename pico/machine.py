@@ -1,0 +1,155 @@
+"""The machine under a training: device, processes, precision, memory, signals, trackers, batches made ahead."""
+
+import ctypes
+import importlib.util
+import netrc
+import os
+import queue
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pico.config import PicoError, TrainConfig
+
+
+def pick_dtype(precision: str, device: str | torch.device) -> torch.dtype:
+    """The dtype of activations for 'auto', 'fp32' or 'bf16': auto is bf16 where the hardware multiplies it faster."""
+    if precision == "auto":
+        device = torch.device(device)
+        if device.type == "cuda":
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() | torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if bf16 else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of that name, or the best there is. Raises PicoError for one that cannot be used here."""
+    if name is None:
+        best = torch.accelerator.current_accelerator(check_available=True)
+        return best if best is not None else torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise PicoError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
+
+
+def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unused_parameters: bool):
+    """Accelerate, set up for this run. Raises PicoError for a tracker or device that is not there."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    package = {"none": "torch", "wandb": "wandb", "tensorboard": "tensorboard"}[config.tracker]
+    if importlib.util.find_spec(package) is None:
+        extra = " --extra tensorboard" if package == "tensorboard" else ""
+        raise PicoError(f"--tracker {package} needs the package {package}: uv sync{extra}, or pip install {package}")
+    if config.tracker == "wandb" and not (os.environ.get("WANDB_API_KEY") or wandb_login()):
+        os.environ.setdefault("WANDB_MODE", "offline")
+    # Started by torchrun or `accelerate launch` without any GPU, Accelerate would make each process a run of its own.
+    several_on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run's device in this process
+    if device and device != "cpu":
+        pick_device(device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    try:
+        return Accelerator(
+            mixed_precision="no",
+            cpu=device == "cpu" or several_on_cpu,
+            gradient_accumulation_steps=config.grad_accumulation_steps,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(folder),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
+            ],
+        )
+    finally:
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+
+
+def wandb_login() -> bool:
+    """Whether ~/.netrc holds a wandb account."""
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed memory instead of handing it back: page faults of fresh memory cost more than a matmul."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018 - AttributeError on other C libraries
+    except (OSError, TypeError, AttributeError):
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 64 << 20)
+
+
+class Prefetch:
+    """Batches made by a thread, a few ahead: (tokens (B, T + N), raw bytes to predict, state_dict after the batch)."""
+
+    def __init__(self, batches, device: torch.device, depth: int = 4):
+        self.batches, self.device = batches, device
+        self.queue: queue.Queue = queue.Queue(depth)
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        while self.thread.is_alive():
+            with suppress(queue.Empty):
+                self.queue.get(timeout=0.05)
+        self.thread.join()
+
+    def _work(self) -> None:
+        try:
+            for tokens in self.batches:
+                tokens = torch.as_tensor(tokens)
+                targets = tokens[:, 1 : self.batches.context_len + 1]
+                count = int(((targets >= 0) & (targets < 256)).sum())
+                if self.device.type == "cuda":
+                    tokens = tokens.pin_memory()
+                self.queue.put((tokens, count, self.batches.state_dict()))
+                if self.stopping.is_set():
+                    return
+        except BaseException as error:
+            self.queue.put(error)
+
+    def __next__(self) -> tuple[Tensor, int, dict]:
+        item = self.queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+
+@contextmanager
+def catch_signals(counts: dict[int, int]):
+    """Counts SIGINT and SIGTERM instead of dying of them; a second Ctrl-C interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, _):
+        counts[number] += 1
+        if number == signal.SIGINT and counts[number] > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in counts}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""What a person sees while a model trains: one live line, samples with routed bytes marked, a table at the end.
+
+All of it goes to stderr. On a terminal the line is redrawn in place; elsewhere a plain line comes every few seconds.
+"""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from pico.report import routed_text, underscored
+
+PLAIN_SECONDS = 10.0  # between plain lines
+
+
+def duration(seconds: float) -> str:
+    """'7 s', '3:05' or '2:03:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+class Display:
+    """The talk of one training. `quiet` says nothing but warnings. Use as a context manager."""
+
+    def __init__(self, quiet: bool = False):
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self._due = 0.0
+        self._progress = None
+        if not quiet and self.console.is_terminal:
+            columns = BarColumn(bar_width=20), TextColumn("{task.fields[line]}")
+            self._progress = Progress(*columns, console=self.console, transient=True, refresh_per_second=5)
+            self._task = self._progress.add_task("", total=1.0, line="")
+
+    def __enter__(self):
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._progress:
+            self._progress.stop()
+
+    def say(self, message: str) -> None:
+        if not self.quiet:
+            self.console.print(message, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Shown even when quiet."""
+        self.console.print(message, style="yellow", markup=False, soft_wrap=True)
+
+    def step(self, line: dict, done: float, remaining: float | None) -> None:
+        """One optimizer step: its metrics, the fraction done, seconds remaining (None when unknown)."""
+        if self.quiet or (not self._progress and time.monotonic() < self._due):
+            return
+        text = (
+            f"step {line['step']}  loss {line['loss']:.3f}  bpb {line['train_bpb']:.3f}  {line['kB_per_s']:.1f} kB/s  "
+            f"routed {line['routed']:.1%}" + (f"  ETA {duration(remaining)}" if remaining is not None else "")
+        )
+        if self._progress:
+            self._progress.update(self._task, completed=done, line=text)
+        else:
+            self._due = time.monotonic() + PLAIN_SECONDS
+            self.say(text)
+
+    def sample(self, step: int, pieces: list[tuple[str, bool, float]]) -> None:
+        """Generated text, its routed characters underlined on a terminal and behind a _ elsewhere."""
+        self.say(f"sample at step {step}")
+        if not self.quiet:
+            terminal = self.console.is_terminal
+            pieces = [(text if text.isprintable() or text in "\n\t" else "\ufffd", *rest) for text, *rest in pieces]
+            self.console.print(routed_text(pieces) if terminal else Text(underscored(pieces)), soft_wrap=True)
+
+    def table(self, title: str, rows: dict[str, str]) -> None:
+        if self.quiet:
+            return
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows.items():
+            table.add_row(name, Text(value, overflow="fold"))
+        self.console.print(table)

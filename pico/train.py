@@ -1,0 +1,406 @@
+"""The training loop, on Accelerate: one CPU, one GPU, MPS, or many processes under `accelerate launch`.
+
+    python picolm.py train models/my-model my-run stories --max-minutes 3
+
+Precision is the model's own (fp32 weights, activations in Pico(dtype=...)), so Accelerate's autocast stays off. A run
+can be killed anywhere: model, optimizer, schedule, data position and random state are in every checkpoint, and on a
+CPU a resumed run repeats the uninterrupted one bit for bit.
+"""
+
+import errno
+import json
+import math
+import re
+import signal
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+
+from pico import checkpoint, runs
+from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
+from pico.data import Batches, open_data
+from pico.evaluate import score
+from pico.generate import generate
+from pico.machine import Prefetch, catch_signals, keep_memory, make_accelerator, pick_dtype
+from pico.model import Pico
+from pico.optimizers import build_optimizers, learning_rate
+from pico.progress import Display, duration
+from pico.report import marked, plot_losses, underscored
+from pico.state import rng_state, set_rng_state
+
+VALIDATION_BYTES = 100_000  # scored at each validation; `picolm.py eval` scores everything
+SAMPLE_BYTES = 256
+MOST_SKIPS = 10  # non-finite steps in a row that end a run
+LN2 = math.log(2)
+
+
+@dataclass
+class Summary:
+    """How a training ended. bpb and floor are bits per byte of the validation text (None where unknown)."""
+
+    steps: int
+    bpb: float | None
+    floor: float | None
+    seconds: float
+    bytes: int
+    folder: Path
+    stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): exit codes 0, 130, 143
+
+    @property
+    def exit_code(self) -> int:
+        return {"finished": 0, "interrupted": 130, "terminated": 143}[self.stopped]
+
+
+def train(
+    path: str | Path,
+    run: str,
+    data: DataConfig,
+    config: TrainConfig,
+    resume: bool = False,
+    base_weights: str | None = None,
+    router: str | None = None,
+    quiet: bool = False,
+    device: str | None = None,
+) -> Summary:
+    """Trains the model at `path` into path/run and returns how it went.
+
+    resume: continue the run's newest valid checkpoint; base_weights: start from those of another run (its folder, a
+    checkpoint's folder, or the name of a run of the same model); router: train with another one than model.json's.
+    Raises PicoError for whatever the user can mend: an existing run, other data than the run's, out of memory, ...
+    """
+    model_config = checkpoint.read_config(path)
+    if router:
+        model_config = ModelConfig.build(**{**model_config.model_dump(), "router": router})
+    accelerator = make_accelerator(config, Path(path) / run, device, model_config.router == "none")
+    if accelerator.device.type == "cpu":
+        keep_memory()
+    with ExitStack() as stack:
+        display = stack.enter_context(Display(quiet or not accelerator.is_main_process))
+        stack.enter_context(explained(config))
+        training = Training(path, run, model_config, data, config, accelerator, display)
+        training.on_main(lambda: training.claim(resume, stack))
+        training.start(resume, base_weights, router)
+        return training.run()
+
+
+class Training:
+    """One run in progress, made by `train`."""
+
+    def __init__(self, path, run: str, model_config, data, config: TrainConfig, accelerator, display):
+        self.path, self.run_name, self.folder, self.display = path, run, Path(path) / run, display
+        self.model_config, self.data, self.config, self.accelerator = model_config, data, config, accelerator
+        self.documents, self.validation = open_data(data, config.seed)
+        self.step = self.bytes = self.skips = 0
+        self.seconds = self.rate = 0.0
+        self.best: dict | None = None
+        self.bpb: float | None = None  # of the newest validation
+        self.saved = -1  # step of the newest checkpoint
+        self.signals = {signal.SIGINT: 0, signal.SIGTERM: 0}  # received by this process
+        self.stopped: str | None = None  # agreed by all processes
+        part = self.validation if len(self.validation) else self.documents
+        self.floor = part.floor_bits / part.bytes if part.floor_bits is not None else None
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    def claim(self, resume: bool, stack: ExitStack) -> None:
+        """Locks the run folder; raises PicoError if the run should exist and does not, or the other way round."""
+        if resume:
+            checkpoint.run_folder(self.path, self.run_name)
+        stack.enter_context(checkpoint.lock(self.folder))
+        if not resume:
+            runs.check_new(self.folder)
+
+    def start(self, resume: bool, base_weights: str | None, router: str | None) -> None:
+        """Builds model, optimizers and batches, fresh or from a checkpoint, and writes train.json."""
+        accelerator, config, world = self.accelerator, self.config, self.accelerator.num_processes
+        if config.batch_size % world:
+            raise PicoError(f"batch_size {config.batch_size} does not divide over {world} processes: use a multiple")
+        source = None
+        if resume:
+            settings = self.model_config, self.data, config, self.documents.fingerprint, router
+            found = self.on_main(lambda: runs.check_resume(self.path, self.folder, *settings))
+            source, self.model_config, skipped = found
+            for problem in skipped:
+                self.display.warn(f"skipped checkpoint {problem}")
+            where = f"at step {int(source.name)}" if source else "from the beginning: it has no checkpoint yet"
+            self.display.say(f"resuming {self.folder} {where}")
+
+        set_seed(config.seed)
+        dtype = pick_dtype(config.precision, accelerator.device)
+        self.model = Pico(self.model_config, config.attention_backend, dtype)
+        if source:
+            checkpoint.load_weights(self.model, source)
+        elif base_weights:
+            checkpoint.load_weights(self.model, runs.find_base(self.path, base_weights))
+        self.model.to(accelerator.device).train()
+        compiled = torch.compile(self.model) if config.compile else self.model
+        self.forward, *self.optimizers = accelerator.prepare(compiled, *build_optimizers(self.model, config))
+        rank, heads = accelerator.process_index, self.model_config.next_tokens
+        self.batches = Batches(
+            self.documents, config.context_len, heads, config.batch_size, config.seed, rank=rank, world=world
+        )
+        if source:
+            self.restore(source)
+        self.position = self.batches.state_dict()
+        self.total_steps = self.step_limit()
+        self.on_main(self.write_record)
+        if config.tracker != "none":
+            settings = {**config.model_dump(), **self.data.model_dump(), **self.model_config.model_dump()}
+            settings = {key: value for key, value in settings.items() if value is not None}
+            options = {"wandb": {"name": self.run_name, "dir": str(self.folder)}}
+            accelerator.init_trackers(config.tracker_project_name, settings, options)
+
+    def write_record(self) -> None:
+        """train.json, and metrics.jsonl cut back to the step we start from."""
+        more = {
+            "fingerprint": self.documents.fingerprint,
+            "processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+        }
+        runs.truncate_metrics(self.folder, self.step)
+        record = runs.record(self.model_config, self.data, self.config, **more)
+        checkpoint.write_json(self.folder / "train.json", record)
+
+    def restore(self, source: Path) -> None:
+        """Everything but the weights, from a checkpoint."""
+        optimizer_states, state = checkpoint.load_training(source)
+        for optimizer, optimizer_state in zip(self.optimizers, optimizer_states, strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        self.step = self.saved = state["step"]
+        self.seconds, self.bytes = state["seconds"], state["bytes"]
+        self.best, self.bpb = state["best"], state["validation_bpb"]
+        self.batches.load_state_dict(state["data"])
+        if self.accelerator.process_index < len(state["rng"]):
+            set_rng_state(state["rng"][self.accelerator.process_index])
+
+    def step_limit(self) -> int | None:
+        """Optimizer steps of the whole run, None if only the clock (or the end of a stream) limits it."""
+        config, limits = self.config, []
+        epochs = config.epochs or (None if config.max_steps or config.max_minutes else 1)
+        if config.max_steps:
+            limits.append(config.max_steps)
+        if epochs and self.batches.chunks_per_epoch:
+            chunks = epochs * self.batches.chunks_per_epoch
+            limits.append(max(1, math.ceil(chunks / (config.batch_size * config.grad_accumulation_steps))))
+        return min(limits, default=None)
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Summary:
+        """Trains until a limit or a signal, saves, and sums up."""
+        config, main = self.config, self.accelerator.is_main_process
+        self.started = time.monotonic() - self.seconds
+        with ExitStack() as stack:
+            stack.enter_context(catch_signals(self.signals))
+            prefetch = stack.enter_context(Prefetch(self.batches, self.accelerator.device))
+            metrics = stack.enter_context(open(self.folder / "metrics.jsonl", "a")) if main else None
+            while self.progress() < 1 and not self.stopped:
+                line = self.optimizer_step(prefetch)
+                if line is None:
+                    continue
+                last = self.progress() >= 1
+                if last or self.step % config.validation_interval == 0:
+                    line |= self.validate()
+                if last or self.step % config.sample_interval == 0:
+                    self.on_main(self.sample)
+                if metrics:
+                    metrics.write(json.dumps(line) + "\n")
+                    metrics.flush()
+                self.accelerator.log(line, step=self.step)
+                new_best = self.best is not None and self.best["step"] == self.step
+                if last or new_best or self.step % config.checkpoint_interval == 0:
+                    self.save()
+                self.display.step(line, self.progress(), self.remaining())
+            if self.saved != self.step:
+                self.save()
+        return self.finish()
+
+    def optimizer_step(self, prefetch) -> dict | None:
+        """One optimizer step over grad_accumulation_steps batches. Its metrics, or None if it was not finite."""
+        config, accelerator, began = self.config, self.accelerator, time.monotonic()
+        length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
+        rate = learning_rate(config, self.step, self.progress())
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        for _ in range(config.grad_accumulation_steps):
+            tokens, count, self.position = next(prefetch)
+            text += count
+            tokens = tokens.to(accelerator.device, non_blocking=True)  # (B, T + N)
+            with accelerator.accumulate(self.forward):
+                out = self.forward(tokens[:, :length].clamp(min=0), targets=tokens[:, 1:])
+                accelerator.backward((1 - share) * out.loss + share * out.router_loss)
+            nats = out.head_nll[0] * (tokens[:, 1 : length + 1] >= 0).sum()
+            sums = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, nats
+            totals = totals + torch.stack([x.detach().float() for x in sums])
+        norm = accelerator.clip_grad_norm_(self.forward.parameters(), config.gradient_clip)
+        # All that the host must know, in one transfer a step. It waits for the backward pass just before the optimizer
+        # is queued, so a GPU idles for a moment only, and a gradient that is not finite never reaches the weights.
+        clock = time.monotonic() - self.started
+        mine = totals.new_tensor([text, *self.signals.values(), clock if accelerator.is_main_process else 0.0])
+        numbers = torch.cat([totals, norm.float()[None], mine])
+        if accelerator.num_processes > 1:
+            numbers = accelerator.reduce(numbers)
+            clock = float(numbers[-1])
+        *means, nats, norm, text, interrupted, terminated, _ = numbers.tolist()
+        parts = accelerator.num_processes * config.grad_accumulation_steps
+        loss, router_loss, routed, skipped = (mean / parts for mean in means)
+        self.seconds = clock
+        self.stopped = "interrupted" if interrupted else "terminated" if terminated else None
+        finite = math.isfinite(nats + loss + router_loss + norm)
+        if finite:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.update_router()
+            self.step, self.bytes, self.skips = self.step + 1, self.bytes + int(text), 0
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        if not finite:
+            self.skip(loss, norm)
+            return None
+        elapsed = time.monotonic() - began
+        self.rate = 0.9 * self.rate + 0.1 * text / elapsed if self.rate else text / elapsed
+        return {
+            "step": self.step,
+            "loss": loss,
+            "train_bpb": nats / LN2 / max(text, 1),  # by the training-time routing; validation_bpb is causal
+            "router_loss": router_loss,
+            "routed": routed,
+            "skipped": skipped,
+            "learning_rate": rate,
+            "grad_norm": norm / accelerator.num_processes,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "kB_per_s": round(self.rate / 1000, 2),
+        }
+
+    def skip(self, loss: float, norm: float) -> None:
+        """A step that was not finite: say so, and stop after ten in a row."""
+        self.model.router.seen.zero_()  # what it saw is not finite either
+        self.skips += 1
+        self.display.warn(f"step {self.step + 1} skipped: loss {loss}, gradient norm {norm} ({self.skips} in a row)")
+        if self.skips == MOST_SKIPS:
+            raise PicoError(
+                f"{MOST_SKIPS} steps in a row had a loss or gradient that is not finite; {self.last_good()}: "
+                f"--resume from there with a --learning-rate below {self.config.learning_rate}"
+            )
+
+    def progress(self) -> float:
+        """Fraction of the run that is done, by steps or by the clock, whichever is further; 0 if nothing limits it."""
+        limit = self.config.max_minutes
+        by_clock = self.seconds / (60 * limit) if limit else 0.0
+        return min(1.0, max(by_clock, self.step / self.total_steps if self.total_steps else 0.0))
+
+    def remaining(self) -> float | None:
+        """Seconds to go, if the rest is as fast as the run so far."""
+        done = self.progress()
+        return self.seconds * (1 / done - 1) if done else None
+
+    # --- now and then --------------------------------------------------------------------------------------------
+
+    def validate(self) -> dict:
+        """Causal bits per byte of the first VALIDATION_BYTES of the validation text; remembers the best."""
+        if not len(self.validation):
+            return {}
+
+        def bits_per_byte() -> float:
+            texts = (self.validation[i] for i in range(len(self.validation)))
+            return score(self.model, texts, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+
+        self.bpb = self.on_main(bits_per_byte)
+        if math.isfinite(self.bpb) and (self.best is None or self.bpb < self.best["bits_per_byte"]):
+            self.best = {"step": self.step, "bits_per_byte": self.bpb}
+        floor = f", the floor is {self.floor:.4f}" if self.floor is not None else ""
+        self.display.say(f"step {self.step}: validation {self.bpb:.4f} bits per byte{floor}")
+        return {"validation_bpb": self.bpb}
+
+    def sample(self) -> None:
+        """One text, shown and added to samples.txt with a _ before what was routed."""
+        pieces = list(marked(generate(self.model, max_bytes=SAMPLE_BYTES, seed=self.step)))
+        self.display.sample(self.step, pieces)
+        with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
+            file.write(f"step {self.step}\n{underscored(pieces)}\n\n")
+
+    def save(self) -> None:
+        """A checkpoint of this step, then removal of those no longer kept."""
+        state = {
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "best": self.best,
+            "validation_bpb": self.bpb,
+            "data": self.position,
+            "rng": gather_object([rng_state()]),
+        }
+
+        def write() -> None:
+            optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+            checkpoint.save(self.folder, self.step, self.model, optimizers, state)
+            checkpoint.prune(self.folder, self.config.keep_last, self.best and self.best["step"])
+
+        self.on_main(write)
+        self.saved = self.step
+
+    def last_good(self) -> str:
+        folder, _ = checkpoint.newest(self.folder)
+        return f"the last good checkpoint is {folder}" if folder else "there is no checkpoint yet"
+
+    def finish(self) -> Summary:
+        """The plot, the table, the next command."""
+        stopped = self.stopped or "finished"
+        summary = Summary(self.step, self.bpb, self.floor, self.seconds, self.bytes, self.folder, stopped)
+        if self.accelerator.is_main_process and self.step:
+            plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
+        rows = {
+            "steps": f"{self.step:,}",
+            "text seen": f"{self.bytes / 1e6:,.2f} MB in {duration(self.seconds)}",
+            "validation": f"{self.bpb:.4f} bits per byte" if self.bpb is not None else "none",
+            "best": f"{self.best['bits_per_byte']:.4f} at step {self.best['step']}" if self.best else "none",
+            "entropy floor": f"{self.floor:.4f}" if self.floor is not None else "unknown",
+            "checkpoint": str(self.folder / f"{self.saved:08d}"),
+            "loss plot": str(self.folder / "loss.png"),
+        }
+        self.display.table(f"Training {stopped}", rows)
+        if stopped == "finished":
+            self.display.say(f'next: python picolm.py run {self.path} {self.run_name} --prompt "Once upon a time"')
+        else:
+            self.display.say("next: the same command with --resume")
+        self.accelerator.end_training()
+        return summary
+
+    def on_main(self, function):
+        """function() on the main process; its result, or its PicoError, on every process."""
+        outcome = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                outcome[0] = function()
+            except PicoError as error:
+                outcome[1] = str(error)
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise PicoError(outcome[1])
+        return outcome[0]
+
+
+# --- the parts of a run -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def explained(config: TrainConfig):
+    """Turns running out of memory or disk into a PicoError that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise PicoError(
+            f"out of memory: lower --batch-size {config.batch_size} (and raise --grad-accumulation-steps by as much), "
+            f"--context-len {config.context_len}, or take a smaller model"
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise PicoError("the disk is full: free space, then --resume") from None

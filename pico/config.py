@@ -143,7 +143,7 @@ class TrainConfig(Config):
     context_len: Count = Field(512, description="bytes in a chunk")
     batch_size: Count = Field(8, description="chunks in a batch, over all processes")
     grad_accumulation_steps: Count = Field(1, description="batches in an optimizer step")
-    optimizer: Literal["soap", "adamw", "muon"] = "soap"
+    optimizer: Literal["soap", "adamw", "muon"] = Field("soap", description="how gradients become steps")
     learning_rate: Positive = Field(3e-3, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
@@ -158,9 +158,11 @@ class TrainConfig(Config):
     checkpoint_interval: Count = Field(500, description="steps between checkpoints")
     sample_interval: Count = Field(500, description="steps between printed samples")
     keep_last: Count = Field(3, description="checkpoints kept, besides the best")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, data order, samples and held-out part")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
     compile: bool = Field(False, description="torch.compile the model")
-    tracker: Literal["none", "wandb", "tensorboard"] = "none"
-    tracker_project_name: str = "pico"
+    tracker: Literal["none", "wandb", "tensorboard"] = Field(
+        "none", description="where metrics go besides metrics.jsonl"
+    )
+    tracker_project_name: str = Field("pico", description="project of the tracker")

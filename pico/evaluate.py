@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pico.config import PicoError
+from pico import checkpoint
+from pico.config import DataConfig, PicoError, TrainConfig
+from pico.data import open_evaluation
 from pico.loss import head_targets
+from pico.machine import pick_device
 from pico.vocab import BOS, EOS
 
 LN2 = float(np.log(2))
@@ -26,6 +29,7 @@ class Trace:
     bits: np.ndarray  # (n + 1,) surprisal of each byte, and of EOS, under head 0
     weight: np.ndarray  # (n + 1,) router weight of BOS and each byte as it was read
     routed: np.ndarray  # (n + 1,) bool
+    correct: np.ndarray  # (n + 1,) bool, head 0's likeliest byte was each byte, and EOS
     head_bits: np.ndarray  # (N,) sum over targets that exist
     head_correct: np.ndarray  # (N,) targets that were the most likely byte
     head_count: np.ndarray  # (N,) targets
@@ -134,7 +138,7 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size) -> 
     for d, data in enumerate(documents):
         n = len(data) + 1
         per_head = np.zeros((3, heads))
-        out.append(Trace(data, np.zeros(n), np.zeros(n), np.zeros(n, bool), *per_head))
+        out.append(Trace(data, np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head))
         ids = np.concatenate([[BOS], np.frombuffer(data, np.uint8), [EOS]]).astype(np.int64)
         scored = 0  # targets scored so far; window [start, end) reads ids and predicts ids[start + 1 : end + 1]
         start = 0
@@ -164,8 +168,51 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size) -> 
             trace.bits[scored:end] = bits[row, new, 0]
             trace.weight[scored:end] = weight[row, new]
             trace.routed[scored:end] = routed[row, new]
+            trace.correct[scored:end] = correct[row, new, 0]
             seen = exists[row, new]
             trace.head_bits += (bits[row, new] * seen).sum(0)
             trace.head_correct += (correct[row, new] & seen).sum(0)
             trace.head_count += seen.sum(0)
     return out
+
+
+def evaluate_run(
+    path,
+    run: str,
+    data: DataConfig,
+    step="-1",
+    context_len: int | None = None,
+    max_bytes: int | None = None,
+    device=None,
+) -> dict:
+    """What `eval` reports of a run's checkpoint on a dataset's validation part, with the latent blocks on and off.
+
+    context_len: that of the training unless given; max_bytes: score only so many, from the start.
+    """
+    folder = checkpoint.run_folder(path, run)
+    if max_bytes is not None and max_bytes < 1:
+        raise PicoError(f"max-bytes = {max_bytes}: expected 1 or more")
+    training = checkpoint.read_record(folder).get("train", {})
+    if context_len is not None:
+        training = {**training, "context_len": context_len}
+    training = TrainConfig.build(**training)
+    context_len = training.context_len
+    model = checkpoint.load(path, folder.name, step, device=pick_device(device))
+    texts = open_evaluation(data, training.seed)
+    on, off = (
+        score(model, (texts[i] for i in range(len(texts))), context_len, max_bytes=max_bytes, disable_latent=off)
+        for off in (False, True)
+    )
+    whole = texts.floor_bits is not None and on.bytes == texts.bytes
+    return {
+        "bits_per_byte": on.bits_per_byte,
+        "bits_per_byte_disable_latent": off.bits_per_byte,
+        "entropy_floor": texts.floor_bits / texts.bytes if whole else None,
+        "routed_fraction": on.routed_fraction,
+        "bytes": on.bytes,
+        "documents": len(on.document_bytes),
+        "context_len": context_len,
+        "stride": on.stride,
+        "dataset": data.dataset,
+        "run": str(folder),
+    }

@@ -1,0 +1,310 @@
+"""Pico's command line: `python picolm.py --help`, and `--help` after each command.
+
+stdout is the product, stderr is talk. A command parses, calls pico and shows; torch is imported when one runs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from typer.exceptions import TyperException
+
+from pico.config import PRESETS, DataConfig, ModelConfig, PicoError, RouterName, TrainConfig, preset
+from pico.flags import flags, options
+
+app = typer.Typer(
+    name="picolm.py",
+    help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
+    epilog="Start with: python picolm.py demo",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+MODEL = options(
+    ModelConfig,
+    {
+        "Width": "dim mlp_ratio next_tokens att_q_heads att_kv_heads",
+        "Local blocks, on every byte": "fb_num_blocks fb_att_window_size",
+        "Latent blocks, on routed bytes": "latent_num_blocks latent_att_window_size latent_capacity_factor router",
+    },
+)
+DATA = options(
+    DataConfig,
+    {
+        "Data": "column_name format =document_separator train_file validation_file train_split validation_split "
+        "validation_size =streaming"
+    },
+    prefix="dataset_",
+)
+TRAINING = options(
+    TrainConfig,
+    {
+        "Length": "epochs max_steps max_minutes",
+        "Batch": "context_len batch_size grad_accumulation_steps seed",
+        "Optimizer": "optimizer learning_rate warmup_steps weight_decay gradient_clip router_loss_weight",
+        "Checkpoints and what is shown": "checkpoint_interval keep_last validation_interval sample_interval tracker "
+        "tracker_project_name",
+        "Machine": "precision attention_backend compile",
+    },
+)
+
+
+def argument(kind, help: str):
+    return Annotated[kind, typer.Argument(help=help)]
+
+
+def option(kind, help: str, panel: str | None = None, *names: str):
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel)]
+
+
+def switch(name: str, help: str, panel: str | None = None):
+    """Off unless given; there is no --no- form."""
+    return option(bool, help, panel, name)
+
+
+START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
+ROUTERS = ", ".join(get_args(RouterName))
+ModelPath = argument(Path, "folder of the model")
+RunName = argument(str, "name of the run")
+AnyRun = argument(str, "name of the run; may be left out where there is only one")
+Dataset = argument(str, DataConfig.model_fields["dataset"].description)
+Device = option(str | None, "cpu, cuda, mps ... (default: the best there is)")
+Checkpoint = option(str, "step number, 'best', or -1 for the newest")
+Json = switch("--json", "one JSON object on stdout")
+
+
+def say(text: str = "") -> None:
+    """Talk."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(renderable) -> None:
+    """Product, for people."""
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)
+
+
+@app.command(rich_help_panel=START)
+def demo(
+    path: argument(Path, "folder of the model; a new run is added to it") = Path("models/demo"),
+    minutes: option(float, "training time") = 3.0,
+):
+    """Make a tiny model, train it on built-in stories and read its text, all in a few minutes on a laptop."""
+    from pico.demo import run_demo
+
+    raise typer.Exit(run_demo(path, minutes))
+
+
+@app.command(rich_help_panel=WORK)
+@flags(model=MODEL)
+def init(
+    path: ModelPath,
+    model: dict,
+    preset_name: option(
+        str, f"shape to start from: {', '.join(PRESETS)}; the defaults shown are those of xs", None, "--preset"
+    ) = "xs",
+):
+    """Make a model: write its shape to PATH/model.json, and show its size and cost."""
+    config = preset(preset_name, **model)
+    from pico.checkpoint import create
+    from pico.report import model_facts, model_table
+
+    facts = model_facts(config)
+    create(path, config)
+    show(model_table(config, facts))
+    say(f"\nnext: python picolm.py train {path} my-run stories --max-minutes 3")
+
+
+@app.command(rich_help_panel=WORK)
+@flags(data=DATA, training=TRAINING)
+def train(
+    path: ModelPath,
+    run: RunName,
+    dataset: Dataset,
+    data: dict,
+    training: dict,
+    resume: switch("--resume", "continue the run's newest valid checkpoint") = False,
+    base_weights: option(
+        str | None, "start from the weights of another run: its name, its folder or a checkpoint's"
+    ) = None,
+    router: option(str | None, f"route this run's bytes another way: {ROUTERS}") = None,
+    device: Device = None,
+    quiet: switch("--quiet", "say nothing but warnings") = False,
+):
+    """Train the model at PATH on DATASET into PATH/RUN.
+
+    With --resume, settings that are not given are those of the run.
+    """
+    if resume:
+        from pico.checkpoint import read_record
+
+        before = read_record(path / run)
+        training, data = {**before.get("train", {}), **training}, {**before.get("data", {}), **data}
+    config = TrainConfig.build(**training)
+    source = DataConfig.build(**{**data, "dataset": dataset})
+    from pico.train import train as start
+
+    summary = start(path, run, source, config, resume, base_weights, router, quiet, device)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command(rich_help_panel=WORK)
+def run(
+    path: ModelPath,
+    run: AnyRun = "",
+    checkpoint: Checkpoint = "-1",
+    prompt: option(str | None, "text to continue; - reads stdin", "Prompt") = None,
+    prompt_file: option(Path | None, "file to continue, any bytes", "Prompt") = None,
+    temperature: option(float, "0 is greedy", "Sampling") = 0.8,
+    top_k: option(int, "only the k likeliest bytes; 0 is off", "Sampling") = 0,
+    top_p: option(float, "only the likeliest bytes that make up p; 1 is off", "Sampling") = 1.0,
+    min_p: option(float, "only bytes p times as likely as the likeliest; 0 is off", "Sampling") = 0.0,
+    max_bytes: option(int, "bytes to write at most", "Sampling") = 512,
+    num_samples: option(int, "texts, written as one batch", "Sampling") = 1,
+    seed: option(int, "same seed, same text", "Sampling") = 0,
+    speculative: option(
+        bool, "draft several bytes and check them at once; the text is as likely as without", "Model"
+    ) = True,
+    disable_latent: switch("--disable-latent", "skip the latent blocks", "Model") = False,
+    show_router_decisions: switch(
+        "--show-router-decisions", "put _ before what went through the latent blocks", "Output"
+    ) = False,
+    stats: switch("--stats", "speed and acceptance as a JSON object on stderr", "Output") = False,
+    device: Device = None,
+):
+    """Continue a prompt with the model of a run. stdout holds the prompt and the text, nothing else."""
+    start = read_prompt(prompt, prompt_file)
+    from pico import generate, load
+    from pico.machine import pick_device
+
+    model = load(path, run, checkpoint, device=pick_device(device))
+    generation = generate(
+        model,
+        start,
+        max_bytes=max_bytes,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        num_samples=num_samples,
+        speculative=speculative,
+        disable_latent=disable_latent,
+        echo=True,
+    )
+    write_samples(generation, num_samples, show_router_decisions)
+    if stats:
+        say(json.dumps(generation.stats))
+
+
+def read_prompt(text: str | None, file: Path | None) -> bytes:
+    """The prompt's bytes, wherever they come from."""
+    if text is not None and file is not None:
+        raise PicoError("--prompt and --prompt-file were both given: choose one")
+    if file is not None:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise PicoError(f"cannot read --prompt-file {file}: {error.strerror}") from None
+    if text == "-":
+        return sys.stdin.buffer.read()
+    return (text or "").encode("utf-8", "surrogateescape")
+
+
+def write_samples(generation, count: int, show_routed: bool) -> None:
+    """Writes the first text while it grows, then the others, an empty line between them."""
+    from pico.report import marked, underscored
+
+    later = [[] for _ in range(count)]
+
+    def first():
+        for step in generation:
+            if step.row == 0:
+                yield step
+            else:
+                later[step.row].append(step)
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
+    for row in range(count):
+        if row:
+            sys.stdout.write("\n\n")
+            sys.stdout.flush()
+            if sys.stderr.isatty():
+                say("─" * 40)
+        for piece in marked(later[row] if row else first()):
+            sys.stdout.write(underscored([piece]) if show_routed else piece[0])
+            sys.stdout.flush()
+    if sys.stdout.isatty():
+        sys.stdout.write("\n")
+
+
+@app.command(name="eval", rich_help_panel=LOOK)
+@flags(data=DATA)
+def evaluate(
+    path: ModelPath,
+    run: RunName,
+    dataset: Dataset,
+    data: dict,
+    checkpoint: Checkpoint = "-1",
+    context_len: option(int | None, "bytes the model may look back (default: as trained)") = None,
+    max_bytes: option(int | None, "score only the first so many bytes (default: all)") = None,
+    device: Device = None,
+    as_json: Json = False,
+):
+    """Causal bits per byte of a run's model on a dataset's validation part, or on all of it where it has none."""
+    source = DataConfig.build(**{**data, "dataset": dataset})
+    from rich.console import Console
+
+    from pico.evaluate import evaluate_run
+
+    with Console(stderr=True).status("scoring"):
+        result = evaluate_run(path, run, source, checkpoint, context_len, max_bytes, device)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from pico.report import metrics_table
+
+        show(metrics_table(result))
+
+
+@app.command(rich_help_panel=LOOK)
+def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
+    """Size and cost of a model, and its runs."""
+    from pico import checkpoint
+    from pico.report import model_facts, model_table, run_facts, runs_table
+
+    config = checkpoint.read_config(path)
+    names = [checkpoint.run_folder(path, run).name] if run else checkpoint.runs(path)
+    facts = {**model_facts(config), "config": config.model_dump(), "runs": [run_facts(path, name) for name in names]}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    show(model_table(config, facts))
+    if names:
+        show("")
+        show(runs_table(facts["runs"]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code. Whatever the user can mend is one line on stderr and code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return app(arguments or ["--help"], standalone_mode=False) or 0
+    except PicoError as error:
+        problem, code = str(error), 2
+    except TyperException as error:  # a wrong flag or value
+        problem, code = f"{error.format_message()} (see --help)", error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        problem, code = "interrupted", 130
+    say(f"error: {' '.join(problem.split())}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

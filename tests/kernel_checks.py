@@ -1,0 +1,265 @@
+"""What tests/test_kernels.py runs in a process of its own: the Triton kernels against dense formulas.
+
+TRITON_INTERPRET must be set before triton is first imported, and then holds for the whole process. By hand:
+
+    TRITON_INTERPRET=1 pytest tests/kernel_checks.py      (on a machine with a GPU also without the variable)
+"""
+
+import pytest
+import torch
+
+from pico.config import PicoError
+from pico.kernels import interpreted
+from pico.kernels.attention import tiles, window_attention
+from pico.kernels.decode import decode_attention
+from pico.kernels.gather import gated_scatter, latent_gather
+
+DEVICE = torch.device("cpu" if interpreted() else "cuda")
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of the largest value
+
+
+def slopes(heads):
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=DEVICE) / heads)
+
+
+def dense(q, k, v, q_positions, k_positions, window):
+    """The formula, in double precision, with rows (B, n) and (B, R) of positions, -1 where there is none."""
+    group = q.shape[2] // k.shape[2]
+    q, k, v = q.double(), k.double().repeat_interleave(group, 2), v.double().repeat_interleave(group, 2)
+    distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]  # (B, 1, n, R)
+    seen = (distance >= 0) & (distance <= window) & (k_positions >= 0)[:, None, None]
+    score = torch.einsum("bnhe,brhe->bhnr", q, k) * q.shape[-1] ** -0.5
+    score = (score - slopes(q.shape[2])[:, None, None] * distance).masked_fill(~seen, -torch.inf)
+    return torch.einsum("bhnr,brhe->bnhe", score.softmax(-1).masked_fill(~seen, 0.0), v)
+
+
+def dense_window(q, k, v, window, lengths=None):
+    position = torch.arange(q.shape[1], device=DEVICE).expand(q.shape[0], -1)
+    if lengths is not None:
+        position = position.masked_fill(position >= lengths[:, None], -1)
+    return dense(q, k, v, position, position, window)
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(shape, device=DEVICE, dtype=dtype)
+
+
+def close(fast, slow, dtype=torch.float32):
+    error, scale = (fast.double() - slow.double()).abs().max(), slow.abs().max().clamp(min=1)
+    assert error <= TOLERANCE[dtype] * scale, f"off by {error:.2e} at scale {scale:.2e}"
+
+
+def check_attention(batch, length, heads, kv_heads, width, window, dtype=torch.float32, lengths=None):
+    """Output and gradients, for queries, keys and values that are views of one fused tensor."""
+    torch.manual_seed(0)
+    sizes = [heads, kv_heads, kv_heads]
+    fused = random(batch, length, sum(sizes), width, dtype=dtype).requires_grad_()
+    exact = fused.detach().double().requires_grad_()
+    if lengths is not None:
+        lengths = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    out = window_attention(*fused.split(sizes, 2), window, slopes(heads), lengths)
+    wanted = dense_window(*exact.split(sizes, 2), window, lengths)
+    assert out.dtype == dtype and out.is_contiguous()
+    close(out, wanted, dtype)
+    upstream = random(*out.shape, dtype=dtype)
+    (grad,) = torch.autograd.grad(out, fused, upstream)
+    (wanted,) = torch.autograd.grad(wanted, exact, upstream.double())
+    for got, right in zip(grad.split(sizes, 2), wanted.split(sizes, 2)):
+        close(got, right, dtype)
+
+
+@pytest.mark.parametrize(
+    "batch,length,heads,kv_heads,width,window",
+    [
+        (1, 1, 1, 1, 16, 1),
+        (3, 1, 3, 1, 40, 8),
+        (2, 33, 2, 2, 16, 1),
+        (1, 71, 2, 2, 40, 16),
+        (2, 45, 4, 2, 64, 100),  # shorter than the window
+        (1, 50, 3, 1, 24, 13),
+        (2, 37, 6, 2, 40, 5),
+        (1, 40, 8, 1, 16, 50),
+        (1, 33, 4, 2, 8, 9),
+        (1, 49, 2, 1, 72, 30),
+        (1, 34, 1, 1, 128, 12),
+        (1, 35, 1, 1, 20, 7),  # no multiple of 8: strides in units of 1
+    ],
+)
+def test_attention_equals_dense(batch, length, heads, kv_heads, width, window):
+    check_attention(batch, length, heads, kv_heads, width, window)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width,window", [(40, 16), (64, 100), (72, 70)])
+def test_attention_in_half_precision_and_its_tiles(dtype, width, window):
+    """Longer than the largest tile, so that tiles have neighbours on both sides."""
+    check_attention(1, 145, 3, 1, width, window, dtype)
+
+
+@pytest.mark.parametrize("lengths", [(50, 1), (0, 33), (32, 17)])
+def test_attention_ignores_padding(lengths):
+    check_attention(2, 50, 2, 1, 16, 20, lengths=lengths)
+
+
+def test_padding_may_hold_anything():
+    """Not even NaN gets out of it, forward or backward."""
+    lengths = torch.tensor([9, 30], dtype=torch.int32, device=DEVICE)
+    padding = torch.arange(40, device=DEVICE)[None, :, None, None] >= lengths[:, None, None, None]
+    q, k, v = (random(2, 40, 2, 16).masked_fill(padding, torch.nan).requires_grad_() for _ in range(3))
+    out = window_attention(q, k, v, 12, slopes(2), lengths)
+    assert not out.masked_select(padding).any()
+    for grad in torch.autograd.grad(out, (q, k, v), random(*out.shape)):
+        assert not grad.isnan().any() and not grad.masked_select(padding).any()
+
+
+def test_every_position_sees_exactly_its_window():
+    """Gradients outside are zero, not small; across the 32 x 16 tiles' edges too."""
+    length, window = 70, 20
+    q, k, v = (random(1, length, 1, 16).requires_grad_() for _ in range(3))
+    out = window_attention(q, k, v, window, slopes(1))
+    for i in (0, 16, 31, 52, 69):
+        for grad in torch.autograd.grad(out[0, i].sum(), (k, v), retain_graph=True):
+            assert not grad[0, : max(0, i - window)].any() and not grad[0, i + 1 :].any()
+        assert grad[0, max(0, i - window) : i + 1].abs().sum(-1).all()  # v's
+
+
+def test_bias_stays_exact_far_from_the_start():
+    """q = k = 0 and v = position: a wide window at large positions, where low precision would lose distances."""
+    length, window = 290, 200
+    zero, position = torch.zeros(1, length, 1, 16, device=DEVICE), torch.arange(length, device=DEVICE)
+    v = position.float()[None, :, None, None].expand(1, length, 1, 16)
+    out = window_attention(zero, zero, v, window, torch.tensor([2.0**-9], device=DEVICE))
+    distance = position[:, None] - position
+    seen = (distance >= 0) & (distance <= window)
+    weights = (-(2.0**-9) * distance.double()).masked_fill(~seen, -torch.inf).softmax(-1)
+    close(out[0, :, 0, 0], weights @ position.double())
+
+
+def test_attention_refuses_heads_that_no_tile_holds():
+    with pytest.raises(PicoError, match="heads 136 wide: the triton backend takes up to 128"):
+        window_attention(*random(3, 1, 4, 1, 136), 2, slopes(1))
+    with pytest.raises(PicoError, match="heads 136 wide"):
+        decode_attention(*random(3, 1, 4, 1, 136), *torch.zeros(2, 1, 4, dtype=torch.int32), 2, slopes(1))
+
+
+def test_upstream_gradient_of_any_strides():
+    q, k, v = (random(1, 20, 2, 16).requires_grad_() for _ in range(3))
+    out = window_attention(q, k, v, 6, slopes(2))
+    for upstream in (torch.ones((), device=DEVICE).expand_as(out), random(16, 2, 20, 1).permute(3, 2, 1, 0)):
+        strided = torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True)
+        plain = torch.autograd.grad(out, (q, k, v), upstream.contiguous(), retain_graph=True)
+        for a, b in zip(strided, plain):
+            assert torch.equal(a, b)
+
+
+def test_tiles_are_powers_of_two_for_every_width():
+    for dtype in TOLERANCE:
+        for width in (16, 32, 64, 128):
+            for window in (1, 64, 65, 4096):
+                for backward in (False, True):
+                    rows, columns, warps, _ = tiles(width, window, dtype, backward)
+                    assert all(n >= 16 and n & (n - 1) == 0 for n in (rows, columns)) and warps in (4, 8)
+
+
+@pytest.mark.parametrize(
+    "batch,n,heads,kv_heads,width,ring,window",
+    [
+        (1, 1, 1, 1, 16, 5, 100),
+        (2, 3, 9, 3, 40, 37, 20),
+        (3, 7, 8, 1, 24, 90, 64),
+        (2, 9, 16, 1, 64, 33, 24),  # more than one tile of queries
+        (2, 4, 6, 6, 40, 70, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_decode_equals_dense(batch, n, heads, kv_heads, width, ring, window, dtype):
+    """Rings of keys and values side by side, in any order of slots, with empty ones and with padding queries."""
+    torch.manual_seed(0)
+    q = random(batch, n, heads, width, dtype=dtype)
+    k, v = random(batch, ring, 2, kv_heads, width, dtype=dtype).unbind(2)
+    end = torch.arange(batch, device=DEVICE)[:, None] * 1000 + ring  # rows are at different places
+    order = torch.stack([torch.randperm(ring) for _ in range(batch)]).to(DEVICE)
+    k_positions = (end - 1 - order).masked_fill(torch.rand(batch, ring, device=DEVICE) < 0.2, -1).int()
+    q_positions = (end - n + torch.arange(n, device=DEVICE)).int()
+    q_positions[0, n // 2] = -1
+    if batch > 1:
+        k_positions[1] = -1  # an empty cache
+    out = decode_attention(q, k, v, k_positions, q_positions, window, slopes(heads))
+    close(out, dense(q, k, v, q_positions, k_positions, window), dtype)
+    assert not out[0, n // 2].any()
+
+
+def test_decode_equals_the_whole_sequence():
+    """A ring that wraps twice, fed a few at a time."""
+    length, window, slots = 40, 9, 14
+    q, k, v = random(2, length, 4, 16), random(2, length, 2, 16), random(2, length, 2, 16)
+    whole = window_attention(q, k, v, window, slopes(4))
+    ring_k, ring_v = random(2, 2, slots, 2, 16)
+    positions = torch.full((2, slots), -1, dtype=torch.int32, device=DEVICE)
+    for start in range(0, length, 5):
+        new = torch.arange(start, start + 5, device=DEVICE)
+        ring_k[:, new % slots], ring_v[:, new % slots] = k[:, new], v[:, new]
+        positions[:, new % slots] = new.int()
+        out = decode_attention(q[:, new], ring_k, ring_v, positions, new.int().expand(2, -1), window, slopes(4))
+        close(out, whole[:, new])
+
+
+INDEX = [[0, 3, 4, 10, -1], [2, 5, -1, -1, -1], [-1] * 5]
+
+
+def reference_gather(x, index):
+    rows = torch.arange(len(x), device=DEVICE)[:, None]
+    return x[rows, index.clamp(min=0)] * (index >= 0)[..., None]
+
+
+def reference_scatter(x, latent, index, weight):
+    rows = torch.arange(len(x), device=DEVICE)[:, None]
+    update = weight[..., None] * (latent - reference_gather(x, index)) * (index >= 0)[..., None]
+    return x.index_put((rows.expand_as(index), index.clamp(min=0)), update, accumulate=True)
+
+
+@pytest.mark.parametrize("width", [8, 20, 132])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
+def test_gather_and_scatter(width, dtype, index_dtype):
+    """Inputs that are views, fp32 gates for any dtype."""
+    torch.manual_seed(0)
+    index = torch.tensor(INDEX, device=DEVICE)
+    x = random(3, width, 11, dtype=dtype).mT.requires_grad_()
+    latent = random(3, 5, width, dtype=dtype).requires_grad_()
+    weight = torch.rand(5, 3, device=DEVICE).T.requires_grad_()
+    inputs = x, latent, weight
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+
+    chosen = latent_gather(x, index.to(index_dtype))
+    out = gated_scatter(x, latent, index.to(index_dtype), weight)
+    wanted_chosen = reference_gather(doubles[0], index)
+    wanted_out = reference_scatter(*doubles[:2], index, doubles[2])
+    assert chosen.dtype == out.dtype == dtype
+    assert torch.equal(chosen.double(), wanted_chosen)
+    close(out, wanted_out, dtype)
+    upstream = random(*chosen.shape, dtype=dtype), random(*out.shape, dtype=dtype)
+    grads = torch.autograd.grad((chosen, out), inputs, upstream)
+    wanted = torch.autograd.grad((wanted_chosen, wanted_out), doubles, [u.double() for u in upstream])
+    for got, right, tensor in zip(grads, wanted, inputs):
+        assert got.dtype == tensor.dtype
+        close(got, right, dtype)
+
+
+def test_kernels_inside_torch_compile():
+    """One graph, no break, same results: what --compile needs."""
+    index = torch.tensor(INDEX, device=DEVICE)
+    q, k, v = (random(3, 11, 1, 16).requires_grad_() for _ in range(3))
+    positions = torch.arange(11, dtype=torch.int32, device=DEVICE).expand(3, -1)
+
+    def layer(q, k, v):
+        x = window_attention(q, k, v, 4, slopes(1)).flatten(2)
+        x = gated_scatter(x, latent_gather(x, index).tanh(), index, torch.full((3, 5), 0.3, device=DEVICE))
+        return x + decode_attention(q, k, v, positions, positions, 3, slopes(1)).flatten(2)
+
+    results = []
+    for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        out = function(q, k, v)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for eager, compiled in zip(*results):
+        torch.testing.assert_close(eager, compiled)

@@ -1,0 +1,58 @@
+"""The Triton kernels, each kind of check in a process of its own: see kernel_checks.py and kernel_build.py.
+
+Whether Triton interprets or compiles is settled when it is first imported, so it cannot be settled here.
+"""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def python(*arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"} | variables
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_tests(file, **variables):
+    output = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(TESTS / file), **variables)
+    assert " passed" in output and "skipped" not in output, output
+
+
+@needs_triton
+def test_kernels_under_the_interpreter():
+    run_tests("kernel_checks.py", TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_kernels_on_the_gpu():
+    run_tests("kernel_checks.py")
+
+
+@needs_triton
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton's compiler for NVIDIA comes with its Linux wheel")
+def test_kernels_compile_without_a_gpu():
+    run_tests("kernel_build.py")
+
+
+def test_available_says_whether_the_kernels_can_run():
+    """Without triton nothing fails; with it, a GPU or the interpreter decides."""
+    ask = "import pico.kernels, sys; print(pico.kernels.available(), 'triton' in sys.modules)"
+    hidden = "import importlib.util as u; find = u.find_spec; "
+    hidden += "u.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest); "
+    assert python("-c", hidden + ask, TRITON_INTERPRET="1").split() == ["False", "False"]
+    if importlib.util.find_spec("triton"):
+        assert python("-c", ask, TRITON_INTERPRET="1").split() == ["True", "False"]
+        assert python("-c", ask).split()[0] == str(torch.cuda.is_available())

@@ -6,8 +6,10 @@ drawn from max(p - q, 0) is emitted instead. Heads 1.. at the last kept byte are
 both distributions are one-hot and the same lines are greedy decoding.
 """
 
+import sys
 import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -83,7 +85,7 @@ class Generation:
         decodes, accepted = 0, [0] * (self.model.config.next_tokens - 1) * options["speculative"]
         for forwards, (tokens, keep, routed, weight, prompt) in enumerate(self._cycles(), start=1):
             for row, kept in enumerate(keep):
-                if left[row] and kept > prompt[row]:
+                if left[row] and kept > prompt[row] and tokens[row][0] != EOS:
                     decodes += 1
                     accepted = [n + (kept > k) for k, n in enumerate(accepted, start=1)]
                 for i in range(kept):
@@ -210,3 +212,13 @@ def _check(num_samples, max_bytes, temperature, top_k, top_p, min_p, **_):
     ]
     if problems:
         raise PicoError("; ".join(problems))
+
+
+class _Module(ModuleType):
+    """Once this module is loaded `pico.generate` is the module, so `from pico import generate` must be callable too."""
+
+    def __call__(self, *args, **settings) -> Generation:
+        return generate(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -1,0 +1,146 @@
+"""What a user asks of `generate`: settings, prompts, seeds, where it stops. Laws 3 and 4 are in test_speculation.py."""
+
+import pytest
+import torch
+from helpers import filtered, random_tokens, texts, tiny, trained, use_tables
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pico.cache import MAX_FEED
+from pico.config import PicoError
+from pico.generate import generate
+from pico.vocab import BOS, EOS, VOCABULARY
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.3, 1.0, 1.7]),
+    st.sampled_from([0, 1, 2, 5, 40, 1000]),
+    st.sampled_from([1.0, 0.95, 0.5, 1e-6]),
+    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p):
+    logits = 3 * torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    p = generate(None, **options).distribution(logits)
+    for row in range(2):
+        wanted = torch.zeros(VOCABULARY)
+        for i, x in filtered(logits[row].double(), **options).items():
+            wanted[i] = x
+        torch.testing.assert_close(p[row], wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_temperature_divides_and_vanishes_into_greedy():
+    logits = torch.full((1, VOCABULARY), -1e9)
+    logits[0, 65], logits[0, 66] = 1.0, 0.0
+    for temperature in (0.5, 1.0, 3.0):
+        p = generate(None, temperature=temperature).distribution(logits)
+        assert (p[0, 65] / p[0, 66]).log().item() == pytest.approx(1 / temperature, rel=1e-4)
+    for temperature in (0, 1e-6, 1e-45):
+        assert generate(None, temperature=temperature).distribution(logits)[0, 65] == 1
+
+
+def test_control_symbols_are_never_emitted():
+    """Not even by a model that wants nothing else."""
+    model = tiny()
+    with torch.no_grad():
+        model.heads.weight.view(4, VOCABULARY, -1)[:, [BOS, *range(EOS + 1, VOCABULARY)]] *= 50
+    for temperature in (0, 1.0, 3.0):
+        steps = list(generate(model, [b"", b"x"], max_bytes=60, temperature=temperature))
+        assert len(steps) > 20 and all(0 <= step.byte < 256 for step in steps)
+
+
+def test_the_end_of_one_text_does_not_stop_the_others(monkeypatch):
+    """A text ends at EOS, drafted or not, and what follows it in the same forward is dropped."""
+    table = {i: {i + 1: 1} for i in range(65, 90)} | {70: {EOS: 1}, EOS: {200: 1}, 200: {200: 1}, BOS: {65: 1}}
+    drafts = {i: {i + 2: 1} for i in range(65, 90)} | {69: {EOS: 1}, 70: {200: 1}, EOS: {200: 1}, 200: {200: 1}}
+    drafts[BOS] = {66: 1}
+    for speculative in (True, False):
+        model, readers = use_tables(monkeypatch, table, drafts)
+        run = generate(model, [b"", b"G", b"F", b"E"], max_bytes=9, temperature=1.0, speculative=speculative)
+        assert texts(run) == [b"ABCDEF", b"HIJKLMNOP", b"", b"F"]
+        assert run.stats["bytes"] == 16
+        assert len(readers[0].reads) == 2 + (5 if speculative else 9)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2, 3, 4, 5, 17])
+def test_max_bytes_is_exact(max_bytes, monkeypatch):
+    model, _ = use_tables(monkeypatch, *[{i: {(i + k) % 256: 1} for i in [*range(256), BOS]} for k in range(1, 5)])
+    assert list(map(len, texts(generate(model, ["a", "bc"], max_bytes=max_bytes)))) == [max_bytes] * 2
+
+
+def test_seeds_reproduce_and_samples_differ():
+    model = tiny()
+    options = dict(max_bytes=30, temperature=1.0, num_samples=3)
+    first = generate(model, "a", seed=3, **options)
+    one = texts(first)
+    assert one == texts(generate(model, "a", seed=3, **options)) == texts(first)  # read again: generated again
+    assert len(set(one)) == 3
+    assert set(one).isdisjoint(texts(generate(model, "a", seed=4, **options)))
+    assert texts(generate(model, seed=None, **options)) != texts(generate(model, seed=None, **options))
+
+
+def test_generation_is_independent_of_the_global_random_state():
+    model = tiny()
+    torch.manual_seed(1)
+    state, one = torch.get_rng_state(), texts(generate(model, "a", max_bytes=20))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert one == texts(generate(model, "a", max_bytes=20))
+
+
+@pytest.mark.parametrize("prompt", [b"", b"\x00", bytes(range(256)), b"\xf0\x9f" * 200, b"q" * (MAX_FEED - 1)])
+def test_prompts_may_hold_any_bytes_at_any_length(prompt):
+    """Echoed unchanged, and routed and weighed as in one full forward; so is what follows."""
+    model = tiny("topk")
+    for batch in ([prompt], [prompt, b"other"]):
+        steps = [s for s in generate(model, batch, max_bytes=20, temperature=0, echo=True) if s.row == 0]
+        assert bytes(s.byte for s in steps if s.prompt) == prompt
+        assert [s.prompt for s in steps] == [True] * len(prompt) + [False] * (len(steps) - len(prompt))
+        assert len(prompt) + 2 <= len(steps) <= len(prompt) + 20
+        with torch.no_grad():
+            full = model(torch.tensor([[BOS, *(s.byte for s in steps)]]))
+        assert [s.routed for s in steps] == full.routed[0, 1:].tolist()
+        assert [s.weight for s in steps] == pytest.approx(full.router_weight[0, 1:].tolist(), abs=1e-4)
+
+
+def test_prompts_are_bytes_or_text_and_are_not_echoed_unless_asked():
+    model = tiny()
+    assert texts(generate(model, "é")) == texts(generate(model, "é".encode()))
+    assert not any(step.prompt for step in generate(model, "hello", max_bytes=3))
+    one = generate(model, [b"a", "b"], num_samples=2, max_bytes=5)
+    assert one.prompts == [b"a", b"a", b"b", b"b"] and len(texts(one)) == 4
+
+
+def test_a_model_in_training_generates_as_in_evaluation_and_goes_on_training():
+    """The routing of training must not leak into what is generated."""
+    model = tiny("topk")
+    expected = texts(generate(model, [b"", "a b", b"c" * 99], max_bytes=20, temperature=0))
+    model.train()
+    steps = generate(model, [b"", "a b", b"c" * 99], max_bytes=20, temperature=0)
+    assert texts(steps) == expected
+    assert model.training
+    next(iter(steps))  # abandoned half-way
+    assert model.training
+    model(random_tokens(2, 100)).logits.sum().backward()
+
+
+def test_stats_are_complete():
+    run = generate(trained("all"), ["a", "b"], max_bytes=25, temperature=0)
+    texts(run)
+    assert set(run.stats) == {
+        "bytes", "seconds", "bytes_per_second", "forwards", "bytes_per_forward", "acceptance", "routed_fraction",
+    }  # fmt: skip
+    assert run.stats["bytes"] == 50 and run.stats["routed_fraction"] == 1
+    assert len(run.stats["acceptance"]) == 3
+    assert run.stats["acceptance"] == sorted(run.stats["acceptance"], reverse=True)
+
+
+def test_impossible_settings_are_all_named():
+    with pytest.raises(PicoError) as error:
+        generate(None, max_bytes=0, temperature=-1, top_k=-1, top_p=0, min_p=2, num_samples=0)
+    for name in ("max-bytes = 0", "temperature = -1", "top-k = -1", "top-p = 0", "min-p = 2", "num-samples = 0"):
+        assert name in str(error.value)
+    for bad in (dict(temperature=float("nan")), dict(top_p=float("nan")), dict(top_p=1.5), dict(min_p=-0.1)):
+        with pytest.raises(PicoError, match="expected"):
+            generate(None, **bad)

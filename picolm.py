@@ -254,23 +254,31 @@ def evaluate(
     checkpoint: Checkpoint = "-1",
     context_len: option(int | None, "bytes the model may look back (default: as trained)") = None,
     max_bytes: option(int | None, "score only the first so many bytes (default: all)") = None,
+    full: switch("--full", "also: routed by other rules, and compressors on the same bytes") = False,
+    report: option(Path | None, "write a page with plots and every byte's routing; implies --full") = None,
     device: Device = None,
     as_json: Json = False,
 ):
     """Causal bits per byte of a run's model on a dataset's validation part, or on all of it where it has none."""
     source = DataConfig.build(**{**data, "dataset": dataset})
+    if report and not report.absolute().parent.is_dir():
+        raise PicoError(f"--report {report}: there is no folder {report.parent}; make it, or write elsewhere")
     from rich.console import Console
 
-    from pico.evaluate import evaluate_run
+    from pico.analysis import evaluate_run
+    from pico.analysis_report import report_table, write_page
 
-    with Console(stderr=True).status("scoring"):
-        result = evaluate_run(path, run, source, checkpoint, context_len, max_bytes, device)
+    with Console(stderr=True).status("scoring") as status:
+        result, examples = evaluate_run(
+            path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update
+        )
+    if report:
+        write_page(report, result, examples)
+        say(f"wrote {report}")
     if as_json:
         print(json.dumps(result))
     else:
-        from pico.report import metrics_table
-
-        show(metrics_table(result))
+        show(report_table(result))
 
 
 @app.command(rich_help_panel=LOOK)

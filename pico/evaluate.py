@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pico import checkpoint
-from pico.config import DataConfig, PicoError, TrainConfig
-from pico.data import open_evaluation
+from pico.config import PicoError
 from pico.loss import head_targets
-from pico.machine import pick_device
 from pico.vocab import BOS, EOS
 
 LN2 = float(np.log(2))
@@ -174,45 +171,3 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size) -> 
             trace.head_correct += (correct[row, new] & seen).sum(0)
             trace.head_count += seen.sum(0)
     return out
-
-
-def evaluate_run(
-    path,
-    run: str,
-    data: DataConfig,
-    step="-1",
-    context_len: int | None = None,
-    max_bytes: int | None = None,
-    device=None,
-) -> dict:
-    """What `eval` reports of a run's checkpoint on a dataset's validation part, with the latent blocks on and off.
-
-    context_len: that of the training unless given; max_bytes: score only so many, from the start.
-    """
-    folder = checkpoint.run_folder(path, run)
-    if max_bytes is not None and max_bytes < 1:
-        raise PicoError(f"max-bytes = {max_bytes}: expected 1 or more")
-    training = checkpoint.read_record(folder).get("train", {})
-    if context_len is not None:
-        training = {**training, "context_len": context_len}
-    training = TrainConfig.build(**training)
-    context_len = training.context_len
-    model = checkpoint.load(path, folder.name, step, device=pick_device(device))
-    texts = open_evaluation(data, training.seed)
-    on, off = (
-        score(model, (texts[i] for i in range(len(texts))), context_len, max_bytes=max_bytes, disable_latent=off)
-        for off in (False, True)
-    )
-    whole = texts.floor_bits is not None and on.bytes == texts.bytes
-    return {
-        "bits_per_byte": on.bits_per_byte,
-        "bits_per_byte_disable_latent": off.bits_per_byte,
-        "entropy_floor": texts.floor_bits / texts.bytes if whole else None,
-        "routed_fraction": on.routed_fraction,
-        "bytes": on.bytes,
-        "documents": len(on.document_bytes),
-        "context_len": context_len,
-        "stride": on.stride,
-        "dataset": data.dataset,
-        "run": str(folder),
-    }

@@ -235,16 +235,3 @@ def runs_table(runs: list[dict]) -> Table:
         read = count(run["bytes_seen"], "B") if run["bytes_seen"] is not None else "-"
         table.add_row(run["run"], steps, best, str(run["best_step"] if run["best_step"] is not None else "-"), read)
     return table
-
-
-def metrics_table(metrics: dict) -> Table:
-    """Names and values of an evaluation."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    for name, value in metrics.items():
-        if isinstance(value, float):
-            value = f"{value:.4f}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
-        table.add_row(name.replace("_", " "), "unknown" if value is None else value)
-    return table

@@ -1,0 +1,228 @@
+"""The report: every figure against the plain way to compute it, and chance levels against a real coin."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny
+
+from pico import PicoError, analysis, checkpoint
+from pico.analysis import Routed, Tally, analyse, bins, edges, evaluate_run, kinds, rerouted
+from pico.analysis_report import report_table, write_page
+from pico.config import DataConfig, TrainConfig
+from pico.data import story_documents
+from pico.documents import Documents
+from pico.evaluate import Trace, score, traces
+from pico.routing import Router
+from pico.vocab import BOS
+
+TEXT = b"The cat sat, quietly, on 2 mats. It didn't mind the na\xc3\xafve rain -- or the dog."
+
+
+def documents(*texts: bytes) -> Documents:
+    lengths = np.array([len(text) for text in texts])
+    return Documents(b"".join(texts), np.cumsum(lengths) - lengths, lengths)
+
+
+def trace(data: bytes, routed, bits=None) -> Trace:
+    n = len(data) + 1
+    bits = np.ones(n) if bits is None else np.array(bits, float)
+    flags = np.array(routed, bool)
+    return Trace(data, bits, np.zeros(n), flags, np.zeros(n, bool), *np.ones((3, 1)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(next_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return story_documents(0, 0, 3)
+
+
+def test_bins_double_and_edges_name_what_they_hold():
+    assert bins([0, 15, 16, 31, 32, 64, 1000], 16).tolist() == [0, 0, 1, 1, 2, 3, 6]
+    for value in range(500):
+        low, high = edges(bins(value, 16), 16)
+        assert low <= value < high
+
+
+def test_kinds_of_bytes():
+    start, end, space = kinds(TEXT)
+    marked = "".join(("^" if s else "") + chr(b) for s, b in zip(start, TEXT))
+    assert marked.startswith("^The ^cat ^sat, ^quietly, ^on ^2 ^mats. ^It ^didn'^t ^mind ^the ^na")
+    assert start.sum() == len(TEXT.replace(b"'", b" ").replace(b"--", b"").split())
+    assert [i for i in np.flatnonzero(space) if TEXT[i : i + 1].isalnum()] == []
+    rule = Router.wanted
+    tokens = torch.tensor([list(TEXT)])
+    previous = torch.cat([torch.tensor([[BOS]]), tokens[:, :-1]], 1)
+    router = type("Space", (), {"rule": "space"})()
+    assert rule(router, None, tokens, previous, None)[0].tolist() == end.tolist()
+
+
+def test_gaps_kinds_and_surprisal_of_a_trace_made_by_hand():
+    #        BOS  a  b  _  c  d
+    routed = [1, 0, 1, 1, 0, 1]
+    bits = [9, 1, 2, 4, 8, 100]  # of a b _ c d EOS
+    seen = Routed()
+    seen.add(trace(b"ab cd", routed, bits))
+    found = seen.report(0.5)
+    assert found["realised_fraction"] == 3 / 5
+    assert found["gaps"]["mean"] == 1.5 and found["gaps"]["histogram"][:2] == [0.5, 0.5]
+    assert found["gaps"]["cv"] == pytest.approx(0.5 / 1.5)
+    assert found["spacelike"]["precision"] == pytest.approx(1 / 3) and found["spacelike"]["recall"] == 1
+    assert found["spacelike"]["f1"] == pytest.approx(0.5)
+    assert found["word_start"]["recall"] == 0 and found["word_start"]["base_rate"] == pytest.approx(2 / 5)
+    mean = (9 + 1 + 2 + 4 + 8) / 5
+    assert found["surprisal_enrichment"]["own_byte"] == pytest.approx((1 + 2 + 8) / 3 / mean)
+    assert found["surprisal_enrichment"]["next_byte"] == pytest.approx((2 + 4) / 2 / mean)
+
+
+def test_a_coin_gets_what_chance_promises():
+    random, seen, rate = np.random.default_rng(0), Routed(), 0.3
+    for _ in range(40):
+        data = (TEXT * 20)[: random.integers(500, 1500)]
+        seen.add(trace(data, random.random(len(data) + 1) < rate, random.exponential(size=len(data) + 1)))
+    found = seen.report(rate)
+    for kind in Routed.KINDS:
+        for measure in ("precision", "recall", "f1"):
+            assert found[kind][measure] == pytest.approx(found[kind]["chance"][measure], abs=0.02)
+    assert found["gaps"]["cv"] == pytest.approx(found["gaps"]["chance_cv"], abs=0.02)
+    assert found["surprisal_enrichment"]["next_byte"] == pytest.approx(1, abs=0.03)
+    assert found["surprisal_enrichment"]["own_byte"] == pytest.approx(1, abs=0.03)
+
+
+def test_a_trace_without_routed_bytes_has_a_report():
+    seen = Routed()
+    seen.add(trace(b"abc", [0, 0, 0, 0]))
+    assert seen.report(None) == {"target_fraction": None, "realised_fraction": 0.0}
+
+
+def test_recalls_and_distances_are_sums_over_bytes(model, texts):
+    found = list(traces(model, texts, 64))
+    tally = Tally(64, 32)
+    for t, story in zip(found, texts.stories):
+        tally.add(t, story.recalls)
+    bits = sum(t.bits[:-1].sum() for t in found)
+    assert sum(x * n for _, _, x, n in tally.by_distance()) == pytest.approx(bits)
+    words = [(t, r) for t, story in zip(found, texts.stories) for r in story.recalls if 64 <= r.distance < 128]
+    (figures,) = [figures for low, high, figures in tally.by_recall() if (low, high) == (64, 128)]
+    assert figures["words"] == len(words) > 0
+    assert figures["bits"] == pytest.approx(
+        np.mean([t.bits[r.position : r.position + r.length].sum() for t, r in words])
+    )
+    assert figures["first_byte_accuracy"] == pytest.approx(np.mean([t.correct[r.position] for t, r in words]))
+    assert sum(tally.block_bits) == pytest.approx(sum(tally.score.document_bits))
+    assert sum(tally.block_bytes) == texts.bytes
+
+
+def test_correct_is_the_greedy_byte(model):
+    (found,) = traces(model, [TEXT], 128)
+    logits = model(torch.tensor([[BOS, *TEXT]])).logits[0, :, 0]
+    assert found.correct[:-1].tolist() == (logits.argmax(-1)[:-1] == torch.tensor(list(TEXT))).tolist()
+
+
+def test_rerouting_is_undone_even_after_an_error(model):
+    before = model.router.rule, model.router.capacity
+    plain = score(model, [TEXT], 32).bits_per_byte
+    for rule in ("random", "stride", "space", "topk"):
+        with pytest.raises(KeyError), rerouted(model, rule, 0.2):
+            assert score(model, [TEXT], 32).bits_per_byte != plain
+            raise KeyError
+        assert (model.router.rule, model.router.capacity) == before
+        assert score(model, [TEXT], 32).bits_per_byte == plain
+
+
+def test_each_replacement_routes_at_the_rate_it_states(model):
+    text = [TEXT * 30]
+    with rerouted(model, "stride", 0.24):
+        (found,) = traces(model, text, 4096, 4096)
+        assert np.flatnonzero(found.routed).tolist() == list(range(0, len(text[0]) + 1, 4))
+    with rerouted(model, "random", 0.3):
+        noise = np.random.default_rng(0).bytes(4000)
+        assert score(model, [noise], 64).routed_fraction == pytest.approx(0.3, abs=0.03)
+    with rerouted(model, "topk", 0.25):
+        (found,) = traces(model, [TEXT], 128, batch_size=1)
+    best = np.argsort(-found.weight)[: round(0.25 * len(found.weight))]
+    assert sorted(best) == np.flatnonzero(found.routed).tolist()
+
+
+def test_the_report_agrees_with_plain_scoring_and_is_json(model, texts):
+    report, examples = analyse(model, texts, 64, full=True)
+    on, off = score(model, texts, 64), score(model, texts, 64, disable_latent=True)
+    assert report["bits_per_byte"] == on.bits_per_byte
+    assert report["bits_per_byte_disable_latent"] == off.bits_per_byte
+    assert report["disable_latent"]["difference"] == pytest.approx(off.bits_per_byte - on.bits_per_byte)
+    assert report["bytes"] == texts.bytes and report["documents"] == 3
+    assert report["entropy_floor"] == pytest.approx(texts.floor_bits / texts.bytes)
+    low, high = report["bits_per_byte_interval"]
+    assert low < report["bits_per_byte"] < high
+    assert set(report["replaced_routing"]) == {"random", "stride", "space", "topk_sees_the_future"}
+    assert len(report["heads"]) == 3 and report["heads"][0]["targets"] == texts.bytes + 3
+    assert 0 <= report["routing"]["topk_agreement"]["fraction"] <= 1
+    assert [e.data for e in examples] == list(texts)
+    assert json.loads(json.dumps(report))["stride"] == 32
+
+
+def test_a_cut_text_takes_the_floor_of_its_whole_stories(model, texts):
+    report, _ = analyse(model, texts, 64, max_bytes=len(texts[0]) + 10)
+    first = texts.stories[0]
+    assert report["bytes"] == len(texts[0]) + 10 and report["documents"] == 2
+    assert report["entropy_floor"] == pytest.approx(first.bits / len(first.text))
+    assert analyse(model, texts, 64, max_bytes=10)[0]["entropy_floor"] is None
+
+
+@pytest.mark.parametrize("router", ["topk", "space", "all", "none"])
+def test_every_router_has_a_report(router):
+    report, examples = analyse(tiny(router), documents(TEXT, TEXT), 32, full=True)
+    others = set(report["replaced_routing"])
+    assert others == {
+        "topk": {"random", "stride", "space", "topk_sees_the_future"}, "space": {"random", "stride"},
+        "all": set(), "none": set(),
+    }[router]  # fmt: skip
+    assert report["entropy_floor"] is None and "recalls" not in report
+    assert len(examples) == 2
+    report_table(report | {"dataset": "here", "run": "m/r"})
+
+
+def test_one_long_document_is_resampled_by_blocks(model):
+    report, _ = analyse(model, documents(TEXT * 200), 64, max_bytes=9000)
+    assert report["interval"].endswith("3 blocks of 4096 bytes")
+    assert report["bits_per_byte_interval"][0] < report["bits_per_byte"]
+
+
+def test_a_run_is_evaluated_with_yardsticks_and_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "training_text", lambda record, seed: b"Once upon a time " * 20)
+    model = tiny()
+    path = checkpoint.create(tmp_path / "m", model.config)
+    checkpoint.save(path / "r", 3, model, [], {"seconds": 1.0})
+    checkpoint.write_json(path / "r" / "train.json", {"train": TrainConfig(context_len=48).model_dump()})
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"<b>{i} & {i * i}</b> cats"}) + "\n" for i in range(40)))
+    data = DataConfig(dataset=str(texts))
+    said = []
+    report, examples = evaluate_run(path, "r", data, device="cpu", full=True, say=said.append)
+    assert report["context_len"] == 48 and report["documents"] == 40
+    assert report["yardsticks"]["xz"]["after_training_text"] > 0 and report["yardstick_history_bytes"] == 340
+    assert len(said) >= 6
+    write_page(tmp_path / "page.html", report, examples)
+    page = (tmp_path / "page.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "") and "&lt;" in page and "<b>0 " not in page
+    plain, _ = evaluate_run(path, "r", data, context_len=16, max_bytes=100, device="cpu")
+    assert plain["context_len"] == 16 and plain["bytes"] == 100 and "yardsticks" not in plain
+    for wrong in ({"context_len": 0}, {"max_bytes": 0}):
+        with pytest.raises(PicoError, match="0: "):
+            evaluate_run(path, "r", data, device="cpu", **wrong)
+
+
+def test_training_text_is_the_end_of_what_the_run_read(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_bytes(TEXT * 100)
+    record = {"data": DataConfig(dataset=str(file)).model_dump()}
+    found = analysis.training_text(record, 0)
+    assert 0.98 < len(found) / (100 * len(TEXT)) < 1 and (found + TEXT * 2)[: len(TEXT) * 100] == TEXT * 100
+    file.unlink()
+    assert analysis.training_text(record, 0) is None
+    assert analysis.training_text({}, 0) is None

@@ -41,7 +41,7 @@ def load(config: DataConfig) -> dict:
     Raises PicoError if there is no such dataset, the Hub cannot be reached (and nothing was downloaded before), or
     the dataset cannot be read.
     """
-    name, subset = config.dataset, None
+    name, subset = str(Path(config.dataset).expanduser()), None
     if not Path(name).exists():
         name, _, subset = name.partition(":")
     local = Path(name).exists()
@@ -50,11 +50,9 @@ def load(config: DataConfig) -> dict:
     files = {split: file for split, file in files.items() if file}
     try:
         with _quiet(offline) as datasets:
+            source, cache = _stamped(Path(name), datasets.config.HF_DATASETS_CACHE) if local else (name, None)
             loaded = datasets.load_dataset(
-                str(Path(name).resolve()) if local else name,
-                subset,
-                data_files=files or None,
-                streaming=config.streaming,
+                source, subset, data_files=files or None, cache_dir=cache, streaming=config.streaming
             )
     except Exception as error:  # `datasets` raises errors of a dozen unrelated classes
         if offline:
@@ -62,9 +60,9 @@ def load(config: DataConfig) -> dict:
                 f"cannot reach the Hugging Face Hub for '{name}', and there is no file or folder of that name: "
                 "give a local file or folder, or 'stories', the built-in corpus"
             ) from None
-        reason = " ".join(str(error).split())[:300]
+        reason = _reason(error)
         hint = f": write {name}:CONFIG" if "onfig name is missing" in reason else ""
-        raise PicoError(f"cannot read dataset '{config.dataset}': {reason or type(error).__name__}{hint}") from None
+        raise PicoError(f"cannot read dataset '{config.dataset}': {reason}{hint}") from None
     return dict(loaded)
 
 
@@ -73,17 +71,27 @@ def download(config: DataConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = [file for file in (config.train_file, config.validation_file) if file]
-    offline = not _reachable(config.dataset)
+    name = config.dataset.partition(":")[0]
+    offline = not _reachable(name)
     try:
-        folder = snapshot_download(
-            config.dataset, repo_type="dataset", allow_patterns=patterns, local_files_only=offline
-        )
+        folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_files_only=offline)
     except Exception as error:
-        reason = "the Hugging Face Hub cannot be reached" if offline else " ".join(str(error).split())[:300]
+        reason = "the Hugging Face Hub cannot be reached" if offline else _reason(error)
         raise PicoError(
             f"cannot download from '{config.dataset}': {reason}; a local file or folder, or 'stories', needs no network"
         ) from None
     return Path(folder)
+
+
+def _stamped(folder: Path, cache: str | Path) -> tuple[str, str]:
+    """The folder, and a cache of its own for its present content: `datasets` does not notice when files change."""
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))]
+    stamp = hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()
+    return str(folder.resolve()), str(Path(cache) / f"{folder.resolve().name}-{stamp}")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _reachable(name: str) -> bool:
@@ -185,7 +193,10 @@ class Stream:
     def _selected(self, size, most, rows) -> Iterator[bytes]:
         count = total = 0
         while rows is None or self._next < rows:
-            number, row = next(self._rows, (None, None))
+            try:
+                number, row = next(self._rows, (None, None))
+            except Exception as error:  # as in `load`; mostly the network
+                raise PicoError(f"cannot read on in dataset '{self.config.dataset}': {_reason(error)}") from None
             if row is None:
                 return
             self._next = number + 1

@@ -1,0 +1,297 @@
+"""Datasets of the Hub, through a folder laid out like one of its repositories; and what one without network sees."""
+
+import json
+import socket
+
+import pytest
+from test_documents import write_parquet
+
+from pico import data, hub
+from pico.config import DataConfig, PicoError
+from pico.data import Batches, open_data, open_evaluation
+
+datasets = pytest.importorskip("datasets")
+
+CARD = """---
+license: cc0-1.0
+configs:
+- config_name: main
+  default: true
+  data_files:
+  - split: train
+    path: main/part-*
+  - split: validation
+    path: main/held.parquet
+- config_name: other
+  data_files:
+  - split: train
+    path: other/*.parquet
+---
+# A dataset
+"""
+STORIES = [f"story {i} " + "abc " * (i % 7) for i in range(120)]
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PICO_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    monkeypatch.setattr(hub, "BLOCK_DOCUMENTS", 16)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Two configs; the default has three shards of 40 rows for training and two rows for validation."""
+    root = tmp_path / "owner" / "tales"
+    (root / "main").mkdir(parents=True)
+    (root / "other").mkdir()
+    (root / "README.md").write_text(CARD)
+    for shard in range(3):
+        rows = STORIES[40 * shard : 40 * shard + 40]
+        write_parquet(root / "main" / f"part-{shard}.parquet", id=list(range(40)), story=rows)
+    write_parquet(root / "main" / "held.parquet", id=[1, 2], story=["held one", "held two"])
+    write_parquet(root / "other" / "a.parquet", a=STORIES, b=["no"] * len(STORIES))
+    return root
+
+
+def encoded(texts):
+    return [text.encode() for text in texts]
+
+
+def first_pass(stream):
+    """The documents of a stream's first pass."""
+    documents = []
+    while True:
+        block = stream.block(0)
+        if stream.place["pass"]:
+            return documents
+        documents += list(block)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_default_config_of_a_repository(repository, streaming):
+    config = DataConfig(dataset=str(repository), streaming=streaming)
+    train, validation = open_data(config, seed=0)
+    assert (first_pass(train) if streaming else list(train)) == encoded(STORIES)
+    assert list(validation) == list(open_evaluation(config)) == [b"held one", b"held two"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_other_config_column_and_held_out_rows(repository, streaming):
+    config = DataConfig(dataset=f"{repository}:other", column_name="a", streaming=streaming, validation_size=0.1)
+    train, validation = open_data(config, seed=0)
+    train = first_pass(train) if streaming else list(train)
+    assert sorted(train + list(validation)) == sorted(encoded(STORIES))
+    assert 5 <= len(validation) <= 20 and list(open_evaluation(config)) == list(validation)
+    everything = DataConfig(dataset=f"{repository}:other", column_name="a", streaming=streaming)
+    assert list(open_evaluation(everything)) == encoded(STORIES)
+
+
+def test_streamed_hold_out_of_a_number_of_rows(repository):
+    config = DataConfig(dataset=f"{repository}:other", column_name="a", streaming=True, validation_size=7)
+    train, validation = open_data(config, seed=0)
+    assert list(validation) == encoded(STORIES[:7]) and first_pass(train) == encoded(STORIES[7:])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_split_flags_and_separator(repository, streaming):
+    config = DataConfig(
+        dataset=str(repository),
+        train_split="validation",
+        validation_split="train",
+        document_separator=" ",
+        streaming=streaming,
+    )
+    train, validation = open_data(config, seed=0)
+    assert (first_pass(train) if streaming else list(train)) == [b"held", b"one", b"held", b"two"]
+    assert list(validation) == [word for text in encoded(STORIES) for word in text.split(b" ") if word]
+
+
+def test_file_flags_read_the_files_themselves(repository):
+    config = DataConfig(dataset=str(repository), train_file="main/part-[01].parquet", validation_file="other/a.parquet")
+    with pytest.raises(PicoError, match=r"several columns of .*a.parquet"):
+        open_data(config, seed=0)
+    config = config.model_copy(update={"validation_file": "main/part-2.parquet"})
+    train, validation = open_data(config, seed=0)
+    assert (list(train), list(validation)) == (encoded(STORIES[:80]), encoded(STORIES[80:]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 40])
+def test_stream_resumes_exactly_at_every_step(repository, batch_size):
+    def batches():
+        return Batches(open_data(DataConfig(dataset=str(repository), streaming=True), 0)[0], 32, 4, batch_size, seed=3)
+
+    whole, states, rows = batches(), [], []
+    while whole.epoch < 2:
+        states.append(json.dumps(whole.state_dict()))
+        rows.append(next(whole))
+    assert whole.chunks_per_epoch is None
+    for step in range(0, len(states) - 1, max(1, len(states) // 6)):
+        resumed = batches()
+        resumed.load_state_dict(json.loads(states[step]))
+        for row in rows[step : step + 3]:
+            assert next(resumed).equal(row)
+
+
+def test_stream_is_shared_by_processes(repository):
+    def batches(rank, world):
+        return Batches(open_data(DataConfig(dataset=str(repository), streaming=True), 0)[0], 32, 4, 6, 0, rank, world)
+
+    whole, shards = batches(0, 1), [batches(rank, 3) for rank in range(3)]
+    for _ in range(40):
+        expected = next(whole)
+        assert all(next(shard).equal(expected[2 * i : 2 * i + 2]) for i, shard in enumerate(shards))
+
+
+def test_fingerprints(repository):
+    def fingerprint(**flags):
+        return open_data(DataConfig(dataset=str(repository), **flags), 0)[0].fingerprint
+
+    prints = [
+        fingerprint(streaming=s, **f) for s in (False, True) for f in ({}, dict(train_file="main/part-0.parquet"))
+    ]
+    assert fingerprint(streaming=True) == fingerprint(streaming=True, column_name="story") == prints[2]
+    assert fingerprint() == prints[0] and len({*prints}) == 3  # named files are read, not streamed
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_errors_of_a_repository(repository, streaming):
+    for dataset, flags, message in [
+        (repository, dict(column_name="text"), r"no column 'text' in dataset .*, it has id \(int64\), story \(text\)"),
+        (repository, dict(column_name="id"), r"column 'id' of dataset .* holds int64, expected text or bytes"),
+        (f"{repository}:other", {}, r"several columns of dataset .*, it has a \(text\), b \(text\)"),
+        (f"{repository}:third", {}, "cannot read dataset .*third"),
+        (repository, dict(train_split="extra"), "no split 'extra' in"),
+        (repository, dict(validation_split="test"), "no split 'test' in .*, it has train, validation"),
+    ]:
+        with pytest.raises(PicoError, match=message) as error:
+            open_data(DataConfig(dataset=str(dataset), streaming=streaming, **flags), seed=0)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_changed_and_broken_files_of_a_repository(repository, streaming):
+    def read():
+        train, _ = open_data(DataConfig(dataset=str(repository), streaming=streaming), seed=0)
+        return first_pass(train) if streaming else list(train)
+
+    assert read() == encoded(STORIES)
+    write_parquet(repository / "main" / "part-1.parquet", id=[1], story=["changed"])
+    assert read() == encoded([*STORIES[:40], "changed", *STORIES[80:]])
+    (repository / "main" / "part-1.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(PicoError, match=r"cannot read (on in )?dataset .*tales'"):
+        read()
+
+
+def test_config_must_be_named_where_there_is_no_default(repository):
+    (repository / "README.md").write_text(CARD.replace("  default: true\n", ""))
+    with pytest.raises(PicoError, match=r"main.*other.*:CONFIG"):
+        open_data(DataConfig(dataset=str(repository)), seed=0)
+
+
+def test_repositories_are_told_from_plain_folders(repository, tmp_path):
+    assert hub.is_repository(repository) and not hub.is_repository(tmp_path)
+    (repository / "README.md").write_text("# No metadata\nconfigs: none\n")
+    assert not hub.is_repository(repository)
+    assert hub.is_name("owner/name-1.0") and hub.is_name("imdb") and hub.is_name("a/b:c")
+    assert not any(hub.is_name(name) for name in ("../a", "/a/b", "a/b/c", "./a", "~/a", "a b", ""))
+
+
+# --- the Hub itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unplugged(monkeypatch):
+    """No name resolves and nobody sleeps: retries would show as a failure."""
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def never(seconds):
+        raise AssertionError(f"waits {seconds} s for a network that is not there")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("time.sleep", never)
+
+
+@pytest.mark.parametrize("flags", [{}, dict(streaming=True), dict(train_file="a.txt", validation_file="b.txt")])
+def test_without_network(unplugged, tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    for name in "owner/name", "storeys":
+        with pytest.raises(PicoError, match=r"Hugging Face Hub.*local file or folder, or 'stories'") as error:
+            open_data(DataConfig(dataset=name, column_name="text", **flags), seed=0)
+        assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_without_network_what_was_downloaded_before_is_used(unplugged, monkeypatch):
+    def load_dataset(path, name, **flags):
+        from huggingface_hub import constants
+
+        assert constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE and path == "owner/name"
+        return datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["cached"] * 3}))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    train, validation = open_data(DataConfig(dataset="owner/name"), seed=0)
+    assert len(train) == 2 and len(validation) == 1
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def answer(monkeypatch, status, headers=()):
+    """The Hub's first answer to whatever is asked."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def dataset_info(self, name, **_):
+        if status == 200:
+            return None
+        raise errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+
+
+def test_name_that_the_hub_does_not_know(monkeypatch, tmp_path):
+    answer(monkeypatch, 404)
+    with pytest.raises(PicoError, match="no dataset 'owner/name' on the Hugging Face Hub, nor a file or folder"):
+        open_data(DataConfig(dataset="owner/name"), seed=0)
+
+
+def test_hub_name_with_network(repository, monkeypatch):
+    """What the Hub would send is the repository itself."""
+    answer(monkeypatch, 200)
+    real = datasets.load_dataset
+
+    def load_dataset(path, name, **flags):
+        assert path == "owner/tales"
+        return real(str(repository), name, **flags)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    train, validation = open_data(DataConfig(dataset="owner/tales"), seed=0)
+    assert (list(train), list(validation)) == (encoded(STORIES), [b"held one", b"held two"])
+    train, _ = open_data(DataConfig(dataset="owner/tales:other", column_name="b", streaming=True), seed=0)
+    assert first_pass(train)[:2] == [b"no", b"no"]
+    flags = dict(train_file="main/part-0.parquet", validation_file="main/held.parquet")
+    train, validation = open_data(DataConfig(dataset="owner/tales", streaming=True, **flags), seed=0)
+    assert (first_pass(train), len(validation)) == (encoded(STORIES[:40]), 2)
+
+
+def test_files_of_the_hub_are_downloaded_and_read_as_local_ones(repository, monkeypatch):
+    import huggingface_hub
+
+    answer(monkeypatch, 200)
+    asked = []
+
+    def snapshot_download(name, allow_patterns, **_):
+        asked.append((name, allow_patterns))
+        return str(repository)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    flags = dict(train_file="main/part-0.parquet", validation_file="main/held.parquet")
+    train, validation = open_data(DataConfig(dataset="owner/tales", **flags), seed=0)
+    assert (list(train), len(validation)) == (encoded(STORIES[:40]), 2)
+    assert asked == [("owner/tales", ["main/part-0.parquet", "main/held.parquet"])]
+
+
+def test_streaming_does_not_change_local_files(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    train, _ = open_data(DataConfig(dataset=str(tmp_path / "a.txt"), streaming=True), seed=0)
+    assert isinstance(train, data.Documents)

@@ -36,14 +36,17 @@ def characters(steps):
     """
     stream, held = Utf8Stream(), []
     for step in steps:
-        text = stream.push(bytes([step.byte]))
-        if len(text) == 2:  # this byte ended an invalid sequence and is a character of its own
-            yield text[0], held
-            text, held = text[1], []
         held.append(step)
-        if text:
+        if text := stream.push(bytes([step.byte])):
             done = len(held) - stream.pending
-            yield text, held[:done]
+            yield from _shared_out(text, held[:done])
             held = held[done:]
     if text := stream.flush():
-        yield text, held
+        yield from _shared_out(text, held)
+
+
+def _shared_out(text: str, steps: list):
+    """One character is made of all steps; more come of an invalid sequence, and then all but the first are one byte."""
+    first = len(steps) - len(text) + 1
+    yield text[0], steps[:first]
+    yield from zip(text[1:], ([step] for step in steps[first:]))

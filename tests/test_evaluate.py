@@ -1,0 +1,152 @@
+"""Law 6: bits per byte = all bits of head 0, EOS's included, over raw bytes; each byte once; and causally (law 1)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROUTERS, random_tokens, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pico.config import PicoError
+from pico.evaluate import score, traces
+from pico.vocab import BOS, EOS, VOCABULARY
+
+TEXTS = [b"The cat sat.", b"", b"A", bytes(range(0, 256, 5)), "Zoë sang, à voix basse".encode()]
+
+
+@torch.no_grad()
+def plain(model, data, context_len, stride, **options):
+    """Byte by byte: the surprisal of each, and of EOS, given what the first window that reaches it holds before it."""
+    ids, bits = [BOS, *data, EOS], []
+    for target in range(1, len(ids)):
+        start = 0
+        while target > start + context_len:
+            start += stride
+        logits = model(torch.tensor([ids[start:target]]), **options).logits[0, -1, 0].double()
+        bits.append((logits.logsumexp(0) - logits[ids[target]]).item() / math.log(2))
+    return bits
+
+
+@pytest.mark.parametrize("disable_latent", [False, True])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_bits_per_byte_by_hand(router, disable_latent):
+    """Each byte by a forward that has not seen it: routing that looked ahead would show."""
+    model = tiny(router)
+    by_hand = [plain(model, text, 10, 5, disable_latent=disable_latent) for text in TEXTS]
+    result = score(model, TEXTS, 10, disable_latent=disable_latent)
+    assert result.document_bits == pytest.approx([sum(bits) for bits in by_hand], rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(sum(map(sum, by_hand)) / sum(map(len, TEXTS)), rel=1e-4)
+    assert (result.context_len, result.stride) == (10, 5)
+
+
+@given(
+    st.lists(st.binary(max_size=40), min_size=1, max_size=4),
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.integers(1, 5),
+    st.integers(0, 99),
+)
+def test_every_byte_is_scored_once_for_any_window(documents, context_len, stride, batch_size, seed):
+    """The model sees each window as it would alone, and every surprisal lands at its byte."""
+    stride, model = min(stride, context_len), tiny("threshold", seed=seed)
+    for trace, data in zip(traces(model, documents, context_len, stride, batch_size=batch_size), documents):
+        assert trace.data == data
+        assert len(trace.bits) == len(trace.weight) == len(trace.routed) == len(data) + 1
+        np.testing.assert_allclose(trace.bits, plain(model, data, context_len, stride), rtol=1e-3, atol=1e-4)
+        assert trace.head_count.tolist() == [max(0, len(data) + 1 - k) for k in range(4)]
+
+
+def test_the_denominator_is_raw_bytes_and_eos_costs():
+    model = tiny()
+    result = score(model, TEXTS, 64)
+    assert result.bytes == sum(map(len, TEXTS)) and result.document_bytes == [len(t) for t in TEXTS]
+    assert result.read == sum(len(t) + 1 for t in TEXTS)  # BOS is read too
+    empty = score(model, [b""], 64).document_bits[0]  # nothing but EOS
+    logits = model(torch.tensor([[BOS]])).logits[0, 0, 0]
+    assert empty == pytest.approx(-logits.log_softmax(0)[EOS].item() / math.log(2), rel=1e-4)
+    with torch.no_grad():  # EOS made likely makes the same bytes cheaper
+        model.heads.weight[EOS] = 0
+        dear = score(model, [b"abc"], 64).document_bits[0]
+        model.heads.weight[EOS] = 10 * model.heads.weight[EOS + 1]
+    trace = next(traces(model, [b"abc"], 64))
+    assert trace.bits.sum() != pytest.approx(dear, rel=1e-3)
+
+
+def test_a_uniform_model_scores_the_size_of_the_vocabulary():
+    """log2 V for each of n bytes and EOS: (n + 1) / n log2 V bits per byte."""
+    model = tiny()
+    torch.nn.init.zeros_(model.heads.weight)
+    for n in (1, 100):
+        assert score(model, [b"x" * n], 32).bits_per_byte == pytest.approx((n + 1) / n * math.log2(VOCABULARY))
+
+
+def test_max_bytes_takes_the_first_bytes():
+    model = tiny()
+    whole = score(model, TEXTS, 16)
+    assert score(model, TEXTS, 16, max_bytes=10**9).document_bits == whole.document_bits
+    part = score(model, TEXTS, 16, max_bytes=20)
+    assert part.bytes == 20 and part.document_bytes == [12, 0, 1, 7]
+    assert part.document_bits[:3] == pytest.approx(whole.document_bits[:3], rel=1e-4)
+    assert part.document_bits[3] == pytest.approx(sum(plain(model, TEXTS[3][:7], 16, 8)), rel=1e-4)
+
+    def endless():
+        while True:
+            yield b"more"
+
+    assert score(model, endless(), 16, max_bytes=1001).bytes == 1001
+
+
+def test_training_mode_does_not_change_the_score():
+    """The original validated with the routing of training, which sees the future."""
+    for router in ("topk", "threshold"):
+        model = tiny(router)
+        wanted = score(model, TEXTS, 16)
+        model.train()
+        found = score(model, TEXTS, 16)
+        assert (found.document_bits, found.routed) == (wanted.document_bits, wanted.routed)
+        assert model.training and not model.router.seen.any()  # and the controller has not learnt from it
+        model(random_tokens(2, 200)).logits.sum().backward()
+
+
+@pytest.mark.parametrize("router", ["topk", "space", "stride", "all", "none"])
+def test_routing_is_reported_as_the_model_routes(router):
+    model, data = tiny(router), bytes(random_tokens(50).tolist())
+    trace = next(traces(model, [data], 100))
+    with torch.no_grad():
+        out = model(torch.tensor([[BOS, *data]]))
+    assert trace.routed.tolist() == out.routed[0].tolist()
+    np.testing.assert_allclose(trace.weight, out.router_weight[0], rtol=1e-4)
+    assert score(model, [data] * 3, 100).routed_fraction == pytest.approx(out.routed.float().mean().item())
+    assert score(model, [data], 100, disable_latent=True).routed_fraction == 0
+
+
+def test_every_head_is_scored_against_its_own_byte():
+    model, data = tiny("topk"), b"heads look further and further ahead"
+    trace = next(traces(model, [data], 100))
+    ids = torch.tensor([BOS, *data, EOS])
+    logits = model(ids[None, :-1]).logits[0]
+    for k in range(4):
+        targets = ids[1 + k :]
+        nats = torch.nn.functional.cross_entropy(logits[: len(targets), k], targets, reduction="sum").item()
+        assert trace.head_bits[k] == pytest.approx(nats / math.log(2), rel=1e-4)
+        assert trace.head_correct[k] == (logits[: len(targets), k].argmax(-1) == targets).sum().item()
+    total = score(model, [data, data], 100)
+    assert total.head_bits[2] == pytest.approx(2 * trace.head_bits[2], rel=1e-4)
+    assert total.document_bits[0] == pytest.approx(trace.head_bits[0], rel=1e-4)
+
+
+def test_many_documents_come_back_in_order():
+    model = tiny(fb_num_blocks=1, latent_num_blocks=0)
+    documents = [b"%d" % i * (1 + i % 7) for i in range(300)]  # several handfuls, batches of mixed lengths
+    found = list(traces(model, documents, 8, batch_size=4))
+    assert [t.data for t in found] == documents
+    for i in (0, 123, 299):
+        np.testing.assert_allclose(found[i].bits, plain(model, documents[i], 8, 4), rtol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [-1, 17])
+def test_a_stride_that_passes_bytes_over_is_refused(stride):
+    with pytest.raises(PicoError, match=f"stride = {stride}: expected 1 to context_len = 16"):
+        score(tiny(), [b"x" * 50], 16, stride)

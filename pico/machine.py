@@ -1,10 +1,12 @@
 """The machine under a training: device, processes, precision, memory, signals, trackers, batches made ahead."""
 
 import ctypes
+import errno
 import importlib.util
 import netrc
 import os
 import queue
+import re
 import signal
 import threading
 from contextlib import contextmanager, suppress
@@ -52,7 +54,7 @@ def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unus
     if config.tracker == "wandb" and not (os.environ.get("WANDB_API_KEY") or wandb_login()):
         os.environ.setdefault("WANDB_MODE", "offline")
     # Started by torchrun or `accelerate launch` without any GPU, Accelerate would make each process a run of its own.
-    several_on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    several_on_cpu = "LOCAL_RANK" in os.environ and not (torch.cuda.is_available() or torch.xpu.is_available())
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run's device in this process
     if device and device != "cpu":
@@ -153,3 +155,21 @@ def catch_signals(counts: dict[int, int]):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def explained(config: TrainConfig):
+    """Turns running out of memory or disk into a PicoError that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise PicoError(
+            f"out of memory: lower --batch-size {config.batch_size} (and raise --grad-accumulation-steps by as much), "
+            f"--context-len {config.context_len}, or take a smaller model"
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise PicoError("the disk is full: free space, then --resume") from None

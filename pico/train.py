@@ -7,13 +7,11 @@ can be killed anywhere: model, optimizer, schedule, data position and random sta
 CPU a resumed run repeats the uninterrupted one bit for bit.
 """
 
-import errno
 import json
 import math
-import re
 import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
 from pico.generate import generate
-from pico.machine import Prefetch, catch_signals, keep_memory, make_accelerator, pick_dtype
+from pico.machine import Prefetch, catch_signals, explained, keep_memory, make_accelerator, pick_dtype
 from pico.model import Pico
 from pico.optimizers import build_optimizers, learning_rate
 from pico.progress import Display, duration
@@ -383,24 +381,3 @@ class Training:
         if outcome[1] is not None:
             raise PicoError(outcome[1])
         return outcome[0]
-
-
-# --- the parts of a run -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def explained(config: TrainConfig):
-    """Turns running out of memory or disk into a PicoError that says what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
-            raise
-        raise PicoError(
-            f"out of memory: lower --batch-size {config.batch_size} (and raise --grad-accumulation-steps by as much), "
-            f"--context-len {config.context_len}, or take a smaller model"
-        ) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise PicoError("the disk is full: free space, then --resume") from None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -77,6 +78,9 @@ def assert_same_run(path, one, other):
     before, after = weights(path, one), weights(path, other)
     for name in before:
         assert torch.equal(before[name], after[name]), name
+    before, after = (checkpoint.read_state(checkpoint.newest(path / run)[0]) for run in (one, other))
+    for name in ("step", "bytes", "best", "validation_bpb", "data"):
+        assert before[name] == after[name], name
 
 
 # --- resume is exact (law 5) ------------------------------------------------------------------------------------------
@@ -145,6 +149,20 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
     assert load(path, "killed").config.router == router
 
 
+def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):
+    """Nothing in the model draws random numbers while training; this test does."""
+    original = Training.optimizer_step
+    monkeypatch.setattr(
+        Training, "optimizer_step", lambda *args: {**original(*args), "drawn": [torch.rand(()).item(), random.random()]}
+    )
+    go(path, "whole", data)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 6)
+        go(path, "killed", data)
+    go(path, "killed", data, resume=True)
+    assert_same_run(path, "whole", "killed")
+
+
 def test_resume_skips_a_damaged_checkpoint_and_names_it(path, data, capfd):
     go(path, "whole", data)
     go(path, "r", data, config(max_steps=8))
@@ -172,7 +190,7 @@ if kill:
             os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.save_file = save_file
 data = DataConfig(dataset=dataset, validation_size=0.1)
-summary = module.train(path, run, data, TrainConfig(**settings), quiet=True, device="cpu", **options)
+summary = module.train(path, run, data, TrainConfig(**settings), quiet=True, **options)
 sys.exit(summary.exit_code)
 """
 
@@ -182,9 +200,9 @@ def script(path, run, data, settings, launch=(), kill=None, **options):
     arguments = json.dumps([str(path), run, data.dataset, settings.model_dump(), options, kill])
     file = path / "train_script.py"
     file.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *launch, str(file), arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path, timeout=170)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path, timeout=400)
 
 
 def test_sigkill_while_saving_loses_nothing(path, data):
@@ -324,9 +342,13 @@ def test_the_run_folder(path, data, monkeypatch):
 
 
 def test_the_best_checkpoint_is_kept(path, data, monkeypatch):
-    values = iter([2.0, 1.0, 3.0, 4.0])
+    """Over a resume, too."""
+    values = iter([2.0, 1.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr(module, "score", lambda *_, **__: type("Score", (), {"bits_per_byte": next(values)}))
-    go(path, "r", data, config(validation_interval=3, checkpoint_interval=2, keep_last=1))
+    settings = dict(validation_interval=3, checkpoint_interval=2, keep_last=1)
+    go(path, "r", data, config(**settings, max_steps=8))
+    assert [p.name for p in checkpoint.checkpoints(path / "r")] == ["00000006", "00000008"]
+    go(path, "r", data, config(**settings), resume=True)
     assert [p.name for p in checkpoint.checkpoints(path / "r")] == ["00000006", "00000012"]
     assert torch.equal(weights(path, "r", "best")["heads.weight"], weights(path, "r", 6)["heads.weight"])
 
@@ -397,7 +419,10 @@ def broken_loss(monkeypatch, calls):
 
     def forward(self, *arguments, **options):
         out = original(self, *arguments, **options)
-        return out._replace(loss=out.loss * math.nan) if out.loss is not None and next(count) in calls else out
+        if out.loss is None or next(count) not in calls:
+            return out
+        self.router.seen += math.nan  # what a forward with such scores would have left
+        return out._replace(loss=out.loss * math.nan)
 
     monkeypatch.setattr(Pico, "forward", forward)
 

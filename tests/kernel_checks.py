@@ -89,9 +89,10 @@ def test_attention_equals_dense(batch, length, heads, kv_heads, width, window):
     check_attention(batch, length, heads, kv_heads, width, window)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("width,window", [(40, 16), (64, 100), (72, 70)])
-def test_attention_in_half_precision_and_its_tiles(dtype, width, window):
+@pytest.mark.parametrize(
+    "width,window,dtype", [(40, 16, torch.bfloat16), (64, 100, torch.float16), (72, 70, torch.bfloat16)]
+)
+def test_attention_in_half_precision_and_its_tiles(width, window, dtype):
     """Longer than the largest tile, so that tiles have neighbours on both sides."""
     check_attention(1, 145, 3, 1, width, window, dtype)
 
@@ -162,16 +163,16 @@ def test_tiles_are_powers_of_two_for_every_width():
 
 
 @pytest.mark.parametrize(
-    "batch,n,heads,kv_heads,width,ring,window",
+    "batch,n,heads,kv_heads,width,ring,window,dtype",
     [
-        (1, 1, 1, 1, 16, 5, 100),
-        (2, 3, 9, 3, 40, 37, 20),
-        (3, 7, 8, 1, 24, 90, 64),
-        (2, 9, 16, 1, 64, 33, 24),  # more than one tile of queries
-        (2, 4, 6, 6, 40, 70, 1),
+        (1, 1, 1, 1, 16, 5, 100, torch.float32),
+        (2, 3, 9, 3, 40, 37, 20, torch.float32),
+        (2, 3, 9, 3, 40, 150, 140, torch.bfloat16),
+        (3, 7, 8, 1, 24, 90, 64, torch.float32),
+        (2, 9, 16, 1, 64, 140, 100, torch.float16),  # more than one tile of queries, and of keys
+        (2, 4, 6, 6, 40, 70, 1, torch.float32),
     ],
 )
-@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_decode_equals_dense(batch, n, heads, kv_heads, width, ring, window, dtype):
     """Rings of keys and values side by side, in any order of slots, with empty ones and with padding queries."""
     torch.manual_seed(0)
@@ -218,9 +219,8 @@ def reference_scatter(x, latent, index, weight):
     return x.index_put((rows.expand_as(index), index.clamp(min=0)), update, accumulate=True)
 
 
-@pytest.mark.parametrize("width", [8, 20, 132])
+@pytest.mark.parametrize("width,index_dtype", [(8, torch.int64), (132, torch.int32)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
 def test_gather_and_scatter(width, dtype, index_dtype):
     """Inputs that are views, fp32 gates for any dtype."""
     torch.manual_seed(0)

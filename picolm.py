@@ -282,6 +282,33 @@ def evaluate(
 
 
 @app.command(rich_help_panel=LOOK)
+def compare(
+    experiment: argument(Path, "JSON file; there are examples in benchmarks/"),
+    out: option(Path | None, "folder of the runs and results (default: models/compare/NAME)") = None,
+    dataset: option(str | None, "train and score on this instead of the file's dataset") = None,
+    device: Device = None,
+    quiet: switch("--quiet", "say nothing of each training but warnings") = False,
+):
+    """Train several designs on one budget, several seeds each, and write one table and one plot.
+
+    Stopped at any time, the same command goes on where it was.
+    """
+    from pico.compare import compare as start
+    from pico.compare import read_experiment
+
+    plan = read_experiment(experiment, dataset)
+    name = experiment.stem + (f"-{Path(dataset).stem}" if dataset else "")
+    out = out or Path("models/compare") / name
+    results, stopped = start(plan, out, device, quiet, say)
+    if stopped != "finished":
+        say("stopped; the same command goes on from here")
+        raise typer.Exit({"interrupted": 130, "terminated": 143}[stopped])
+    print((out / "compare.md").read_text(encoding="utf-8"), end="")
+    say(f"wrote {out}/compare.md, compare.json and compare.png")
+    raise typer.Exit(1 if results["failed"] else 0)
+
+
+@app.command(rich_help_panel=LOOK)
 def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     """Size and cost of a model, and its runs."""
     from pico import checkpoint

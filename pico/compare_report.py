@@ -1,0 +1,122 @@
+"""What a comparison leaves behind: compare.json, compare.md (the table), compare.png (bits per byte against cost)."""
+
+from pathlib import Path
+
+from pico import checkpoint
+from pico.report import GRID, INK, SOFT, count, spread
+
+COLOURS = ["#d9670a", "#2f6fd0", "#1a8f6a", "#9a4fc4", "#8a7a1f", "#c2385a", "#3aa6b9", "#6b6b6b", "#7fae2e"]
+COSTS = {"flops": "training FLOPs", "seconds": "seconds of training", "bytes": "bytes of text read"}
+UNITS = {"flops": "FLOP", "minutes": "minutes", "bytes": "bytes of text", "steps": "optimizer steps"}
+
+
+def write_report(results: dict, folder: Path) -> None:
+    checkpoint.write_json(folder / "compare.json", results)
+    (folder / "compare.md").write_text(markdown(results), encoding="utf-8")
+    plot(results, folder / "compare.png")
+
+
+def markdown(results: dict) -> str:
+    """The table, and how to read it."""
+    (budget, amount), seeds = next(iter(results["budget"].items())), results["seeds"]
+    first = results["configurations"][0]["name"]
+    lines = [
+        f"## {results['title'] or 'Comparison'}",
+        "",
+        f"Each run: {amount:,g} {UNITS[budget]} on {Path(results['dataset']).name}; {len(seeds)} "
+        f"seed{'s' * (len(seeds) > 1)}; scored causally on {results['validation_bytes']:,} bytes of validation text.",
+    ]
+    if results["entropy_floor"] is not None:
+        lines[-1] += f" Entropy floor: {results['entropy_floor']:.4f}."
+    heads = ["configuration", "parameters", "MFLOP a byte", "text", "seconds", "routed", "bits per byte", "95 %"]
+    heads += [f"against {first}", "p", "by documents"]
+    lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' + '---:|' * (len(heads) - 1)}"]
+    for row in results["configurations"]:
+        lines.append(f"| {' | '.join(cells(row))} |")
+    lines += [
+        "",
+        "bits per byte: mean ± sd over seeds, and its 95 % t interval. Against the first: mean of the paired "
+        "differences (negative is better) with p of a paired t test over seeds; by documents: 95 % bootstrap interval "
+        "of the same difference over the documents of the validation text, for these trained models.",
+    ]
+    lines += [f"- failed: {run}: {why}" for run, why in results["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def cells(row: dict) -> list[str]:
+    name = [row["name"], count(row["parameters"]), f"{row['training_flops_per_byte'] / 1e6:.2f}"]
+    if not row["runs"]:
+        return name + ["failed"] + [""] * 7
+    bpb = row["bits_per_byte"]
+    out = [
+        *name,
+        count(row["bytes"]["mean"], "B"),
+        f"{row['seconds']['mean']:.0f}",
+        f"{row['routed_fraction']['mean']:.1%}",
+        f"{bpb['mean']:.4f}" + (f" ± {bpb['sd']:.4f}" if bpb["sd"] is not None else ""),
+        pair(bpb["interval"]),
+    ]
+    against = row.get("against_first")
+    if not against:
+        return [*out, "", "", ""]
+    p = against["p"]
+    shown = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return [*out, f"{against['mean']:+.4f}", shown, pair(against["document_interval"], sign=True)]
+
+
+def pair(interval, sign: bool = False) -> str:
+    if not interval:
+        return ""
+    return " to ".join(f"{x:+.4f}" if sign else f"{x:.4f}" for x in interval)
+
+
+def plot(results: dict, png: Path) -> None:
+    """Bits per byte against each cost: validations on the way, and the final score with its spread over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in results["configurations"] if row["runs"]]
+    if not rows:
+        return
+    figure = Figure(figsize=(13, 4.4), dpi=140, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (cost, label) in zip(panels, COSTS.items()):
+        for i, row in enumerate(rows):
+            colour, bpb = COLOURS[i % len(COLOURS)], row["bits_per_byte"]
+            way, end = mean_curve(list(row["runs"].values()), cost), row[cost]["mean"]
+            axes.plot(*zip(*way, (end, bpb["mean"])), color=colour, linewidth=1.6, alpha=0.8)
+            axes.errorbar(
+                end, bpb["mean"], yerr=bpb["sd"] or 0, xerr=row[cost]["sd"] or 0,
+                color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2,
+            )  # fmt: skip
+        if results["entropy_floor"] is not None:
+            axes.axhline(results["entropy_floor"], color=SOFT, linewidth=1, linestyle=(0, (5, 4)))
+        axes.set_xscale("log" if cost == "flops" else "linear")
+        axes.set_xlabel(label, color=SOFT)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.tick_params(colors=SOFT, length=0)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side == "bottom")
+            spine.set_color("#afb8c1")
+    finals = [row["bits_per_byte"]["mean"] for row in rows]
+    # the first steep fall is cut off; what is worth comparing is where the curves end
+    top = max(finals) + max(0.25 * (max(finals) - min(finals)), 0.15 * max(finals))
+    bottom = min(finals) - 0.1 * (top - min(finals))
+    panels[0].set_ylim(bottom, top)
+    panels[0].set_ylabel("bits per byte, causal", color=SOFT)
+    panels[0].set_title(results["title"], loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
+    right = panels[-1]
+    for height, i in zip(spread(finals, 0.055 * (top - bottom)), range(len(rows))):
+        right.annotate(
+            f"{rows[i]['name']} {finals[i]:.3f}", (1.03, height), xycoords=("axes fraction", "data"),
+            color=COLOURS[i % len(COLOURS)], va="center", fontsize=10, annotation_clip=False,
+        )  # fmt: skip
+    figure.savefig(png)
+
+
+def mean_curve(runs: list[dict], cost: str) -> list[tuple[float, float]]:
+    """Mean cost and bits per byte over seeds at each validation that all of them had, but the last."""
+    curves = [run["curve"][:-1] for run in runs]
+    points = zip(*([(check[cost], check["bits_per_byte"]) for check in curve] for curve in curves))
+    return [tuple(sum(values) / len(values) for values in zip(*together)) for together in points]

@@ -3,22 +3,23 @@
 python picolm.py demo --minutes 3
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from pico import checkpoint
+from pico.analysis import evaluate_run
+from pico.analysis_report import write_page
 from pico.config import DataConfig, TrainConfig, preset
 from pico.data import open_evaluation
-from pico.evaluate import score, traces
 from pico.generate import generate
-from pico.page import Plot, document, write_html
-from pico.report import marked, model_facts, model_table, read_metrics, routed_text, underscored
+from pico.report import marked, model_facts, model_table, routed_text, underscored
 from pico.train import train
 
 PROMPT = "Once upon a time"
-SCORED = 100_000  # bytes of validation text for each figure at the end
+SCORED = 100_000  # bytes of stories for the figures at the end
 
 
 def run_demo(path: Path, minutes: float) -> int:
@@ -43,29 +44,26 @@ def run_demo(path: Path, minutes: float) -> int:
 
     heading(f"Training for {minutes:g} minutes")
     run = next(name for i in range(1, 10_000) if not (path / (name := f"run-{i}")).exists())
-    summary = train(path, run, data, training)
-    if summary.exit_code:
-        return summary.exit_code
+    if code := train(path, run, data, training).exit_code:
+        return code
 
     model = checkpoint.load(path, run)
     heading("What it writes")
     talk.print("Underlined, or after a _: the bytes the router sent through the latent blocks.\n")
     show(model)
     heading("The same with the latent blocks off")
-    talk.print("It can still spell, but who, what and where get lost.\n")
+    talk.print("What the local blocks, which see no further than a few words, can do alone.\n")
     show(model, disable_latent=True)
 
-    texts = [stories[i] for i in range(len(stories))]
-    on, off = (score(model, texts, training.context_len, max_bytes=SCORED, disable_latent=d) for d in (False, True))
-    page = write_page(path / run, model, texts, on, off, summary.floor)
     heading("What was learned")
-    bpb, floor = on.bits_per_byte, summary.floor
-    talk.print(f"{bpb:.3f} bits per byte on stories it has not seen; guessing costs 8, and {floor:.3f} is the floor:")
-    talk.print(f"the grammar's own entropy, which no model can beat. {(8 - bpb) / (8 - floor):.1%} of the way is done.")
+    with talk.status("scoring stories that it has not seen"):
+        report, examples = evaluate_run(path, run, data, max_bytes=SCORED)
+    write_page(path / run / "report.html", report, examples)
+    for line in learned(report):
+        talk.print(line, soft_wrap=True)
     talk.print(
-        f"Without its latent blocks, which see {on.routed_fraction:.0%} of the bytes, it needs {off.bits_per_byte:.3f}."
+        f"Pictures: {path / run}/loss.png and {path / run}/report.html, every byte with its routing and surprise."
     )
-    talk.print(f"Pictures: {path / run / 'loss.png'}\n          {page} (every byte, its routing and its surprise)")
 
     heading("What to try next")
     for what, command in (
@@ -85,37 +83,16 @@ def show(model, **settings) -> None:
     out.print(routed_text(pieces) if out.is_terminal else Text(underscored(pieces)), soft_wrap=True)
 
 
-def write_page(folder: Path, model, texts: list[bytes], on, off, floor: float) -> Path:
-    """The heat-map page of a run: three stories, byte by byte, and how the training went."""
-    metrics = [line for line in read_metrics(folder / "metrics.jsonl") if line["bytes"]]
-    every = max(1, len(metrics) // 300)
-    lines = {
-        "training": [(line["bytes"], line["train_bpb"]) for line in metrics[every::every]],
-        "validation": [(line["bytes"], line["validation_bpb"]) for line in metrics if line.get("validation_bpb")],
-    }
-    plots = [
-        Plot(
-            "Bits per byte while training",
-            "bytes of text",
-            {k: v for k, v in lines.items() if v},
-            levels={"floor": floor},
-        ),
-        Plot(
-            "Bits per byte",
-            bars={"latent blocks on": on.bits_per_byte, "latent blocks off": off.bits_per_byte},
-            levels={"floor": floor},
-        ),
-    ]
-    stories = {
-        f"story {i}": document(t.data, t.weight[1:], t.routed[1:], t.bits[:-1])
-        for i, t in enumerate(traces(model, texts[:3], 512), start=1)
-    }
-    metrics = {
-        "bits per byte": on.bits_per_byte,
-        "entropy floor": floor,
-        "latent blocks off": off.bits_per_byte,
-        "routed": f"{on.routed_fraction:.1%}",
-        "bytes scored": on.bytes,
-    }
-    write_html(folder / "report.html", f"{folder} on stories", stories, metrics, plots)
-    return folder / "report.html"
+def learned(report: dict) -> Iterator[str]:
+    """An evaluation on stories, in a few sentences."""
+    bpb, floor, off = (report[k] for k in ("bits_per_byte", "entropy_floor", "bits_per_byte_disable_latent"))
+    yield f"{bpb:.3f} bits per byte on stories it has not seen. Guessing costs 8; {floor:.3f} is the grammar's own"
+    yield f"entropy, the floor that no model can pass. {max(0, 8 - bpb) / (8 - floor):.1%} of the way is done."
+    yield f"Its latent blocks see {report['routed_fraction']:.0%} of the bytes; without them it needs {off:.3f}."
+    for recall in report["recalls"]:
+        if recall["to"] in (64, 512):
+            own, without = recall["word_accuracy"], recall["disable_latent"]["word_accuracy"]
+            yield (
+                f"Words last said {recall['from']} to {recall['to'] - 1} bytes before: {own:.0%} recalled right, "
+                f"{without:.0%} without the latent blocks."
+            )

@@ -1,0 +1,355 @@
+"""The command line, in this process: exit codes, what goes to stdout and what to stderr, flags, bad input."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer.main
+
+import picolm
+from pico import checkpoint, generate, load
+from pico.config import DataConfig, ModelConfig, TrainConfig, preset
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = typer.main.get_command(picolm.app).commands
+TEXT = "the cat sat on the mat and the dog sat on the cat; "
+SMALL = "--dim 32 --next-tokens 3 --att-q-heads 2 --att-kv-heads 1 --fb-num-blocks 1 --fb-att-window-size 6 "
+SMALL += "--latent-num-blocks 1 --latent-att-window-size 8 --router stride"
+TRAIN = "--context-len 32 --batch-size 4 --max-steps 4 --checkpoint-interval 2 --warmup-steps 1 --precision fp32"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with text, a model and a run of four steps, made through the command line."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "text.txt").write_text(TEXT * 40)
+    (home / "rows.jsonl").write_text('{"n": 1, "story": "one"}\n{"n": 2, "story": "two"}\n')
+    (home / "empty.txt").write_text("")
+    assert picolm.main(["init", f"{home}/model", *SMALL.split()]) == 0
+    assert picolm.main(["train", f"{home}/model", "a", f"{home}/text.txt", *TRAIN.split(), "--device", "cpu"]) == 0
+    return home
+
+
+@pytest.fixture
+def cli(home, capsys, monkeypatch):
+    """cli("run model a --seed 1") -> its exit code, stdout and stderr; paths are relative to `home`."""
+    monkeypatch.chdir(home)
+
+    def call(line: str, *more: str):
+        capsys.readouterr()
+        code = picolm.main([*line.split(), *more])
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return call
+
+
+def refused(result, *words: str) -> None:
+    """One line on stderr that says these words, exit code 2, nothing on stdout."""
+    assert result.code == 2, result
+    assert result.out == ""
+    assert result.err.count("\n") == 1 and result.err.startswith("error: "), result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err, result.err
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def options_of(command: str):
+    return [p for p in COMMANDS[command].params if p.param_type_name == "option"]
+
+
+def test_plain_help_lists_the_commands(cli):
+    for line in ("", "--help", "-h"):
+        result = cli(line)
+        assert result.code == 0 and result.err == ""
+        assert all(re.search(rf"│ {name} ", result.out) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_option_and_default(cli, command):
+    out = cli(f"{command} --help").out
+    plain = re.sub(r"[│\s]+", " ", out)
+    assert "…" not in out
+    for option in options_of(command):
+        assert all(f"{name} " in plain for name in option.opts)
+        assert option.help
+        if option.default is not None and not isinstance(option.default, bool):
+            assert f"[default: {option.default}]" in plain, option.name
+
+
+def test_help_is_grouped(cli):
+    assert {"Length", "Batch", "Optimizer", "Data", "Machine"} <= set(re.findall(r"╭─ (\w+)", cli("train --help").out))
+
+
+def test_help_imports_nothing_slow():
+    slow = {"torch", "numpy", "datasets", "pyarrow", "matplotlib", "accelerate"}
+    code = "import sys, pico, picolm; picolm.main(['train', '--help']); "
+    code += f"sys.exit(str({slow} & set(sys.modules)) * bool({slow} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- flags are the configs' fields ------------------------------------------------------------------------------------
+
+
+def test_every_field_has_a_flag():
+    assert set(picolm.MODEL) == set(ModelConfig.model_fields)
+    assert set(picolm.DATA) == set(DataConfig.model_fields) - {"dataset"}
+    assert set(picolm.TRAINING) == set(TrainConfig.model_fields)
+
+
+SPECIFIED = {
+    "init": "preset dim next-tokens att-q-heads att-kv-heads fb-num-blocks fb-att-window-size latent-capacity-factor "
+    "latent-num-blocks latent-att-window-size router",
+    "train": "dataset-column-name dataset-train-file dataset-validation-file dataset-train-split dataset-format "
+    "dataset-validation-split dataset-validation-size streaming document-separator context-len batch-size "
+    "learning-rate weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
+    "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer router "
+    "tracker tracker-project-name compile attention-backend",
+    "run": "checkpoint prompt prompt-file temperature top-k top-p min-p max-bytes num-samples seed speculative "
+    "disable-latent show-router-decisions stats device",
+    "eval": "dataset-column-name dataset-format dataset-validation-split checkpoint json",
+    "info": "json",
+    "demo": "minutes",
+}
+
+
+@pytest.mark.parametrize("command", SPECIFIED)
+def test_the_flags_people_know(command):
+    assert {f"--{name}" for name in SPECIFIED[command].split()} <= {n for o in options_of(command) for n in o.opts}
+
+
+def test_a_typed_flag_beats_the_preset_even_with_its_own_default(cli, home):
+    assert cli("init shape --preset s --dim 128").code == 0
+    expected = preset("s", dim=128)
+    assert expected != preset("s")
+    assert checkpoint.read_config(home / "shape") == expected
+
+
+def test_data_and_training_flags_arrive(cli, monkeypatch):
+    import pico.train
+
+    seen = []
+    finished = SimpleNamespace(exit_code=143)
+    monkeypatch.setattr(pico.train, "train", lambda *arguments: seen.append(arguments) or finished)
+    line = "train model b text.txt --dataset-column-name story --document-separator X --streaming --epochs 2 "
+    line += "--learning-rate 0.5 --router none --base-weights a --device cpu --quiet --compile"
+    assert cli(line).code == 143
+    path, run, data, training, *rest = seen[0]
+    assert (str(path), run) == ("model", "b")
+    assert data == DataConfig(dataset="text.txt", column_name="story", document_separator="X", streaming=True)
+    assert training == TrainConfig(epochs=2, learning_rate=0.5, compile=True)
+    assert rest == [False, "a", "none", True, "cpu"]
+
+
+def test_resume_keeps_the_settings_of_the_run(cli, home):
+    shown = cli("train model a text.txt --resume --max-steps 6")
+    assert shown.code == 0, shown.err
+    training = checkpoint.read_record(home / "model" / "a")["train"]
+    assert (training["context_len"], training["batch_size"], training["max_steps"]) == (32, 4, 6)
+    assert [int(p.name) for p in checkpoint.checkpoints(home / "model" / "a")][-1] == 6
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_init_says_what_it_made(cli, home):
+    result = cli("init sized --preset tiny")
+    sizes = {name: int(n.replace(",", "")) for name, n in re.findall(r"^(\w+) +([\d,]+)(?: |$)", result.out, re.M)}
+    total = sizes.pop("parameters")
+    assert total == sum(sizes[p] for p in ("embedding", "local_in", "router", "latent", "local_out", "heads"))
+    assert all(word in result.out for word in ("forward", "training", "FLOP", "cache"))
+    assert "picolm.py train sized" in result.err
+
+
+def test_stdout_is_the_prompt_and_the_text_and_nothing_else(cli, home):
+    result = cli("run model a --max-bytes 40 --seed 3 --device cpu --prompt", "the dög")
+    steps = list(generate(load(home / "model", "a"), "the dög", max_bytes=40, seed=3, echo=True))
+    assert result.out == bytes(s.byte for s in steps).decode(errors="replace")
+    assert result.out.startswith("the dög") and result.err == ""
+
+
+def test_router_decisions_are_underscores(cli, home):
+    marked = cli("run model a --max-bytes 40 --device cpu --show-router-decisions --prompt", "abc").out
+    plain = cli("run model a --max-bytes 40 --device cpu --prompt", "abc").out
+    steps = list(generate(load(home / "model", "a"), "abc", max_bytes=40, echo=True))
+    assert marked.replace("_", "") == plain.replace("_", "")
+    assert marked.count("_") - plain.count("_") == sum(s.routed for s in steps) > 0  # ASCII and lone bytes alike
+
+
+def test_disable_latent_routes_nothing(cli):
+    line = "run model a --max-bytes 30 --device cpu --disable-latent --show-router-decisions --temperature 0"
+    assert "_" not in cli(line, "--prompt", "the ").out
+
+
+def test_prompts_from_a_file_and_from_stdin_hold_any_bytes(cli, home, monkeypatch):
+    data = b"the \xff cat\n"
+    (home / "prompt.bin").write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    a = cli("run model a --max-bytes 9 --device cpu --prompt-file prompt.bin").out
+    b = cli("run model a --max-bytes 9 --device cpu --prompt -").out
+    assert a == b and a.startswith("the \ufffd cat\n")
+
+
+def test_samples_are_a_batch_with_an_empty_line_between(cli, home):
+    out = cli("run model a --num-samples 3 --max-bytes 20 --device cpu --prompt", "the").out
+    rows = [bytearray() for _ in range(3)]
+    for step in generate(load(home / "model", "a"), "the", num_samples=3, max_bytes=20, echo=True):
+        rows[step.row].append(step.byte)
+    assert len({bytes(row) for row in rows}) > 1
+    assert out == "\n\n".join(row.decode(errors="replace") for row in rows)
+
+
+def test_stats_are_one_json_object_on_stderr(cli):
+    stats = json.loads(cli("run model a --max-bytes 25 --device cpu --stats --num-samples 2").err)
+    names = "bytes seconds bytes_per_second forwards bytes_per_forward acceptance routed_fraction"
+    assert set(stats) == set(names.split())
+    assert stats["bytes"] <= 50 and len(stats["acceptance"]) == 2
+    plain = json.loads(cli("run model a --max-bytes 25 --device cpu --stats --no-speculative").err)
+    assert plain["acceptance"] == [] and plain["bytes_per_forward"] <= 1
+
+
+def test_the_only_run_needs_no_name(cli):
+    assert cli("run model --max-bytes 5 --device cpu").out == cli("run model a --max-bytes 5 --device cpu").out
+
+
+def test_eval_reports_json_and_a_table(cli):
+    line = "eval model a text.txt --max-bytes 600 --device cpu"
+    report = json.loads(cli(line + " --json").out)
+    wanted = "bits_per_byte bytes routed_fraction bits_per_byte_disable_latent context_len entropy_floor"
+    assert set(wanted.split()) <= set(report)
+    assert report["bytes"] == 600 and report["context_len"] == 32 and report["entropy_floor"] is None
+    assert f"{report['bits_per_byte']:.4f}" in cli(line).out
+
+
+def test_info_knows_sizes_and_runs(cli, home):
+    facts = json.loads(cli("info model --json").out)
+    parts = load(home / "model", "a").parts()
+    assert facts["parts"] == parts and facts["parameters"] == sum(parts.values())
+    assert facts["training_flops_per_byte"] == 3 * facts["forward_flops_per_byte"] > 0 < facts["kv_cache_bytes"]
+    (run,) = facts["runs"]
+    metrics = [json.loads(line) for line in (home / "model/a/metrics.jsonl").read_text().splitlines()]
+    assert run["run"] == "a" and run["checkpoints"][:2] == [2, 4]
+    assert run["best_bpb"] == min(line["validation_bpb"] for line in metrics if "validation_bpb" in line)
+    shown = cli("info model a").out
+    assert f"{run['best_bpb']:.4f}" in shown and f"{facts['parameters']:,}" in shown
+
+
+def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
+    from pico import data, demo
+
+    monkeypatch.setattr(data, "STORIES_PER_EPOCH", 20)
+    monkeypatch.setattr(data, "VALIDATION_STORIES", 5)
+    monkeypatch.setattr(demo, "SCORED", 1500)
+    monkeypatch.setattr(demo, "preset", lambda name: checkpoint.read_config(home / "model"))
+    small = SimpleNamespace(build=lambda **values: TrainConfig(**values, batch_size=2, context_len=32))
+    monkeypatch.setattr(demo, "TrainConfig", small)
+    for run in ("run-1", "run-2"):  # a second demo adds a run
+        result = cli("demo shown --minutes 0.005")
+        assert result.code == 0, result.err
+        assert result.out.replace("_", "").count("Once upon a time") == 2 and "_" in result.out
+        assert "bits per byte" in result.err and "train shown my-run" in result.err
+        for name in ("loss.png", "report.html", "metrics.jsonl"):
+            assert (home / "shown" / run / name).stat().st_size > 0
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+BAD = {
+    # folders
+    "info nowhere": "no model at nowhere",
+    "train nowhere b text.txt": "init nowhere",
+    "run nowhere": "no model",
+    "run model zzz": "there are: a",
+    "eval model zzz text.txt": "no run 'zzz'",
+    "init model": "already exists",
+    "train model a text.txt": "--resume",
+    "train model new text.txt --resume": "there are: a",
+    "run model a --checkpoint 77": "it has: 2",
+    "run model a --checkpoint x": "step number",
+    "train model b text.txt --base-weights zzz": "zzz",
+    # shapes
+    "init b --preset huge": "xs, tiny, s, m",
+    "init b --dim -3 --fb-att-window-size 0": "fb_att_window_size = 0",
+    "init b --att-q-heads 7": "divisible",
+    "init b --latent-capacity-factor 1.5": "less than or equal to 1",
+    "init b --latent-capacity-factor 0": "latent_capacity_factor",
+    "init b --router clever": "threshold",
+    # data
+    "train model b nothing.txt": "nothing.txt",
+    "train model b empty.txt": "empty",
+    "train model b rows.jsonl --dataset-column-name prose": "story",
+    "train model b rows.jsonl --dataset-column-name n": "n",
+    "eval model a nothing.txt": "nothing.txt",
+    # numbers
+    "train model b text.txt --learning-rate -1": "learning_rate = -1.0",
+    "train model b text.txt --max-steps 0 --batch-size 0": "batch_size = 0",
+    "train model b text.txt --weight-decay nan": "weight_decay",
+    "train model b text.txt --optimizer sgd": "'soap', 'adamw' or 'muon'",
+    "train model b text.txt --attention-backend fast": "dense",
+    "run model a --temperature -1": "temperature",
+    "run model a --top-p 0": "top-p",
+    "run model a --top-p 1.5": "top-p",
+    "run model a --top-k -2": "top-k",
+    "run model a --max-bytes 0": "max-bytes",
+    "run model a --num-samples 0": "num-samples",
+    "eval model a text.txt --context-len 0": "context_len",
+    "demo --minutes 0": "max_minutes",
+    # prompts, devices
+    "run model a --prompt x --prompt-file text.txt": "choose one",
+    "run model a --prompt-file nothing.txt": "nothing.txt",
+    "run model a --device abacus": "abacus",
+    # words that mean nothing here
+    "init": "path",
+    "init b --dim wide": "--dim",
+    "run model a --loud": "--loud",
+    "dance": "dance",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_one_line_and_code_2(cli, home, line):
+    before = sorted(home.rglob("*"))
+    refused(cli(line), BAD[line])
+    assert [p for p in sorted(home.rglob("*")) if p not in before and p.is_file() and p.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"dim": 32, "depth": 9}', '{"dim": "wide"}'])
+def test_a_broken_model_json_is_one_line(cli, home, content):
+    (home / "broken").mkdir(exist_ok=True)
+    (home / "broken" / "model.json").write_text(content)
+    for line in ("info broken", "run broken", "train broken b text.txt"):
+        refused(cli(line), "broken/model.json")
+
+
+def test_a_broken_train_json_is_one_line(cli, home):
+    (home / "model" / "torn").mkdir()
+    (home / "model" / "torn" / "train.json").write_text("{")
+    try:
+        refused(cli("train model torn text.txt --resume"), "train.json")
+    finally:
+        (home / "model" / "torn" / "train.json").unlink()
+        (home / "model" / "torn").rmdir()
+
+
+def test_interruption_is_code_130(cli, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "read_config", interrupted)
+    result = cli("info model")
+    assert result.code == 130 and "Traceback" not in result.err
+
+
+def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
+    monkeypatch.setattr(checkpoint, "read_config", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli("info model")

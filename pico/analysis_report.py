@@ -21,7 +21,7 @@ NAMES = {
 def interval(pair, sign: bool = False) -> str:
     if not pair:
         return "no interval: too little text"
-    return f"[{pair[0]:+.4f}, {pair[1]:+.4f}]" if sign else f"[{pair[0]:.4f}, {pair[1]:.4f}]"
+    return f"{pair[0]:+.4f} to {pair[1]:+.4f}" if sign else f"{pair[0]:.4f} to {pair[1]:.4f}"
 
 
 def share(value: float | None) -> str:
@@ -38,52 +38,52 @@ def report_table(report: dict) -> Table:
     def row(name: str, value, note: str = "") -> None:
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value), note)
 
-    row("bits per byte", report["bits_per_byte"], f"{interval(report['bits_per_byte_interval'])} {report['interval']}")
+    row("bits per byte", report["bits_per_byte"], f"95 % {interval(report['bits_per_byte_interval'])}")
     if report["entropy_floor"] is not None:
         row("entropy floor", report["entropy_floor"], "what a perfect model would need")
     difference = report["disable_latent"]
     row("latent blocks off", difference["bits_per_byte"], _more(difference))
     for name, figures in report.get("replaced_routing", {}).items():
-        row(f"routed by {NAMES[name]}", figures["bits_per_byte"], f"{_more(figures)}, {_rate(figures)}")
+        row(
+            f"routed by {NAMES[name]}",
+            figures["bits_per_byte"],
+            f"{_more(figures)}, {share(figures['routed_fraction'])} of bytes",
+        )
     for name, figures in report.get("yardsticks", {}).items():
         after = figures.get("after_training_text")
         row(name, figures["alone"], f"{after:.4f} after the training text" if after else "")
     table.add_row()
     for head in report["heads"]:
-        row(f"head {head['head']}", f"{head['bits']:.3f}", f"bits; its likeliest byte is right {head['accuracy']:.1%}")
+        row(f"head {head['head']}", f"{head['bits']:.3f}", f"bits, likeliest byte right {head['accuracy']:.1%}")
     table.add_row()
     routing = report["routing"]
     row("routed", share(routing["realised_fraction"]), f"wanted {share(routing['target_fraction'])}")
     if "gaps" in routing:
         gaps = routing["gaps"]
-        row("gap between them", f"{gaps['mean']:.2f}", f"bytes; CV {gaps['cv']:.2f}, by chance {gaps['chance_cv']:.2f}")
+        row("  gap", f"{gaps['mean']:.2f}", f"bytes; CV {gaps['cv']:.2f}, by chance {gaps['chance_cv']:.2f}")
         for kind in ("word_start", "word_end", "spacelike"):
             found, chance = routing[kind], routing[kind]["chance"]
-            note = f"F1; precision {found['precision']:.2f} (chance {chance['precision']:.2f}), "
-            note += f"recall {found['recall']:.2f} (chance {chance['recall']:.2f}), F1 by chance {chance['f1']:.2f}"
-            row(f"routed = {NAMES[kind]}", f"{found['f1']:.2f}", note)
+            pairs = (f"{m} {found[m]:.2f} (chance {chance[m]:.2f})" for m in ("precision", "recall"))
+            note = f"F1 (chance {chance['f1']:.2f}), {', '.join(pairs)}"
+            row(f"  at {NAMES[kind]}", f"{found['f1']:.2f}", note)
         surprisal = routing["surprisal_enrichment"]
-        note = f"times the mean, of the byte after a routed one; {surprisal['own_byte']:.2f} of the routed one itself"
-        row("surprisal", f"{surprisal['next_byte']:.2f}", note)
+        note = f"times the mean, of the next byte; {surprisal['own_byte']:.2f} of the routed one itself"
+        row("  surprisal", f"{surprisal['next_byte']:.2f}", note)
     if "topk_agreement" in routing:
         found = routing["topk_agreement"]
-        row("as top-k would", share(found["fraction"]), f"of the choices; by chance {share(found['chance'])}")
+        row("  as top-k would", share(found["fraction"]), f"of the choices; by chance {share(found['chance'])}")
     for found in report.get("recalls", ()):
-        note = f"of {found['words']} recalled words right; latent blocks off "
-        note += share(found["disable_latent"]["word_accuracy"])
-        row(f"from {found['from']} bytes back", share(found["word_accuracy"]), note)
+        note = f"of {found['words']} words right; latent blocks off {share(found['disable_latent']['word_accuracy'])}"
+        row(f"recalled over {found['from']}+ bytes", share(found["word_accuracy"]), note)
     table.add_row()
-    cut = f"{report['documents']:,} documents of {report['dataset']}, context {report['context_len']}"
-    row("bytes", f"{report['bytes']:,}", f"{cut}, stride {report['stride']}")
+    note = f"{report['documents']:,} documents of {report['dataset']}, context {report['context_len']}"
+    row("bytes", f"{report['bytes']:,}", f"{note}, stride {report['stride']}")
+    table.add_row("", "", f"interval: {report['interval']}")
     return table
 
 
 def _more(figures: dict) -> str:
-    return f"{figures['difference']:+.4f} {interval(figures['difference_interval'], sign=True)}"
-
-
-def _rate(figures: dict) -> str:
-    return f"{figures['routed_fraction']:.1%} of the bytes"
+    return f"{figures['difference']:+.4f} ({interval(figures['difference_interval'], sign=True)})"
 
 
 def write_page(file: str | Path, report: dict, examples: list[Trace]) -> None:
@@ -180,7 +180,7 @@ def plots(report: dict) -> list[Plot]:
         made.append(Plot("Gaps between routed bytes", "bytes to the next one", lines))
         bars = {}
         for kind in ("word_start", "word_end", "spacelike"):
-            bars[f"{NAMES[kind]} F1"] = report["routing"][kind]["f1"]
-            bars["by chance" + "\u00a0" * len(bars)] = report["routing"][kind]["chance"]["f1"]
+            bars[NAMES[kind]] = report["routing"][kind]["f1"]
+            bars[f"{NAMES[kind]}, chance"] = report["routing"][kind]["chance"]["f1"]
         made.append(Plot("What is routed: F1 against kinds of bytes", bars=bars))
     return made

@@ -74,6 +74,7 @@ def plot(results: dict, png: Path) -> None:
     """Bits per byte against each cost: validations on the way, and the final score with its spread over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     rows = [row for row in results["configurations"] if row["runs"]]
     if not rows:
@@ -92,7 +93,8 @@ def plot(results: dict, png: Path) -> None:
             )  # fmt: skip
         if results["entropy_floor"] is not None:
             axes.axhline(results["entropy_floor"], color=SOFT, linewidth=1, linestyle=(0, (5, 4)))
-        axes.set_xscale("log" if cost == "flops" else "linear")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.set_xlabel(label, color=SOFT)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.tick_params(colors=SOFT, length=0)

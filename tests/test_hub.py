@@ -116,10 +116,13 @@ def test_file_flags_read_the_files_themselves(repository):
     assert (list(train), list(validation)) == (encoded(STORIES[:80]), encoded(STORIES[80:]))
 
 
-@pytest.mark.parametrize("batch_size", [1, 6, 40])
-def test_stream_resumes_exactly_at_every_step(repository, batch_size):
+@pytest.mark.parametrize(("batch_size", "held"), [(1, None), (6, 0.3), (40, None)])
+def test_stream_resumes_exactly_at_every_step(repository, batch_size, held):
+    name = f"{repository}:other" if held else str(repository)
+    config = DataConfig(dataset=name, column_name="a" if held else None, validation_size=held, streaming=True)
+
     def batches():
-        return Batches(open_data(DataConfig(dataset=str(repository), streaming=True), 0)[0], 32, 4, batch_size, seed=3)
+        return Batches(open_data(config, 0)[0], 32, 4, batch_size, seed=3)
 
     whole, states, rows = batches(), [], []
     while whole.epoch < 2:

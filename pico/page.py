@@ -51,13 +51,16 @@ def write_html(
     plain = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     tables = {name: value for name, value in metrics.items() if isinstance(value, dict)}
     tiles = "".join(f"<div><b>{figure(v)}</b><span>{escape(k)}</span></div>" for k, v in plain.items())
-    texts = "".join(f"<h2>{escape(name)}</h2><p class=text>{shaded(d)}</p>" for name, d in documents.items())
+    low, high = contrast([b.weight for d in documents.values() for b in d])
+    texts = "".join(f"<h2>{escape(name)}</h2><p class=text>{shaded(d, low, high)}</p>" for name, d in documents.items())
     charts = "".join(f"<figure><figcaption>{escape(p.title)}</figcaption>{chart(p)}</figure>" for p in plots)
     for name, rows in tables.items():
         cells = "".join(f"<tr><td>{escape(str(k))}<td>{figure(v)}" for k, v in rows.items())
         charts += f"<figure><figcaption>{escape(name)}</figcaption><table>{cells}</table></figure>"
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    for key, value in {"title": escape(title), "tiles": tiles, "texts": texts, "charts": charts}.items():
+    filled = {"title": escape(title), "tiles": tiles, "texts": texts, "charts": charts}
+    filled |= {"low": f"{low:.2f}", "high": f"{high:.2f}"}
+    for key, value in filled.items():
         page = page.replace(f"<!--{key}-->", value)
     Path(path).write_text(page, encoding="utf-8")
 
@@ -69,15 +72,24 @@ def figure(value) -> str:
     return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
-def shaded(steps: list[Byte]) -> str:
+def contrast(weights: list[float]) -> tuple[float, float]:
+    """The weights of the lightest and the darkest shade: all but the lowest and highest 2 % lie between them."""
+    ordered = sorted(weights) or [0.0]
+    cut = len(ordered) // 50
+    return ordered[cut], ordered[-1 - cut]
+
+
+def shaded(steps: list[Byte], low: float = 0.0, high: float = 1.0) -> str:
     """A document as one element per character. A character's weight is its bytes' largest, its surprisal their sum."""
+    span = max(high - low, 1e-3)
     out = []
     for text, own in characters(steps):
         weight, bits = max(b.weight for b in own), sum(b.bits for b in own)
         kind = " class=r" if any(b.routed for b in own) else ""
         code = bytes(b.byte for b in own).hex(" ")
         shown = {"\n": "↵\n", "\t": "⇥\t"}.get(text, chr(0x2400 + ord(text)) if ord(text) < 32 else escape(text))
-        style, data = f"--w:{weight:.2f};--s:{min(bits / 8, 1):.2f}", f'data-b="{bits:.2f}" data-c="{code}"'
+        style = f"--w:{min(max((weight - low) / span, 0), 1):.2f};--s:{min(bits / 8, 1):.2f}"
+        data = f'data-w="{weight:.2f}" data-b="{bits:.2f}" data-c="{code}"'
         out.append(f'<i{kind} style="{style}" {data}>{shown}</i>')
     return "".join(out)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pico.config import PicoError
 from pico.model import cache_bytes, flops_per_byte
-from pico.page import Plot, chart, document, shaded, ticks, write_html
+from pico.page import Plot, chart, contrast, document, shaded, ticks, write_html
 from pico.report import (
     count,
     marked,
@@ -237,9 +237,19 @@ def test_every_character_of_the_text_is_on_the_page():
     assert bytes.fromhex("".join(a["data-c"] for _, a in parser.found)) == bytes(b.byte for b in steps)
     euro = next(a for text, a in parser.found if text == "€")
     place = TEXT.index("€")
-    assert euro["data-b"] == "1.50" and f"--w:{(place + 2) / len(steps):.2f}" in euro["style"]
+    weight = f"{(place + 2) / len(steps):.2f}"
+    assert euro["data-b"] == "1.50" and euro["data-w"] == weight and f"--w:{weight};" in euro["style"]
     assert ("class" in euro) == any(b.routed for b in steps[place : place + 3])
     assert any("class" not in a for _, a in parser.found) and any("class" in a for _, a in parser.found)
+
+
+def test_shades_span_the_weights_that_occur():
+    steps = document(b"x" * 100, [0.5] + [0.5 + 0.001 * i for i in range(98)] + [0.99], [False] * 100, [0.0] * 100)
+    low, high = contrast([b.weight for b in steps])
+    assert (low, high) == pytest.approx((0.501, 0.596))
+    shades = [float(x) for x in re.findall(r"--w:([\d.]+)", shaded(steps, low, high))]
+    assert shades[0] == 0 and shades[-1] == 1 and shades[50] == pytest.approx(0.5, abs=0.02)
+    assert contrast([]) == (0, 0) and "--w:0.00" in shaded(steps[:1], 0.5, 0.5)
 
 
 def test_the_page_needs_no_network_and_cannot_be_scripted_by_text(tmp_path):

@@ -161,6 +161,7 @@ def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
         record["checksum"] = _checksum(record)
         (beside / STATE).write_text(json.dumps(record, indent=1))
         for file in beside.iterdir():
+            file.chmod((beside / STATE).stat().st_mode)  # safetensors makes its files private
             _sync(file)
         _sync(beside)
         if target.exists():  # only a broken one: a valid one is never written twice

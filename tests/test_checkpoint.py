@@ -141,6 +141,7 @@ def test_weights_and_state_round_trip(saved):
 def test_a_checkpoint_holds_no_pickle(saved):
     files = sorted(p.name for p in (saved / "r" / "00000003").iterdir())
     assert files == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert len({(saved / "r" / "00000003" / name).stat().st_mode for name in files}) == 1  # as the umask says
 
 
 def damage_truncate(folder, name):

@@ -14,6 +14,7 @@ from pico.config import DataConfig, TrainConfig
 from pico.data import story_documents
 from pico.documents import Documents
 from pico.evaluate import Trace, score, traces
+from pico.generate import generate
 from pico.routing import Router
 from pico.vocab import BOS
 
@@ -118,10 +119,27 @@ def test_recalls_and_distances_are_sums_over_bytes(model, texts):
     assert sum(tally.block_bytes) == texts.bytes
 
 
+def test_a_recalled_word_is_right_when_all_its_bytes_are():
+    found, tally = trace(b"ab abc abd", [0] * 11), Tally(64, 32)
+    found.correct[[3, 4, 5, 8]] = True  # abc, and the b of abd
+    tally.add(found, [(3, 3, 3, "thing"), (7, 3, 4, "thing"), (9, 5, 4, "cut off")])
+    ((_, _, figures),) = tally.by_recall()
+    assert figures == {"words": 2, "word_accuracy": 0.5, "first_byte_accuracy": 0.5, "bits": 3.0}
+
+
 def test_correct_is_the_greedy_byte(model):
-    (found,) = traces(model, [TEXT], 128)
-    logits = model(torch.tensor([[BOS, *TEXT]])).logits[0, :, 0]
-    assert found.correct[:-1].tolist() == (logits.argmax(-1)[:-1] == torch.tensor(list(TEXT))).tolist()
+    text = bytes(step.byte for step in generate(model, b"ab", max_bytes=40, temperature=0, echo=True))
+    (found,) = traces(model, [text], 128)
+    assert found.correct[2:-1].all()
+    wrong = text[:20] + bytes([text[20] ^ 1]) + text[21:]
+    (found,) = traces(model, [wrong], 128)
+    assert found.correct[2:20].all() and not found.correct[20]
+
+
+def test_top_k_of_a_short_document_is_of_its_own_bytes():
+    report, _ = analyse(tiny(), documents(TEXT[:60], *[TEXT[i : i + 6] for i in range(9)]), 64, full=True)
+    chosen = round(0.5 * 61) + 9 * round(0.5 * 7)
+    assert report["replaced_routing"]["topk_sees_the_future"]["routed_fraction"] == chosen / (61 + 9 * 7)
 
 
 def test_rerouting_is_undone_even_after_an_error(model):

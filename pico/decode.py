@@ -8,11 +8,11 @@ keys of a window are one contiguous slice and the only mask is a precomputed bia
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pico.cache import MAX_FEED, Cache
 from pico.vocab import BOS, VOCABULARY
 
+Reading = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
 
 
@@ -90,10 +90,10 @@ class TextReader:
         self.latent = _Stack(model.latent, config, config.latent_att_window_size)
         self.last = BOS
 
-    def read(self, tokens: Tensor, disable_latent: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
         """tokens (1, n), n <= MAX_FEED -> logits (1, n, N, V), router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        x = self.local.run(self.embedding[tokens[0].numpy()], range(depth))
+        x = self.local.run(self.embedding[tokens[0]], range(depth))
         score = _norm(x) @ self.score_weight + self.score_bias
         routed = self._wanted(score, tokens) & (not disable_latent)
         weight = 1 / (1 + np.exp(-score))
@@ -104,38 +104,39 @@ class TextReader:
         x = self.local.run(x, range(depth, 2 * depth))
         self._tokens, self._routed = tokens, routed
         logits = (_norm(x) @ self.heads).reshape(1, len(x), -1, VOCABULARY)
-        return torch.from_numpy(logits), torch.from_numpy(weight)[None], torch.from_numpy(routed)[None]
+        return logits, weight[None], routed[None]
 
-    def keep(self, count: Tensor) -> None:
+    def keep(self, count: np.ndarray) -> None:
         """The first `count` (1,) bytes of the last read are part of the text; the others never were."""
-        count = int(count)
+        count = int(count[0])
         self.local.length += count
         self.latent.length += int(self._routed[:count].sum())
         self.last = int(self._tokens[0, count - 1]) if count else self.last
 
-    def _wanted(self, score: np.ndarray, tokens: Tensor) -> np.ndarray:
+    def _wanted(self, score: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         if self.router.rule in ("topk", "threshold"):
             return score > (self.router.threshold.item() if self.router.rule == "threshold" else 0.0)
-        before = torch.cat([torch.tensor([[self.last]]), tokens[:, :-1]], dim=1)
-        positions = self.local.length + torch.arange(tokens.shape[1])[None]
-        return self.router.wanted(torch.from_numpy(score)[None], tokens, before, positions)[0].numpy()
+        before = np.append([[self.last]], tokens[:, :-1], axis=1)
+        positions = self.local.length + np.arange(tokens.shape[1])[None]
+        return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()
 
 
 class BatchReader:
     """The same for a batch of texts, on any device, in the model's dtype."""
 
     def __init__(self, model, batch: int):
-        self.model = model
-        self.cache = Cache(model.config, batch, model.dtype, next(model.parameters()).device)
+        self.model, self.device = model, next(model.parameters()).device
+        self.cache = Cache(model.config, batch, model.dtype, self.device)
 
-    def read(self, tokens: Tensor, disable_latent: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
         """tokens (B, n) -> logits (B, n, N, V) fp32, router weight (B, n), routed (B, n)."""
+        tokens = torch.from_numpy(tokens).to(self.device)
         out = self.model(tokens, cache=self.cache, disable_latent=disable_latent)
-        return out.logits.float(), out.router_weight, out.routed
+        return out.logits.float().cpu().numpy(), out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
 
-    def keep(self, count: Tensor) -> None:
+    def keep(self, count: np.ndarray) -> None:
         """Per row, how many (B,) bytes of the last read are part of its text."""
-        self.cache.rollback(count)
+        self.cache.rollback(torch.from_numpy(count).to(self.device))
 
 
 def reader(model, batch: int) -> TextReader | BatchReader:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from pico.cache import MAX_FEED
 from pico.config import PicoError
@@ -115,86 +115,80 @@ class Generation:
     def _cycles(self) -> Iterator[tuple]:
         """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
         model, options = self.model, self.settings
-        device = next(model.parameters()).device
         off = options["disable_latent"]
         drafts = model.config.next_tokens - 1 if options["speculative"] else 0
-        generator = torch.Generator(device)
-        generator.seed() if self.seed is None else generator.manual_seed(self.seed)
+        rng = np.random.default_rng(self.seed)
 
         prompts = [[BOS, *p] for p in self.prompts]
         texts = reader(model, len(prompts))
         for start in range(0, max(map(len, prompts)) - 1, MAX_FEED):  # all but the last byte of each prompt
             piece = [p[start : min(start + MAX_FEED, len(p) - 1)] for p in prompts]
-            widest = max(map(len, piece))
-            tokens = torch.tensor([p + [0] * (widest - len(p)) for p in piece], device=device)
-            _, weight, routed = texts.read(tokens, off)
-            keep = [len(p) for p in piece]
-            texts.keep(torch.tensor(keep, device=device))
-            yield piece, keep, routed.tolist(), weight.tolist(), keep
+            keep = np.array([len(p) for p in piece])
+            _, weight, routed = texts.read(np.array([p + [0] * (keep.max() - len(p)) for p in piece]), off)
+            texts.keep(keep)
+            yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep
 
-        tokens = torch.tensor([p[-1:] for p in prompts], device=device)
-        q = None
+        tokens, q = np.array([p[-1:] for p in prompts]), None
         prompt = [1] * len(prompts)
         while True:
             logits, weight, routed = texts.read(tokens, off)
-            p = self.distribution(logits[:, :, 0])  # (B, n, V)
-            accepted, following = verify(p, tokens[:, 1:], q, generator)
-            keep = accepted + 1
-            texts.keep(keep)
-            kept = keep.tolist()
-            yield tokens.tolist(), kept, routed.tolist(), weight.tolist(), prompt
+            accepted, following = verify(self.distribution(logits[:, :, 0]), tokens[:, 1:], q, rng)
+            texts.keep(accepted + 1)
+            yield tokens.tolist(), (accepted + 1).tolist(), routed.tolist(), weight.tolist(), prompt
             prompt = [0] * len(prompts)
             tokens = following
             if drafts:
-                heads = logits[torch.arange(len(kept), device=device), accepted, 1:]  # (B, N - 1, V)
-                q = self.distribution(heads)
-                tokens = torch.cat([tokens, draw(q, generator)], dim=1)
+                q = self.distribution(logits[np.arange(len(prompts)), accepted, 1:])  # (B, N - 1, V)
+                tokens = np.concatenate([tokens, draw(q, rng)], axis=1)
 
-    def distribution(self, logits: Tensor) -> Tensor:
+    def distribution(self, logits: np.ndarray) -> np.ndarray:
         """Logits (..., V) to the probabilities that are sampled from; control symbols other than EOS never are."""
         options = self.settings
-        logits = logits.clone()
-        logits[..., BOS], logits[..., EOS + 1 :] = -torch.inf, -torch.inf
+        logits = logits.copy()
+        logits[..., BOS], logits[..., EOS + 1 :] = -np.inf, -np.inf
+        top = logits.max(-1, keepdims=True)
         if options["temperature"] < 1e-5:  # one-hot to fp32's last digit; smaller ones would overflow
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        p = (logits / options["temperature"]).softmax(-1)
+            p = np.zeros_like(logits)
+            np.put_along_axis(p, logits.argmax(-1)[..., None], 1.0, -1)
+            return p
+        p = np.exp((logits - top) / np.float32(options["temperature"]))
         if options["top_k"]:
-            kth = p.topk(min(options["top_k"], p.shape[-1])).values[..., -1:]
-            p = p * (p >= kth)
+            p *= p >= -np.sort(-p)[..., min(options["top_k"], p.shape[-1]) - 1, None]
         if options["top_p"] < 1:
-            ordered, index = p.sort(-1, descending=True)
+            index = np.argsort(-p, kind="stable")
+            ordered = np.take_along_axis(p, index, -1)
             before = ordered.cumsum(-1) - ordered  # of what top-k left
-            inside = before < options["top_p"] * ordered.sum(-1, keepdim=True)
-            p = p * torch.zeros_like(p).scatter_(-1, index, inside.to(p))
+            inside = before < options["top_p"] * ordered.sum(-1, keepdims=True)
+            np.put_along_axis(p, index, ordered * inside, -1)
         if options["min_p"]:
-            p = p * (p >= options["min_p"] * p.amax(-1, keepdim=True))
-        return p / p.sum(-1, keepdim=True)
+            p *= p >= options["min_p"]  # the likeliest is 1 until here
+        return p / p.sum(-1, keepdims=True)
 
 
-def draw(p: Tensor, generator: torch.Generator) -> Tensor:
+def draw(p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One sample of each distribution p (..., V), which need not sum to one: (...) ids."""
-    cumulative = p.double().cumsum(-1)
-    u = torch.rand(p.shape[:-1], generator=generator, device=p.device, dtype=torch.double)
-    return (cumulative <= (u[..., None] * cumulative[..., -1:])).sum(-1).clamp(max=p.shape[-1] - 1)
+    cumulative = p.cumsum(-1, dtype=np.float64)
+    u = rng.random(p.shape[:-1])[..., None] * cumulative[..., -1:]
+    return (cumulative <= u).sum(-1).clip(max=p.shape[-1] - 1)
 
 
-def verify(p: Tensor, drafts: Tensor, q: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray | None, rng: np.random.Generator):
     """Speculative sampling (arXiv 2211.17192, algorithm 1).
 
     p (B, n, V) the model after each byte read, drafts (B, n - 1) drawn from q (B, n - 1, V). Returns how many drafts
     are accepted (B,) and the byte that follows them (B, 1), distributed exactly as p.
     """
     if q is None or drafts.shape[1] == 0:
-        return torch.zeros(len(p), dtype=torch.long, device=p.device), draw(p[:, :1], generator)
+        return np.zeros(len(p), np.int64), draw(p[:, :1], rng)
     chosen = drafts[..., None]
-    ratio = p[:, :-1].gather(-1, chosen).squeeze(-1) / q.gather(-1, chosen).squeeze(-1)
-    u = torch.rand(ratio.shape, generator=generator, device=p.device)
-    accepted = (u < ratio).long().cumprod(dim=1).sum(dim=1)
-    rest = torch.cat([(p[:, :-1] - q).clamp(min=0), p[:, -1:]], dim=1)  # the corrected distributions
-    at = accepted[:, None, None].expand(-1, 1, p.shape[-1])
-    rest, p = rest.gather(1, at), p.gather(1, at)  # (B, 1, V)
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)  # q = p but for rounding, and still rejected
-    return accepted, draw(rest, generator)
+    ratio = (np.take_along_axis(p[:, :-1], chosen, -1) / np.take_along_axis(q, chosen, -1))[..., 0]
+    accepted = (rng.random(ratio.shape) < ratio).cumprod(axis=1).sum(axis=1)
+    at = np.arange(len(p)), accepted
+    p = p[at][:, None]  # (B, 1, V)
+    q = np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)[at][:, None]  # behind the last draft nothing is corrected
+    rest = np.maximum(p - q, 0)
+    rest = np.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # q = p but for rounding, and still rejected
+    return accepted, draw(rest, rng)
 
 
 def _check(num_samples, max_bytes, temperature, top_k, top_p, min_p, **_):

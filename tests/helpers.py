@@ -5,6 +5,7 @@ from functools import lru_cache
 from math import exp
 from typing import get_args
 
+import numpy as np
 import torch
 
 import pico.generate
@@ -138,7 +139,7 @@ class Bigram:
 
     def read(self, tokens, disable_latent):
         self.reads.append(tokens.shape[1])
-        return self.logits[tokens], torch.zeros(tokens.shape), torch.zeros(tokens.shape, dtype=torch.bool)
+        return self.logits[tokens].numpy(), np.zeros(tokens.shape), np.zeros(tokens.shape, bool)
 
     def keep(self, count):
         pass

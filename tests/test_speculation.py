@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROUTERS, chi_square, joint, texts, trained, use_tables
@@ -54,8 +55,8 @@ def test_greedy_speculation_with_parts_left_out(change):
 
 
 def spread(*chances):
-    p = torch.zeros(VOCABULARY)
-    p[: len(chances)] = torch.tensor(chances)
+    p = np.zeros(VOCABULARY, np.float32)
+    p[: len(chances)] = chances
     return p / p.sum()
 
 
@@ -63,25 +64,27 @@ def spread(*chances):
 @pytest.mark.parametrize("p", [(0.6, 0.3, 0.1), (0, 1), (0.5, 0, 0.5)])
 def test_verified_bytes_are_distributed_as_the_model(p, q):
     """Whatever drafted them. The original turned .6/.3/.1 into .75/.19/.06."""
-    total, generator = 10000, torch.Generator().manual_seed(0)
-    p = torch.stack([spread(*p), spread(0.2, 0.8), spread(0.5, 0.25, 0.25)])  # after no, one, two drafts
-    q = torch.stack([spread(*q), spread(0.7, 0.2, 0.1)])
-    drafts = draw(q.expand(total, -1, -1), generator)
-    accepted, following = verify(p.expand(total, -1, -1), drafts, q.expand(total, -1, -1), generator)
-    out = torch.cat([drafts, following], 1)
-    out = out.where(torch.arange(3) < accepted[:, None], following)  # what follows the accepted drafts
+    total, generator = 10000, np.random.default_rng(0)
+    p = np.stack([spread(*p), spread(0.2, 0.8), spread(0.5, 0.25, 0.25)])  # after no, one, two drafts
+    q = np.stack([spread(*q), spread(0.7, 0.2, 0.1)])
+    p_rows, q_rows = (np.repeat(x[None], total, 0) for x in (p, q))
+    drafts = draw(q_rows, generator)
+    accepted, following = verify(p_rows, drafts, q_rows, generator)
+    out = np.where(
+        np.arange(3) < accepted[:, None], np.append(drafts, following, 1), following
+    )  # what follows the accepted drafts
     for i in range(3):  # byte i exists in rows that accepted i drafts; there it is drawn from p[i]
         there = out[accepted >= i, i].tolist()
         expected = {k: v for k, v in enumerate(p[i].tolist()) if v > 0}
         if len(there) < 100:
-            assert i > 0 and (accepted >= 1).float().mean() < 0.1  # drafts that cannot be
+            assert i > 0 and (accepted >= 1).mean() < 0.1  # drafts that cannot be
         elif len(expected) == 1:
             assert set(there) == set(expected)
         else:
             statistic, limit = chi_square(Counter(there), expected, len(there))
             assert statistic < limit
-    overlap = torch.minimum(p[0], q[0]).sum().item()  # and no draft is refused without need
-    assert (accepted > 0).float().mean().item() == pytest.approx(overlap, abs=0.02)
+    overlap = np.minimum(p[0], q[0]).sum()  # and no draft is refused without need
+    assert (accepted > 0).mean() == pytest.approx(overlap, abs=0.02)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
@@ -132,18 +135,18 @@ def test_pico_generates_from_its_own_joint_distribution(router, options, specula
 
 
 def test_draw_gives_only_what_is_possible():
-    generator = torch.Generator().manual_seed(0)
-    p = torch.tensor([0, 0, 2.0, 0, 6.0, 0, 0]).expand(20000, -1)  # need not sum to one
+    generator = np.random.default_rng(0)
+    p = np.tile([0, 0, 2.0, 0, 6.0, 0, 0], (20000, 1))  # need not sum to one
     statistic, limit = chi_square(Counter(draw(p, generator).tolist()), {2: 0.25, 4: 0.75}, 20000)
     assert statistic < limit
-    assert draw(torch.eye(9), generator).tolist() == list(range(9))
+    assert draw(np.eye(9), generator).tolist() == list(range(9))
 
 
 def test_a_rejection_by_rounding_alone_still_draws_from_the_model():
     """p below q at every byte can only be rounding; then max(p - q, 0) has nothing to draw from."""
-    q = spread(0.5, 0.5).expand(50, 1, -1)
-    p = torch.stack([spread(0.5, 0.5) * 1e-6, spread(1)]).expand(50, -1, -1)
-    accepted, following = verify(p, torch.zeros(50, 1, dtype=torch.long), q, torch.Generator().manual_seed(0))
+    q = np.tile(spread(0.5, 0.5), (50, 1, 1))
+    p = np.tile(np.stack([spread(0.5, 0.5) * 1e-6, spread(1)]), (50, 1, 1))
+    accepted, following = verify(p, np.zeros((50, 1), int), q, np.random.default_rng(0))
     assert not accepted.any() and set(following.flatten().tolist()) == {0, 1}
 
 

@@ -230,6 +230,21 @@ def test_eval_reports_json_and_a_table(cli):
     assert f"{report['bits_per_byte']:.4f}" in cli(line).out
 
 
+def test_eval_writes_a_page_and_compare_a_table(cli, home):
+    result = cli("eval model a text.txt --max-bytes 300 --device cpu --report page.html")
+    assert "xz" in result.out and "page.html" in result.err
+    assert "<html" in (home / "page.html").read_text()
+    shape = json.loads((home / "model/model.json").read_text())
+    plan = {"budget": {"steps": 1}, "seeds": 1, "validation_bytes": 100, "base": {"train": {"context_len": 32}}}
+    plan["base"]["model"] = shape
+    plan["configurations"] = [{"name": "one"}, {"name": "two", "train": {"learning_rate": 1e-3}}]
+    (home / "plan.json").write_text(json.dumps(plan))
+    result = cli("compare plan.json --dataset text.txt --out results --device cpu --quiet")
+    assert result.code == 0 and "| two |" in result.out and "results/compare.md" in result.err
+    assert result.out == (home / "results/compare.md").read_text()
+    assert cli("compare plan.json --dataset text.txt --out results --device cpu --quiet").out == result.out
+
+
 def test_info_knows_sizes_and_runs(cli, home):
     facts = json.loads(cli("info model --json").out)
     parts = load(home / "model", "a").parts()
@@ -302,6 +317,9 @@ BAD = {
     "run model a --max-bytes 0": "max-bytes",
     "run model a --num-samples 0": "num-samples",
     "eval model a text.txt --context-len 0": "context_len",
+    "eval model a text.txt --report nowhere/page.html": "no folder nowhere",
+    "compare nothing.json": "benchmarks/",
+    "compare rows.jsonl": "JSON",
     "demo --minutes 0": "max_minutes",
     # prompts, devices
     "run model a --prompt x --prompt-file text.txt": "choose one",

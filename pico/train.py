@@ -176,14 +176,15 @@ class Training:
             set_rng_state(state["rng"][self.accelerator.process_index])
 
     def step_limit(self) -> int | None:
-        """Optimizer steps of the whole run, None if only the clock (or the end of a stream) limits it."""
-        config, limits = self.config, []
+        """Optimizer steps of the whole run, None if only the clock limits it."""
+        config, limits, chunks = self.config, [], self.batches.chunks_per_epoch
         epochs = config.epochs or (None if config.max_steps or config.max_minutes else 1)
         if config.max_steps:
             limits.append(config.max_steps)
-        if epochs and self.batches.chunks_per_epoch:
-            chunks = epochs * self.batches.chunks_per_epoch
-            limits.append(max(1, math.ceil(chunks / (config.batch_size * config.grad_accumulation_steps))))
+        if epochs and chunks is None:
+            raise PicoError("the length of a stream is unknown: limit it by --max-steps or --max-minutes, not --epochs")
+        if epochs:
+            limits.append(max(1, math.ceil(epochs * chunks / (config.batch_size * config.grad_accumulation_steps))))
         return min(limits, default=None)
 
     # --- the loop ------------------------------------------------------------------------------------------------

@@ -266,6 +266,20 @@ def test_epochs_and_steps_whichever_ends_first(path, data):
     assert 0.7 * text < metrics(path, "epoch")[-1]["bytes"] < 1.3 * text
 
 
+@pytest.mark.parametrize("limits", [dict(max_steps=None), dict(epochs=1)])
+def test_a_stream_needs_a_limit_that_can_be_counted(path, tmp_path, limits):
+    from pyarrow import parquet, table
+
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    parquet.write_table(table({"text": ["a cat sat on a mat"] * 40}), folder / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n")
+    data = DataConfig(dataset=str(folder), streaming=True)
+    with pytest.raises(PicoError, match="--max-steps or --max-minutes, not --epochs"):
+        go(path, "r", data, config(**limits))
+    assert go(path, "r", data, config(max_steps=2)).steps == 2
+
+
 def test_the_clock_is_part_of_the_run(path, data):
     settings = config(max_steps=None, max_minutes=0.01, checkpoint_interval=1000)
     first = go(path, "r", data, settings)

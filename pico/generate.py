@@ -68,7 +68,7 @@ class Generation:
         prompts = [p.encode() if isinstance(p, str) else bytes(p) for p in prompts]
         self.model, self.seed, self.settings = model, seed, settings
         self.prompts = [p for p in prompts for _ in range(num_samples)]
-        _check(num_samples=num_samples, **settings)
+        _check(num_samples=num_samples, seed=seed, **settings)
         self.stats: dict = {}
 
     def __iter__(self) -> Iterator[Step]:
@@ -191,7 +191,7 @@ def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray | None, rng: np.rand
     return accepted, draw(rest, rng)
 
 
-def _check(num_samples, max_bytes, temperature, top_k, top_p, min_p, **_):
+def _check(num_samples, seed, max_bytes, temperature, top_k, top_p, min_p, **_):
     problems = [
         text
         for bad, text in (
@@ -201,6 +201,7 @@ def _check(num_samples, max_bytes, temperature, top_k, top_p, min_p, **_):
             (not 0 <= min_p <= 1, f"min-p = {min_p}: expected a number from 0 (off) to 1"),
             (max_bytes < 1, f"max-bytes = {max_bytes}: expected 1 or more"),
             (num_samples < 1, f"num-samples = {num_samples}: expected 1 or more"),
+            (seed is not None and seed < 0, f"seed = {seed}: expected 0 or more"),
         )
         if bad
     ]

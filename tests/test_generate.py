@@ -140,8 +140,16 @@ def test_stats_are_complete():
 
 def test_impossible_settings_are_all_named():
     with pytest.raises(PicoError) as error:
-        generate(None, max_bytes=0, temperature=-1, top_k=-1, top_p=0, min_p=2, num_samples=0)
-    for name in ("max-bytes = 0", "temperature = -1", "top-k = -1", "top-p = 0", "min-p = 2", "num-samples = 0"):
+        generate(None, max_bytes=0, temperature=-1, top_k=-1, top_p=0, min_p=2, num_samples=0, seed=-1)
+    for name in (
+        "max-bytes = 0",
+        "temperature = -1",
+        "top-k = -1",
+        "top-p = 0",
+        "min-p = 2",
+        "num-samples = 0",
+        "seed = -1",
+    ):
         assert name in str(error.value)
     for bad in (dict(temperature=float("nan")), dict(top_p=float("nan")), dict(top_p=1.5), dict(min_p=-0.1)):
         with pytest.raises(PicoError, match="expected"):

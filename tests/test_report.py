@@ -231,6 +231,7 @@ def test_every_character_of_the_text_is_on_the_page():
     steps = example()
     parser = Bytes()
     parser.feed(shaded(steps))
+    assert {">&lt;</i>", ">&amp;</i>", ">&gt;</i>"} <= set(re.findall(r">&\w+;</i>", shaded(steps)))
     shown = "".join(text for text, _ in parser.found)
     assert shown.replace("↵\n", "\n").replace("⇥\t", "\t").replace("\u2400", "\x00") == TEXT
     assert sum(float(a["data-b"]) for _, a in parser.found) == pytest.approx(0.5 * len(steps))

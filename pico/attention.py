@@ -7,11 +7,13 @@ for CUDA. `attend_cached` is the same attention for a few new bytes against a ri
 
 import importlib.util
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pico import kernels
 from pico.config import PicoError
 
 INSTALL = {
@@ -21,18 +23,21 @@ INSTALL = {
 }
 
 
+@lru_cache(maxsize=64)
 def alibi_slopes(heads: int, device=None) -> Tensor:
     """(H,) fp32 slopes 2^(-8(h+1)/H): steep heads look near, flat heads look far."""
-    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads)
+    with torch.inference_mode(False):  # kept for a later backward pass too
+        return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads)
 
 
 def available_backends(device: torch.device) -> list[str]:
     """Backends that can run on this device, the one that measures fastest first."""
     names = []
     if device.type == "cuda":
-        names += ["triton"] * (importlib.util.find_spec("triton") is not None)
+        names += ["triton"] * kernels.available()
         names += ["flash"] * (importlib.util.find_spec("flash_attn") is not None) + ["flex"]
-    return [*names, "blocked", "dense"]
+    names += ["blocked", "dense"]
+    return names + ["triton"] * (device.type == "cpu" and kernels.interpreted() and kernels.available())
 
 
 def choose_backend(device: torch.device, wanted: str | None = None) -> str:
@@ -157,12 +162,26 @@ def _triton(q, k, v, window):
 _BACKENDS = {"dense": _dense, "blocked": _blocked, "flash": _flash, "flex": _flex, "triton": _triton}
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+class Positions(NamedTuple):
+    """What a kernel works out the bias from."""
+
+    queries: Tensor  # (B, n) int32
+    keys: Tensor  # (B, R) int32, negative where a slot is empty
+    window: int
+
+
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Positions) -> Tensor:
     """New queries (B, n, H, E) against the ring k, v (B, R, K, E) under `ring_bias`; returns (B, n, H, E)."""
+    if isinstance(bias, Positions):
+        from pico.kernels.decode import decode_attention
+
+        return decode_attention(q, k, v, bias.keys, bias.queries, bias.window, alibi_slopes(q.shape[2], q.device))
     return _weighted_sum(q, k, v, bias)
 
 
-def ring_bias(q_positions: Tensor, slots: int, heads: int, window: int, dtype: torch.dtype) -> Tensor:
+def ring_bias(
+    q_positions: Tensor, slots: int, heads: int, window: int, dtype: torch.dtype, backend: str | None = None
+) -> Tensor | Positions:
     """(B, H, n, R) bias for queries at q_positions (B, n), the newest written positions of a ring of R slots.
 
     Slot s holds the newest position p with p % R == s. Entries left behind by a rollback are at positions after
@@ -170,4 +189,7 @@ def ring_bias(q_positions: Tensor, slots: int, heads: int, window: int, dtype: t
     """
     last = q_positions[:, -1:]
     slot = torch.arange(slots, device=q_positions.device)
-    return _bias(q_positions, last - (last - slot) % slots, heads, window, dtype)
+    k_positions = last - (last - slot) % slots
+    if backend == "triton":
+        return Positions(q_positions.int(), k_positions.int(), window)
+    return _bias(q_positions, k_positions, heads, window, dtype)

@@ -26,11 +26,11 @@ class Ring:
         self.length = torch.zeros(batch, dtype=torch.long, device=device)  # (B,) positions kept
         self._row = torch.arange(batch, device=device)[:, None] * self.slots
 
-    def open(self, count: int) -> None:
+    def open(self, count: int, backend: str | None = None) -> None:
         """Make room for `count` positions in every row: where they are written, and what they may see."""
         positions = self.length[:, None] + torch.arange(count, device=self.length.device)  # (B, n)
         self._written = (self._row + positions % self.slots).flatten()
-        self.bias = ring_bias(positions, self.slots, self.heads, self.window, self.memory.dtype)
+        self.bias = ring_bias(positions, self.slots, self.heads, self.window, self.memory.dtype, backend)
 
     def write(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store kv (B, n, 2, K, E) at the opened positions; returns all keys and values (B, R, K, E)."""

@@ -167,7 +167,7 @@ class Pico(nn.Module):
             assert tokens.shape[1] <= MAX_FEED, f"feed at most {MAX_FEED} bytes at a time"
             last, local, latent = cache.last[:, None], cache.local, cache.latent
             positions = cache.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-            local.open(tokens.shape[1])
+            local.open(tokens.shape[1], backend)
         previous = torch.cat([last, tokens[:, :-1]], dim=1)
 
         x = F.embedding(tokens, self.embedding.weight.to(self.dtype))  # (B, T, D)
@@ -200,7 +200,7 @@ class Pico(nn.Module):
         flat = (routing.index + rows).flatten()  # (B M)
         chosen = x.reshape(-1, dim).index_select(0, flat).view(batch, -1, dim)  # (B, M, D)
         if ring is not None:
-            ring.open(chosen.shape[1])
+            ring.open(chosen.shape[1], backend)
         y = chosen
         for layer, block in enumerate(self.latent):
             y = block(y, backend, ring, layer)

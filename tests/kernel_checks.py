@@ -8,11 +8,13 @@ TRITON_INTERPRET must be set before triton is first imported, and then holds for
 import pytest
 import torch
 
-from pico.config import PicoError
+from pico.cache import Cache
+from pico.config import PicoError, preset
 from pico.kernels import interpreted
 from pico.kernels.attention import tiles, window_attention
 from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
+from pico.model import Pico
 
 DEVICE = torch.device("cpu" if interpreted() else "cuda")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of the largest value
@@ -263,3 +265,23 @@ def test_kernels_inside_torch_compile():
         results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     for eager, compiled in zip(*results):
         torch.testing.assert_close(eager, compiled)
+
+
+def test_model_on_the_kernels_equals_the_dense_one():
+    """Loss and gradients of a whole model, and its logits when it reads through the cache, rows routed differently."""
+    torch.manual_seed(0)
+    config = preset("tiny", dim=32, fb_num_blocks=1, latent_num_blocks=1, next_tokens=2, fb_att_window_size=5)
+    model, tokens = Pico(config).to(DEVICE), torch.randint(256, (2, 40), device=DEVICE)
+    results = []
+    for model.attention_backend in ("dense", "triton"):
+        loss = model.train()(tokens[:, :38], targets=tokens[:, 1:]).loss
+        grads = torch.autograd.grad(loss, [p for n, p in model.named_parameters() if not n.startswith("router")])
+        cache, pieces = Cache(config, 2, device=DEVICE), []
+        with torch.inference_mode():
+            model.eval()
+            for piece in tokens.split((20, 1, 19), dim=1):
+                pieces.append(model(piece, cache=cache).logits)
+        assert model(tokens).routed.sum(1).unique().numel() == 2
+        results.append([loss, *grads, torch.cat(pieces, 1)])
+    for dense_result, triton_result in zip(*results):
+        torch.testing.assert_close(triton_result, dense_result, atol=1e-5, rtol=1e-4)

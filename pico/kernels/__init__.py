@@ -33,5 +33,5 @@ def available() -> bool:
         return True
     import torch
 
-    # Triton supports NVIDIA from compute capability 8.0 on; AMD reports 9.0 and up here.
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    # Triton's own floor for NVIDIA is 8.0 (AMD reports 9.0 and up). Of the ways to ask, torch.compile traces this one.
+    return torch.cuda.is_available() and torch.cuda.get_device_properties(0).major >= 8

@@ -170,7 +170,7 @@ def tell(choose: Callable[[int], int], out: list[str] | None = None) -> Story:
     recalls: list[Recall] = []
     told: dict[str, str] = {}  # what each variable stands for
     said: dict[str, int] = {}  # where each variable was last said
-    position = fixed = 0  # bytes so far; up to here the text may still be the work of the latest choice
+    position = fixed = 0  # bytes so far; bytes at the latest choice, which the text cannot yet have shown
     bits = 0.0
 
     def expand(pieces):

@@ -137,9 +137,9 @@ moon:
 
     ~
 
-    An old {guide=guides} had [watched|seen] everything. "[Do not chase|Never chase] the moon," it <said> \
+    An old {guide=guides} had [watched|seen] everything. "[Do not chase|Never chase] the moon," it said \
         <softly>.
-    "<well>," said an old {guide=guides}. "[You cannot catch|Nobody can catch] the moon in a {tree}."
+    "<well>, [you cannot catch|nobody can catch] the moon in a {tree}," said an old {guide=guides}.
 
     "[Fill|You must fill] a {thing=vessels} with water, and put it {place=moonspots}."
     "[Let it come|It will come] to you. Put a {thing=vessels} full of water {place=moonspots}, and wait."
@@ -162,7 +162,8 @@ moon:
     "It is [mine|ours] now," <friendsaid>. "Until the sun comes," said the {guide} and <laughed>.
 
     They sang the moon a [quiet|little|<nice>] song, the {kind}, the {kind2} and the {guide}.
-    The {kind}, the {kind2} and the {guide} ate <dish> and looked at it <until>.
+    The {kind}, the {kind2} and the {guide} ate <dish> and looked at it [until they yawned|until dawn|for \
+        hours|until it was late].
 
     And when {hero} cannot sleep today, {he} puts the {colour} {thing} {place}, and the moon comes.
     Since then, on <weather2> nights, a {colour} {thing} full of moon stands {place}.

@@ -59,7 +59,7 @@ end:
     And in the {colour9} house near {home}, the last [light|lamp|candle] went out.
     Somewhere near {home}, an owl [called|hooted] [once|twice|three times], and [all was still|the day was \
         over].
-    <supper> Then it was [quiet|dark] in the {colour9} house.
+    The {colour9} house still smelled of <dish> and <soup> soup, and everyone slept.
     That is the [end|whole story] of {hero} from the {colour9} house near {home}.
 
 frame:
@@ -191,8 +191,8 @@ sadlike: a wet sock, a boat without a sea, the last apple on the tree, a lost mi
 joy:
     {hero} was as <glad> as <gladlike>. {frame.glad}
     "[Hooray|Yippee|Yes|Hurray]!" [shouted|cried|cheered] {hero}. {frame.glad}
-    What a <nice> [moment|feeling|surprise|<dayname>]! {frame.glad}
-    {He} [jumped|danced|hopped|sang] like <gladlike>. {frame.glad}
+    "What a <nice> [moment|feeling|surprise|<dayname>]!" thought {hero}. {frame.glad}
+    {hero} [jumped|danced|hopped|sang] like <gladlike>. {frame.glad}
 
 gladlike: a frog in the rain, a dog with two tails, a king with a new hat, a bee in the clover, a goat on \
     a roof, a bird in May, a fish in the sea, a pig in the mud, a child in the snow, a mouse in the \
@@ -234,11 +234,12 @@ saw: saw, spotted, noticed, discovered
 laughed: laughed, giggled, grinned, smiled, chuckled, winked
 whispered: whispered, said, murmured, mumbled
 asked: asked, cried, called, wondered
+shouted: cried, shouted, called, yelled
 softly: softly, quietly, gently, slowly, shyly, calmly
 soon: Soon, Before long, After a while, A little later, In no time, Not long after, Moments later
 suddenly: Suddenly, All at once, Just then, At that moment, All of a sudden, Without warning
 atlast: At last, Finally, In the end, After a long time
-while: for a moment, for a while, for a minute, a little, a long time
+while: for a moment, for a while, for a minute, for a long time, for a bit
 mood: sleepy, fat, thin, proud, muddy, lazy, spotted, friendly, noisy, hungry, dusty, white, black, brown, \
     striped, merry, busy, gray, grumpy, dancing
 beast: cat, dog, goat, goose, parrot, horse, donkey, hen, pony, cow, pig, sheep, duck, rabbit, crow, turkey

@@ -28,7 +28,7 @@ lost:
         to play].
     {friend=children} came [by|to the door|up the steps] with a <look> <holder>. "Why do you look so \
         <sorry>?"
-    {friend=children} [heard {him} sigh|saw {his} face]. "<oh>! What happened?"
+    {friend=children} from next door [heard {him} sigh|saw {his} face]. "<oh>! What happened?"
 
     "I lost my {colour} {thing}," <herosaid>. "[When did you see it last|Did you hide it]?"
     "My {thing} is gone!" "[Did you hide it|Where did you have it last|The {colour} one|Your present from \
@@ -40,7 +40,7 @@ lost:
         [because we had guests|because it was late|when I went to school]!"
 
     They <ran> to look {spot}. There it was, [safe and sound|as good as new|a little dusty|only a bit cold].
-    {friend} looked {spot}. "I see something {colour}!" {friend.he} <asked>.
+    {friend} looked {spot}. "I see something {colour}!" {friend.he} <shouted>.
     And [sure enough|really], {spot} they <saw> the {colour} {thing}.
 
     <joy>
@@ -54,7 +54,7 @@ lost:
     "[Thank you|Now let us play|You saved the day]," <herosaid>, and {friend} <laughed>. They shared the \
         {thing} <until>.
 
-outing: a walk, the park, the library, a swim, a visit
+outing: the park, the library, a walk, a swim, a visit
 
 rain:
     On <dayname>, {helper=family} [wanted|had promised] to take {him} to the {place=outings}. {hero} \
@@ -127,8 +127,7 @@ broken:
 
     "<oh>," <whispered> {friend}. "[Quick, hide it|Nobody saw us|What now]!" So {hero} hid the pieces \
         {spot=hides}.
-    {friend} [gasped|turned pale]. {hero} [looked around|listened] and [pushed|swept] the pieces \
-        {spot=hides}.
+    {friend} [gasped|turned pale]. {hero} [looked around|listened|sighed] and hid the pieces {spot=hides}.
 
     At dinner, there was <soup> soup, but {he} [was not hungry|only stirred it|could not look at \
         {helper}]. <sad>
@@ -195,7 +194,7 @@ noise:
     The door creaked. They [lifted|held up] the {colour} lamp and saw a <coat2> {animal=sound.makers} in a \
         <holder>.
 
-    "<well>, so you are our {monster}!" <joked> {friend}.
+    "[Aha|Well|Hello|Oh], so you are our {monster}!" <joked> {friend}.
     "[That is|You are] a very small {monster}," <friendsaid>. The {animal} [yawned|sneezed|looked <sorry>].
 
     <joy>
@@ -231,8 +230,8 @@ seed:
         up].
     {He} watered it every [day|<time>]. [A week|A month] later, there was still only [earth|mud|one worm].
 
-    {friend=children} looked into the {colour} pot. "<well>, [nothing will grow in there|it is empty]," \
-        <friendsaid>.
+    {His} friend {friend=children} looked into the {colour} pot. "[Well|Hmm|Look|Oh], [nothing will grow \
+        in there|it is empty]," <friendsaid>.
     "There is nothing in that {colour} pot," said {friend=children}, "[only mud|only a worm|and it smells \
         of <dish>]."
 
@@ -240,7 +239,7 @@ seed:
 
     ~
 
-    "Seeds are [sleepy|slow|shy]," <said> {helper} <softly>. "[Good things take time|Wait a little longer]."
+    "Seeds are [sleepy|slow|shy]," said {helper} <softly>. "[Good things take time|Wait a little longer]."
     {helper} felt the earth. "It is [only sleeping|not dead|waiting for <dayname>]," {helper.he} <said>.
 
     So {hero} [sang to the pot|told the pot stories|moved the pot into the sun] and waited <while>. \
@@ -288,13 +287,13 @@ gift:
 
     ~
 
-    "<oh>, what are you counting?" asked {friend=children}. "[Coins|I need {number2} coins], and I have \
-        {number}."
-    {hero} told {friend=children} about the {colour} {thing}. "[And I have|All I have is] {number} coins," \
-        {he} said.
+    "<oh>, what are you counting?" asked {his} friend {friend=children}. "[Coins|I need {number2} coins], \
+        and I have {number}."
+    {hero} told {his} friend {friend=children} about the {colour} {thing}. "[And I have|All I have is] \
+        {number} coins," {he} said.
 
     "We could {work=works}," <friendsaid>. "[I will help you|Two are faster than one]."
-    {friend} thought <while>. "I know! [Let us|Why not] {work=works}?"
+    {friend} thought <while>. "I know! [Let us {work=works}!|Why not {work=works}?]"
 
     So [every <time>|after school|all week] they {work.did}. <passer>
     They began [at once|the same day|on <dayname>]. They {work.did}. <passer>
@@ -303,7 +302,8 @@ gift:
     On <dayname>, there were {number2} coins in the {holder}. But the {colour} {thing} was no longer in \
         the shop!
 
-    "[Are|Were] you looking for this?" <asked> the [baker's wife|shopkeeper] and held up the {thing}.
+    "[Are|Were] you looking for this?" [asked|called|said] the [baker's wife|shopkeeper] and held up the \
+        {thing}.
     The old [man|woman] in the shop <laughed>. "<well>, I [kept|hid] the {thing} for you."
 
     <joy>
@@ -325,7 +325,7 @@ passer:
     Their {work.hurt} [hurt|ached], but they [sang|<laughed>|did not stop|thought of the {thing}].
 
 someone2:
-    The <person>
+    A <person>
     Their teacher
     {friend}'s mother
 """

@@ -43,7 +43,7 @@ newcomer:
 
     After that, {hero} and {friend} met every [day|<time>], and the {thing} [sat|slept] beside the {thing2}.
     And when another new child came, {friend} [went over|said hello] first, with the {colour} {thing}.
-    "Only a {trait} {kid} waits like that," {friend} <said> [one day|much later|on <dayname>].
+    "Only a {trait} {kid} waits like that," {friend} said [one day|much later|on <dayname>].
     <supper> Then {friend} went back to the {colour4} house, [singing|skipping|with the {thing} under one \
         arm].
 
@@ -65,7 +65,7 @@ turns:
     For [weeks|months], {helper=family} had worked on a {look=looks} {colour=colours} {thing=rides}. Now \
         it was ready for {hero} and {friend=children}.
 
-    "Me first!" <asked> {hero}. "No, me!" They pulled [this way and that|harder and harder|and pushed].
+    "Me first!" <shouted> {hero}. "No, me!" They pulled [this way and that|harder and harder|and pushed].
     "I want to try it," <herosaid>. "So do I," <friendsaid> and [pulled|pushed|sat down on it].
     {hero} [took hold of|held on to] the {thing}, but {friend} [did not let go|held on, too]. "Mine!" they \
         both <said>.
@@ -74,16 +74,18 @@ turns:
 
     ~
 
-    {helper} came with a <look> <holder>. "I can mend it," {helper.he} <said>, "but [you two need a \
-        rule|what about you]?"
+    {helper} came with a <look> <holder>. "I can mend it," {helper.he} <said>, "but [you two need a rule|I \
+        cannot mend friends]."
     "<well>," <said> {helper}, "a {thing} is easy to mend. A friend is not."
     {helper} looked at the {thing} <while>. "[What a mess|<oh>]! I see that you need a rule."
 
-    "One [rides|goes], and one counts to {number=counts}. Then you [change|swap]."
-    "When I was [small|your age|a child], we counted to {number=counts} and then [changed|swapped]."
+    {helper.He} <laughed>. "[One rides, and one counts|When I was small, one child counted] to \
+        {number=counts}. Then you [change|swap]."
+    "[Do you know what|Here is what] we did when I was a child? We counted to {number=counts} and then \
+        [changed|swapped]."
 
     {hero} [thought about it|nodded|turned red]. "You go first," {he} <whispered> <softly>.
-    "<yes>," <friendsaid> <softly>. "You [go|can go] first."
+    "<yes>," <friendsaid> <softly>. "You [go|can go] first, {hero}."
     They looked at each other <while>. "[I am sorry|That was silly]," they both <whispered>.
 
     {friend} {thing.ride} [around the house|down the lane|like the wind], and {hero} counted to {number}.
@@ -91,7 +93,7 @@ turns:
         {friend} counted.
 
     They counted [backward|in a whisper|with a mouth full of <dish>], and <someone> [watched|listened].
-    Once {hero} counted [far past {number}|all the way to a hundred]. <outside>
+    Once {hero} counted [far past {number}|all the way to a hundred]. <outside2>
 
     <joy>
 
@@ -209,10 +211,11 @@ coat: gray, brown, sleek, shaggy, big, round, dusty, little
 
 patient:
     <oneday>, there was a <coat> {animal=patients} <outdoors>. Its {animal.part} was hurt.
-    On the way [home|to school|to <outing>], {hero} heard a <sound> cry. <outdoors2> sat a <coat> \
-        {animal=patients}. Its {animal.part} was hurt.
+    On the way [home|to school|to the park|to the library], {hero} heard a <sound> cry. <outdoors2> sat a \
+        <coat> {animal=patients}. Its {animal.part} was hurt.
 
-    "[Do not be afraid|<oh>]," <herosaid> and [wrapped|rolled] it in a {look=looks} {colour=colours} towel.
+    "[Do not be afraid|<oh>]," [said {hero}|{hero} said] and [wrapped|rolled] it in a {look=looks} \
+        {colour=colours} towel.
     {He} took it home in a {look=looks} {colour=colours} towel, [as carefully as an egg|step by step|past \
         <someone>].
 
@@ -224,8 +227,9 @@ patient:
     {hero} put the {colour} towel {place=potspots}. "[I will call you|Your name is] {name=petnames}," {he} \
         <whispered>.
 
-    {friend=children} came [every day|after school|with a <holder>] and brought {animal.eats}.
-    {friend=children} [helped|came to help] and told it about <someone>.
+    {friend=children} from next door came [every day|after school|with a <holder>] and brought \
+        {animal.eats}.
+    {His} friend {friend=children} [helped|came to help] and told it about <someone>.
 
     But on the [second|third|fourth] day, {name} [lay very still|kept both eyes shut|shivered]. <sad>
     {name} did not [eat|move|touch the {animal.eats}] [on <dayname>|that day]. <sad>
@@ -269,7 +273,7 @@ stuck:
     "[May|Can] I try it?" asked {friend=children}. <passing>
 
     But the wind [caught|took] the {thing} and [carried|threw] it into a <big> {tree=trees}.
-    It [flew|rose] high and higher and got stuck in a <big> {tree=trees}.
+    The {thing} [flew|rose] high and higher and got stuck in a <big> {tree=trees}.
 
     {hero} [shook|kicked|pulled at] the {tree}, [but it did not help|but only leaves fell down|again and \
         again].
@@ -284,20 +288,19 @@ stuck:
         went], and there it stayed.
 
     Now the {thing}, the {thing2} and the {thing3} were all up in the {tree}. <sad>
-    "[First|So] the {thing}, then the {thing2}, and now the {thing3}," <friendsaid>. <sad>
+    "First the {thing}, then the {thing2}, and now the {thing3}," <friendsaid>. <sad>
 
     ~
 
     {helper} came [by|past]. "<well>, we need [a bird|a giraffe|some luck|a ladder]." So they waited \
         <while>.
-    <someone2> came by and tried [a ladder|a long stick|to climb up], but it was [too short|no use].
+    <someone2> came by and tried [a ladder|a long stick|a broom], but it was [too short|no use].
 
     Then a <coat> {animal=climbers} [sniffed at|looked at|pushed] the {colour} {thing}.
     Up in the {tree}, a <coat> {animal=climbers} woke up. It did not like [the mess|all those things].
 
     <bump>! Down came the {thing2}. <bump>! The {thing3}. And then <bump2>, the {colour} {thing}.
-    It pushed, and the {thing2} hit the {thing3}, and [all of it|everything] fell on [the \
-        grass|{friend}|<someone>].
+    Then the {thing2} hit the {thing3}, and [all of it|everything] fell on [the grass|{friend}|<someone>].
 
     <joy>
 

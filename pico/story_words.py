@@ -59,22 +59,34 @@ WORDS: dict[str, dict[str, dict]] = {
     "holders": _same("box, basket, bucket, drawer, jar, bag, chest, bowl"),
     "homes": _same(
         "the bakery, the mill, the school, the pond, the fire station, the church, the market, the bridge, "
-        "the post office, the train station, the park, the toy shop, the orchard, the lighthouse, the harbor, "
-        "the stables"
+        "the post office, the train station, the park, the toy shop, the orchard, the lighthouse, "
+        "the harbor, the stables, the castle, the library, the hospital, the river, the town hall, "
+        "the barber shop, the fountain, the museum"
     ),
     "blooms": _same("red, blue, yellow, purple, pink, white, golden, silver"),
     "numbers": _same("three, four, five, six, seven, eight, nine, ten"),
     "few": _same("two, three, four, five, six"),
     "prices": _same("ten, twelve, fifteen, twenty, thirty"),
     # what a child is known for: the frames of a story, said first and remembered at its end
-    "hobbies": _same("sing, dance, whistle, tell jokes, make up rhymes, turn cartwheels, juggle, hop on one leg"),
-    "jobs": _same("baker, pilot, doctor, sailor, farmer, painter, firefighter, teacher, detective, captain"),
+    "hobbies": _same(
+        "sing, dance, whistle, tell jokes, make up rhymes, turn cartwheels, juggle, hop on one leg, paint, "
+        "play the flute, count things, walk backward"
+    ),
+    "jobs": _same(
+        "baker, pilot, doctor, sailor, farmer, painter, firefighter, teacher, detective, captain, "
+        "gardener, dancer, cook, judge, mayor, clown, postman, beekeeper"
+    ),
     "sayings": _same(
-        "Little by little, One step at a time, Every cloud goes by, Kind words open doors, Slow and steady, "
-        "After rain comes sun, Brave hearts find a way, Tomorrow is a new day, Nothing is lost forever"
+        "Little by little, One step at a time, Every cloud goes by, Kind words open doors, "
+        "Slow and steady, After rain comes sun, Brave hearts find a way, Tomorrow is a new day, "
+        "Nothing is lost forever, A friend is never far, Try and try again, The moon sees everything, "
+        "Small steps go far, Patience wins the day, Sleep on it, Look twice"
     ),
     "pets": dict(dog=DOG, puppy=DOG, cat=CAT, kitten=CAT),
-    "petnames": _same("Biscuit, Pepper, Button, Waffles, Pickle, Patch, Ginger, Muffin, Domino, Tiger, Cookie, Bean"),
+    "petnames": _same(
+        "Biscuit, Pepper, Button, Waffles, Pickle, Patch, Ginger, Muffin, Domino, Pumpkin, Cookie, Bean, "
+        "Snowball, Marble, Toffee, Peanut, Whisker, Rocket, Noodle, Popcorn, Sunny, Shadow"
+    ),
     "coats": _same("brown, black, white, gray, golden, spotted, striped, cream, ginger"),
     "wears": {
         "hat": dict(
@@ -111,9 +123,10 @@ WORDS: dict[str, dict[str, dict]] = {
         "little boat": dict(play="sailed it [in the bathtub|on the pond|through the puddles]"),
     },
     "spots": _same(
-        "under the bed, behind the sofa, in the toy box, under the kitchen table, behind the curtains, in the shed, "
-        "under the stairs, in the laundry basket, behind the big chair, under the apple tree, beside the front door, "
-        "on the top shelf, on the garden wall, in the wheelbarrow"
+        "under the bed, behind the sofa, in the toy box, under the kitchen table, behind the curtains, "
+        "in the shed, under the stairs, in the laundry basket, behind the big chair, under the apple tree, "
+        "beside the front door, on the top shelf, on the garden wall, in the wheelbarrow, "
+        "behind the bookcase, next to the stove, in the hall closet, beside the pond"
     ),
     "cuddly": _same("rabbit, bear, monkey, penguin, dragon, lion, elephant, mouse, fox, turtle, owl, tiger"),
     "outings": {
@@ -186,7 +199,7 @@ WORDS: dict[str, dict[str, dict]] = {
         "swing": dict(mishap="[Snap|Crack]! The rope broke, and both of them sat down in the mud.", ride="swung"),
         "go-cart": dict(mishap="It rolled off [all by itself|without them] and hit [a tree|the fence].", ride="drove"),
     },
-    "counts": _same("ten, twelve, fifteen, twenty, thirty, fifty"),
+    "counts": _same("ten, twelve, fifteen, twenty, thirty, fifty, forty, ninety, sixty"),
     "chores": {
         "water the tomatoes": dict(
             clue="{he} saw [a flower hanging its head|a dry, brown leaf] beside the path",
@@ -273,15 +286,30 @@ WORDS: dict[str, dict[str, dict]] = {
     "climbers": _same("squirrel, crow, magpie, raccoon, cat, jay"),
     # the animals' own stories
     "critters": _same("hedgehog, rabbit, mouse, squirrel, mole, bear cub, fox cub, badger, hamster, beaver"),
-    "crittergirls": _same("Hazel, Clover, Fern, Willow, Nutmeg, Bramble, Tansy, Maple", **SHE),
-    "critterboys": _same("Pip, Moss, Tumble, Acorn, Bristle, Thistle, Chip, Rusty", **HE),
-    "drifters": _same("butterfly, dragonfly, feather, moth, bird, ladybug"),
-    "guides": _same("barn owl, toad, snail, heron, turtle, raven, goat, frog"),
-    "landmarks": _same("flag, bell, mushroom, lantern, bench, mailbox, ladder, rock"),
-    "nightsounds": _same("stream, waterfall, mill wheel, frogs, village bell, geese, sea, crickets"),
+    "crittergirls": _same(
+        "Hazel, Clover, Fern, Willow, Nutmeg, Bramble, Tansy, Maple, Holly, Pearl, Poppy, Juniper",
+        **SHE,
+    ),
+    "critterboys": _same(
+        "Pip, Moss, Tumble, Acorn, Bristle, Thistle, Chip, Rusty, Dusty, Pebble, Twig, Burr",
+        **HE,
+    ),
+    "drifters": _same("butterfly, dragonfly, feather, moth, bird, ladybug, bee, firefly, seagull"),
+    "guides": _same("barn owl, toad, snail, heron, turtle, raven, goat, frog, magpie, donkey, bullfrog, pelican"),
+    "landmarks": _same("flag, bell, mushroom, lantern, bench, mailbox, ladder, rock, barrel, teapot, wheel, boot"),
+    "nightsounds": _same(
+        "stream, waterfall, mill wheel, frogs, village bell, geese, sea, crickets, windmill, wild ducks, "
+        "brook, church clock"
+    ),
     "heaps": _same("baskets, sacks, heaps, buckets, barrels, bags"),
-    "stores": _same("acorns, hazelnuts, blackberries, mushrooms, chestnuts, rose hips, apples, beechnuts"),
-    "holes": _same("under the roots, in the hollow oak, behind the waterfall, in the old wall, under the flat stone"),
+    "stores": _same(
+        "acorns, hazelnuts, blackberries, mushrooms, chestnuts, rose hips, apples, beechnuts, walnuts, "
+        "cranberries, pears, seeds"
+    ),
+    "holes": _same(
+        "under the roots, in the hollow oak, behind the waterfall, in the old wall, under the flat stone, "
+        "behind the big stump, beside the spring, below the old bridge, at the edge of the moss"
+    ),
     "vessels": _same("bowl, bucket, jug, cup, pan, washtub, teapot"),
     "moonspots": _same(
         "on the flat rock, beside the well, in the clearing, on an old stump, between two ferns, under the open sky"

@@ -335,8 +335,6 @@ def main(arguments: list[str] | None = None) -> int:
         problem, code = str(error), 2
     except TyperException as error:  # a wrong flag or value
         problem, code = f"{error.format_message()} (see --help)", error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        problem, code = "interrupted", 130
     say(f"error: {' '.join(problem.split())}")
     return code
 

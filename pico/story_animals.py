@@ -79,7 +79,7 @@ winter:
 
     ~
 
-    <oneday>, somebody knocked. It was a <mate>, [wet|thin] and <sorry>.
+    <oneday>, somebody knocked. It was a <mate>, [wet|thin|pale] and [cold|hungry|tired|lost|sad].
     A <mate> came up the path, [limping|shivering|trembling] and with an empty <holder>.
 
     "[The flood|A storm] took my {food2=stores}," <friendsaid> <softly>. "I have nothing left."

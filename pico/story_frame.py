@@ -80,7 +80,7 @@ frame:
         that|practiced every day].
 
 petdid:
-    went with {him} [everywhere|wherever {he} went]
+    went with {him} [everywhere|to school|up every hill]
     [stole|collected] [socks|sausages|slippers]
     was afraid of [bees|frogs|thunder]
     [liked|loved] [cheese|jam|toast]

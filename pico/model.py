@@ -18,7 +18,7 @@ from pico.attention import attend_cached, attention, choose_backend
 from pico.cache import MAX_FEED, Cache, Ring
 from pico.config import ModelConfig
 from pico.loss import multi_byte_loss
-from pico.routing import Router
+from pico.routing import Router, gather, scatter
 from pico.vocab import BOS, VOCABULARY
 
 
@@ -195,18 +195,13 @@ class Pico(nn.Module):
 
     def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
         """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
-        batch, length, dim = x.shape
-        rows = torch.arange(batch, device=x.device)[:, None] * length
-        flat = (routing.index + rows).flatten()  # (B M)
-        chosen = x.reshape(-1, dim).index_select(0, flat).view(batch, -1, dim)  # (B, M, D)
+        chosen = gather(x, routing, backend)  # (B, M, D)
         if ring is not None:
             ring.open(chosen.shape[1], backend)
         y = chosen
         for layer, block in enumerate(self.latent):
             y = block(y, backend, ring, layer)
-        gate = (routing.weight.gather(1, routing.index) * routing.valid).to(x.dtype)  # (B, M)
-        update = (y - chosen) * gate[..., None]
-        return x.reshape(-1, dim).index_add(0, flat, update.view(-1, dim)).view(batch, length, dim)
+        return scatter(x, chosen, y, routing, backend)
 
     def update_router(self) -> None:
         """Call after every optimizer step: moves the threshold to keep the routed fraction."""

@@ -42,6 +42,31 @@ def pack(routed: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return index, routed.gather(1, index)
 
 
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """(B M) rows of x (B, T, D) seen as (B T, D)."""
+    return (index + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]).flatten()
+
+
+def gather(x: Tensor, routing: Routing, backend: str) -> Tensor:
+    """The routed positions of x (B, T, D) in order: (B, M, D). Slots that are not valid hold anything finite."""
+    if backend == "triton":
+        from pico.kernels.gather import latent_gather
+
+        return latent_gather(x, routing.index.where(routing.valid, -1))
+    return x.flatten(0, 1).index_select(0, _rows(x, routing.index)).view(len(x), -1, x.shape[2])
+
+
+def scatter(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backend: str) -> Tensor:
+    """x (B, T, D) with what was gathered, `chosen` (B, M, D), moved by its gate towards y (B, M, D)."""
+    gate = routing.weight.gather(1, routing.index)  # (B, M)
+    if backend == "triton":
+        from pico.kernels.gather import gated_scatter
+
+        return gated_scatter(x, y, routing.index.where(routing.valid, -1), gate)
+    update = (y - chosen) * (gate * routing.valid).to(x.dtype)[..., None]
+    return x.flatten(0, 1).index_add(0, _rows(x, routing.index), update.flatten(0, 1)).view_as(x)
+
+
 class Router(nn.Module):
     """Scores every byte, decides which are routed, and (for `topk`) learns to decide causally."""
 

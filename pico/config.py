@@ -123,10 +123,10 @@ def preset(name: str = "xs", **overrides) -> ModelConfig:
 class DataConfig(Config):
     """Where documents come from: the built-in `stories`, local files, or a dataset of the Hugging Face Hub."""
 
-    dataset: str = Field("stories", description="'stories', a file or folder, or a Hub dataset name")
+    dataset: str = Field("stories", description="'stories', a file or folder, or a Hub dataset (NAME or NAME:CONFIG)")
     column_name: str | None = Field(None, description="column that holds the text")
     format: Literal["auto", "bytes"] = Field("auto", description="'bytes' reads any file as raw bytes")
-    document_separator: str | None = Field(None, description="splits text files into documents")
+    document_separator: str | None = Field(None, description="what stands between documents in a file")
     train_file: str | None = Field(None, description="file of the dataset to train on")
     validation_file: str | None = Field(None, description="file of the dataset to validate on")
     train_split: str | None = Field(None, description="split to train on (default: train)")
@@ -144,7 +144,7 @@ class TrainConfig(Config):
     batch_size: Count = Field(8, description="chunks in a batch, over all processes")
     grad_accumulation_steps: Count = Field(1, description="batches in an optimizer step")
     optimizer: Literal["soap", "adamw", "muon"] = Field("soap", description="how gradients become steps")
-    learning_rate: Positive = Field(3e-3, description="peak learning rate")
+    learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

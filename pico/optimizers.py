@@ -26,7 +26,7 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     blocks = [p for name, p in named if not any(p is other for other in plain + wide)]
     undecayed = {"params": plain, "weight_decay": 0.0}
     if config.optimizer == "soap":
-        return [SOAP([{"params": wide + blocks}, undecayed], lr=rate, weight_decay=decay)]
+        return [SOAP([{"params": blocks}, {"params": wide, "one_sided": True}, undecayed], lr=rate, weight_decay=decay)]
     options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
     if config.optimizer == "adamw":
         return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options)]

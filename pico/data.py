@@ -72,6 +72,13 @@ def open_evaluation(config: DataConfig, seed: int = 0) -> Documents:
 
 def _splits(config: DataConfig) -> dict:
     """Split name -> a function that reads it, or the `datasets` stream."""
+    try:
+        return _find_splits(config)
+    except OSError as error:
+        raise PicoError(f"cannot read {error.filename or config.dataset}: {error.strerror or error}") from None
+
+
+def _find_splits(config: DataConfig) -> dict:
     path, raw = Path(config.dataset).expanduser(), config.format == "bytes"
     named_files = config.train_file or config.validation_file
     if path.is_dir() and not raw and not named_files and hub.is_repository(path):

@@ -54,13 +54,15 @@ class Display:
         """Shown even when quiet."""
         self.console.print(message, style="yellow", markup=False, soft_wrap=True)
 
-    def step(self, line: dict, done: float, remaining: float | None) -> None:
-        """One optimizer step: its metrics, the fraction done, seconds remaining (None when unknown)."""
+    def step(self, line: dict, done: float, remaining: float | None, floor: float | None) -> None:
+        """One optimizer step: its metrics, the fraction done; seconds remaining and entropy floor where known."""
         if self.quiet or (not self._progress and time.monotonic() < self._due):
             return
+        beside = f" (floor {floor:.3f})" if floor is not None else ""
         text = (
-            f"step {line['step']}  loss {line['loss']:.3f}  bpb {line['train_bpb']:.3f}  {line['kB_per_s']:.1f} kB/s  "
-            f"routed {line['routed']:.1%}" + (f"  ETA {duration(remaining)}" if remaining is not None else "")
+            f"step {line['step']}  loss {line['loss']:.3f}  bpb {line['train_bpb']:.3f}{beside}  "
+            f"{line['kB_per_s']:.1f} kB/s  routed {line['routed']:.1%}"
+            + (f"  ETA {duration(remaining)}" if remaining is not None else "")
         )
         if self._progress:
             self._progress.update(self._task, completed=done, line=text)

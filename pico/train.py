@@ -213,7 +213,7 @@ class Training:
                 new_best = self.best is not None and self.best["step"] == self.step
                 if last or new_best or self.step % config.checkpoint_interval == 0:
                     self.save()
-                self.display.step(line, self.progress(), self.remaining())
+                self.display.step(line, self.progress(), self.remaining(), self.floor)
             if self.saved != self.step:
                 self.save()
         return self.finish()

@@ -223,6 +223,19 @@ def test_errors(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_unreadable_folder(tmp_path, monkeypatch):
+    (tmp_path / "code.py").write_text("x = 1")
+    with pytest.raises(PicoError, match=r"cannot read .*: File name too long"):
+        opened(tmp_path / ("x" * 5000))
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PicoError, match=r"cannot read .*code.py: Permission denied"):
+        opened(tmp_path)
+
+
 def test_which_split_trains_must_be_clear(tmp_path):
     jsonl(tmp_path / "valid.jsonl", "one")
     jsonl(tmp_path / "test.jsonl", "two")

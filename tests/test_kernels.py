@@ -20,16 +20,18 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 def python(*arguments, **variables):
+    """Exit code and output of a fresh Python in which TRITON_INTERPRET is what `variables` says."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
 def run_tests(file, **variables):
-    output = python("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(TESTS / file), **variables)
-    assert " passed" in output and "skipped" not in output, output
+    code, output = python("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(TESTS / file), **variables)
+    if "only 0-dimensional arrays can be converted" in output:
+        pytest.skip("this Triton's interpreter (3.6) is older than this NumPy (2.4): it cannot run a loop")
+    assert code == 0 and " passed" in output and "skipped" not in output, output
 
 
 @needs_triton
@@ -54,7 +56,7 @@ def test_available_says_whether_the_kernels_can_run():
     ask = "import pico.kernels, sys; print(pico.kernels.available(), 'triton' in sys.modules)"
     hidden = "import importlib.util as u; find = u.find_spec; "
     hidden += "u.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest); "
-    assert python("-c", hidden + ask, TRITON_INTERPRET="1").split() == ["False", "False"]
+    assert python("-c", hidden + ask, TRITON_INTERPRET="1") == (0, "False False\n")
     if importlib.util.find_spec("triton"):
-        assert python("-c", ask, TRITON_INTERPRET="1").split() == ["True", "False"]
+        assert python("-c", ask, TRITON_INTERPRET="1") == (0, "True False\n")
         assert pico.kernels.available() == torch.cuda.is_available()

@@ -396,9 +396,11 @@ def test_talk_goes_to_stderr_and_quiet_is_quiet(path, data, capfd, monkeypatch):
     assert out == "" and "\x1b[" in err
 
 
-def test_the_floor_of_stories_is_known(path):
-    summary = go(path, "r", DataConfig(dataset="stories"), config(max_steps=2))
-    assert 0.1 < summary.floor < 3 < summary.bpb
+def test_the_floor_of_stories_is_known_and_printed(path, capfd):
+    summary = train(path, "r", DataConfig(dataset="stories", validation_size=20), config(max_steps=2), device="cpu")
+    err = capfd.readouterr().err
+    assert 0 < summary.floor < 2 < summary.bpb
+    assert f"(floor {summary.floor:.3f})" in err and f"the floor is {summary.floor:.4f}" in err
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

@@ -52,6 +52,10 @@ TRAINING = options(
     },
 )
 
+BENCHED = options(
+    TrainConfig, {"Batch": "context_len batch_size", "Machine": "optimizer precision attention_backend compile"}
+)
+
 
 def argument(kind, help: str):
     return Annotated[kind, typer.Argument(help=help)]
@@ -324,6 +328,37 @@ def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     if names:
         show("")
         show(runs_table(facts["runs"]))
+
+
+@app.command(rich_help_panel=LOOK)
+@flags(model=MODEL, training=BENCHED)
+def bench(
+    kind: argument(str, "what to measure: train, generate, attention or optimizer"),
+    path: argument(Path | None, "generate: folder of a trained model (default: a new one, of the flags)") = None,
+    run: AnyRun = "",
+    *,
+    model: dict,
+    training: dict,
+    preset_name: option(str, f"shape to measure: {', '.join(PRESETS)}", None, "--preset") = "tiny",
+    seconds: option(float, "how long to measure") = 30.0,
+    device: Device = None,
+    as_json: Json = False,
+):
+    """Where the time goes: training, generation, attention or optimizers, with medians and spreads."""
+    config, settings = preset(preset_name, **model), TrainConfig.build(**training)
+    from pico import load
+    from pico.bench import bench as measure
+    from pico.machine import pick_device
+
+    where = pick_device(device)
+    trained = load(path, run, device=where) if path else None
+    result = measure(kind, config, where, settings, trained, seconds)
+    if as_json:
+        print(json.dumps(result))
+        return
+    from pico.report import facts_table
+
+    show(facts_table(result))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -235,3 +235,27 @@ def runs_table(runs: list[dict]) -> Table:
         read = count(run["bytes_seen"], "B") if run["bytes_seen"] is not None else "-"
         table.add_row(run["run"], steps, best, str(run["best_step"] if run["best_step"] is not None else "-"), read)
     return table
+
+
+def facts_table(facts: dict) -> Table:
+    """Nested facts as rows, one a leaf: what `bench` prints."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+
+    def add(name: str, value) -> None:
+        if isinstance(value, dict) and "median" in value:
+            low, high = value["spread"]
+            more = "".join(f"  {part} {row['median']:.2f}" for part, row in value.get("parts", {}).items())
+            table.add_row(name, f"{value['median']:.3f}  ({low:.3f} to {high:.3f}, n = {value['repetitions']}){more}")
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{name} {key}".strip(), inner)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for row in value:
+                add(" ".join(f"{k} {v}" for k, v in row.items() if not isinstance(v, dict)), row["ms"])
+        else:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+
+    add("", facts)
+    return table

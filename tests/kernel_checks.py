@@ -76,6 +76,7 @@ def check_attention(batch, length, heads, kv_heads, width, window, dtype=torch.f
         (1, 1, 1, 1, 16, 1),
         (3, 1, 3, 1, 40, 8),
         (2, 33, 2, 2, 16, 1),
+        (2, 20, 2, 1, 16, 0),
         (1, 71, 2, 2, 40, 16),
         (2, 45, 4, 2, 64, 100),  # shorter than the window
         (1, 50, 3, 1, 24, 13),

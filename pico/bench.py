@@ -1,0 +1,218 @@
+"""Where the time goes: training, generation, attention and optimizers, each against a limit measured beside it.
+
+    python picolm.py bench train --preset tiny
+    python picolm.py bench generate models/my-model my-run --json
+
+Nothing is timed once: every figure is a median over repetitions that take turns in one process, with the spread
+(the middle half of them) beside it, so that figures of one run can be compared although the machine is shared.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pico.attention import attention, available_backends
+from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
+from pico.machine import keep_memory, pick_dtype
+from pico.model import Pico, flops_per_byte
+
+KINDS = ("train", "generate", "attention", "optimizer")
+
+
+def bench(
+    kind: str, config: ModelConfig, device: torch.device, settings: TrainConfig, model=None, seconds=30.0
+) -> dict:
+    """One benchmark for about so many seconds. `model` is the trained one that `generate` may use.
+
+    Raises PicoError for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise PicoError(f"unknown benchmark '{kind}': expected one of {', '.join(KINDS)}")
+    keep_memory()
+    torch.manual_seed(0)
+    facts = {"benchmark": kind, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if kind == "attention":
+        return facts | bench_attention(config, device, settings, seconds)
+    if kind == "generate":
+        return facts | bench_generate(model or Pico(config).to(device), seconds)
+    return facts | (bench_train if kind == "train" else bench_optimizer)(config, device, settings, seconds)
+
+
+def wait(device: torch.device) -> float:
+    """The clock, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def summary(seconds: list[float]) -> dict:
+    """Median and spread (first to third quartile), in milliseconds."""
+    low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1000
+    return {"median": round(middle, 4), "spread": [round(low, 4), round(high, 4)], "repetitions": len(seconds)}
+
+
+def take_turns(tasks: dict[str, Callable], device: torch.device, seconds: float, least: int = 5) -> dict[str, dict]:
+    """Each task once to warm up, then in turn until the time is over: {name: summary}."""
+    for task in tasks.values():
+        task()
+    times, end = {name: [] for name in tasks}, time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < least:
+        for name, task in tasks.items():
+            start = wait(device)
+            task()
+            times[name].append(wait(device) - start)
+    return {name: summary(values) for name, values in times.items()}
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the better of two shapes: a large square, and one like a training batch's."""
+    peaks = []
+    for rows, inner, columns in ((2048, 2048, 2048), (4096, 512, 512)):
+        a = torch.randn(rows, inner, device=device, dtype=dtype)
+        b = torch.randn(inner, columns, device=device, dtype=dtype)
+        out = torch.empty(rows, columns, device=device, dtype=dtype)
+        took = take_turns({"mm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)}, device, 1.0)["mm"]["median"]
+        peaks.append(2e3 * rows * inner * columns / took)
+    return max(peaks)
+
+
+def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
+    """Whole training steps on the built-in stories, split into data, forward, backward and optimizer."""
+    from pico.data import open_data
+    from pico.optimizers import build_optimizers
+    from pico.packing import Batches
+
+    dtype = pick_dtype(settings.precision, device)
+    peak = matmul_peak(device, dtype)
+    documents, _ = open_data(DataConfig(dataset="stories"), settings.seed)
+    length, batch = settings.context_len, settings.batch_size
+    batches = iter(Batches(documents, length, config.next_tokens, batch, settings.seed))
+    model = Pico(config, settings.attention_backend, dtype).to(device).train()
+    forward = torch.compile(model) if settings.compile else model
+    optimizers = build_optimizers(model, settings)
+    names = ("data", "forward", "backward", "optimizer")
+    times, warm, end = [], 5, None
+    while end is None or time.perf_counter() < end or len(times) < 10:
+        marks = [wait(device)]
+        tokens = torch.as_tensor(next(batches)).to(device)
+        marks.append(wait(device))
+        out = forward(tokens[:, :length].clamp(min=0), targets=tokens[:, 1:])
+        loss = (1 - settings.router_loss_weight) * out.loss + settings.router_loss_weight * out.router_loss
+        marks.append(wait(device))
+        loss.backward()
+        marks.append(wait(device))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        model.update_router()
+        marks.append(wait(device))
+        if warm:
+            warm -= 1
+            end = time.perf_counter() + seconds
+        else:
+            times.append(np.diff(marks))
+    step = summary([sum(t) for t in times])
+    rate = 1000 * batch * length / step["median"]
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device) / 2**20
+    else:  # kilobytes on Linux, bytes on macOS
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    parts = {name: summary([t[i] for t in times]) for i, name in enumerate(names)}
+    flops = flops_per_byte(config, length)[1]
+    return {
+        "precision": str(dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "batch": [batch, length],
+        "optimizer": settings.optimizer,
+        "bytes_per_second": round(rate),
+        "fraction_of_peak": round(rate * flops / peak, 4),
+        "matmul_peak_tflops": round(peak / 1e12, 3),
+        "training_mflops_per_byte": round(flops / 1e6, 2),
+        "optimizer_share": round(parts["optimizer"]["median"] / step["median"], 4),
+        "ms_per_step": step | {"parts": parts},
+        "peak_memory_mb": round(memory),
+    }
+
+
+def bench_generate(model: Pico, seconds: float) -> dict:
+    """Plain and speculative generation of the same length, at temperature 0 and 0.8, and one reading of the weights."""
+    from pico.generate import generate
+
+    model.eval()
+    device = next(model.parameters()).device
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    read = take_turns({"read": lambda: weights.sum()}, device, 0.5)["read"]["median"]
+    runs: dict[tuple, list[dict]] = {(t, s): [] for t in (0.0, 0.8) for s in (False, True)}
+    end, warm, seed = time.perf_counter() + seconds, True, 0
+    while warm or time.perf_counter() < end or seed < 4:
+        for (temperature, speculative), stats in runs.items():
+            run = generate(model, "Once", max_bytes=256, temperature=temperature, speculative=speculative, seed=seed)
+            for _ in run:
+                pass
+            if not warm and run.stats["bytes"]:
+                stats.append(run.stats)
+        warm, seed = False, seed + 1
+    result: dict = {"parameters": weights.numel(), "weight_read_ms": read}
+    for temperature in (0.0, 0.8):
+        plain, fast = runs[temperature, False], runs[temperature, True]
+        rates = [np.percentile([s["bytes_per_second"] for s in stats], [25, 50, 75]) for stats in (plain, fast)]
+        one = {
+            "plain_bytes_per_second": round(rates[0][1]),
+            "plain_spread": rates[0][::2].round().tolist(),
+            "speculative_bytes_per_second": round(rates[1][1]),
+            "speculative_spread": rates[1][::2].round().tolist(),
+            "speedup": round(rates[1][1] / rates[0][1], 3),
+            "bytes_per_forward": round(float(np.mean([s["bytes_per_forward"] for s in fast])), 3),
+            "acceptance": np.mean([s["acceptance"] for s in fast], axis=0).round(3).tolist(),
+            "ms_per_forward": round(float(np.median([1000 * s["seconds"] / s["forwards"] for s in fast])), 3),
+            "plain_ms_per_forward": round(float(np.median([1000 * s["seconds"] / s["forwards"] for s in plain])), 3),
+            "repetitions": len(fast),
+        }
+        result |= one if temperature else {"greedy": one}
+    return result
+
+
+def bench_attention(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
+    """Forward and backward of each backend at growing lengths and the same number of bytes, with the local window."""
+    dtype, total = pick_dtype(settings.precision, device), 4096
+    rows = []
+    for window in sorted({config.fb_att_window_size, config.latent_att_window_size}):
+        for length in (512, 1024, 4096):
+            shapes = [
+                (total // length, length, h, config.head_dim) for h in (config.att_q_heads, *[config.att_kv_heads] * 2)
+            ]
+            inputs = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+            backends = [b for b in available_backends(device) if b != "dense" or length <= 1024]
+
+            def both(backend, inputs=inputs, window=window):
+                attention(*inputs, window, backend).sum().backward()
+
+            tasks = {backend: lambda b=backend, both=both: both(b) for backend in backends}
+            for backend, took in take_turns(tasks, device, seconds / 12).items():
+                rows.append({"window": window, "length": length, "backend": backend, "ms": took})
+    return {"precision": str(dtype).removeprefix("torch."), "bytes": total, "forward_backward": rows}
+
+
+def bench_optimizer(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
+    """One step of every optimizer on this model's parameters, SOAP in its exact mode too."""
+    from pico.optimizers import build_optimizers
+
+    tasks = {}
+    for name in ("soap", "soap (exact)", "adamw", "muon"):
+        model = Pico(config).to(device)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        changed = settings.model_copy(update={"optimizer": name.split()[0]})
+        optimizers = build_optimizers(model, changed)
+        if "exact" in name:
+            for group in optimizers[0].param_groups:
+                group["exact"] = True
+        tasks[name] = lambda optimizers=optimizers: [optimizer.step() for optimizer in optimizers]
+    for task in tasks.values():
+        task()  # the first step of SOAP only sets the bases
+    return {"ms_per_step": take_turns(tasks, device, seconds, least=20)}

@@ -1,0 +1,61 @@
+"""`bench` measures what it says: fields, parts that add up, every kind. No test looks at how fast anything is."""
+
+import json
+
+import pytest
+import torch
+
+import picolm
+from pico.bench import KINDS, bench, take_turns
+from pico.config import PicoError, TrainConfig, preset
+
+SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2)
+CPU = torch.device("cpu")
+
+
+def run(kind):
+    settings = TrainConfig(context_len=32, batch_size=2, precision="fp32")
+    return bench(kind, preset("tiny", **SMALL), CPU, settings, seconds=0.1)
+
+
+def test_train_fields_and_parts():
+    result = run("train")
+    step = result["ms_per_step"]
+    assert {"data", "forward", "backward", "optimizer"} == set(step["parts"])
+    assert step["repetitions"] >= 10 and step["spread"][0] <= step["median"] <= step["spread"][1]
+    assert result["bytes_per_second"] == pytest.approx(64_000 / step["median"], rel=0.01)
+    assert 0 < result["fraction_of_peak"] < 1 and 0 < result["optimizer_share"] < 1
+    assert result["matmul_peak_tflops"] > 0 and result["peak_memory_mb"] > 0
+
+
+def test_generate_fields():
+    result = run("generate")
+    for part in (result, result["greedy"]):
+        assert part["plain_bytes_per_second"] > 0 and part["speculative_bytes_per_second"] > 0
+        assert 1 <= part["bytes_per_forward"] <= 2 and len(part["acceptance"]) == 1
+    assert result["weight_read_ms"] > 0 and result["ms_per_forward"] > 0
+
+
+def test_attention_and_optimizer_rows():
+    rows = run("attention")["forward_backward"]
+    assert {row["backend"] for row in rows} >= {"dense", "blocked"} and all(row["ms"]["median"] > 0 for row in rows)
+    assert set(run("optimizer")["ms_per_step"]) == {"soap", "soap (exact)", "adamw", "muon"}
+
+
+def test_every_task_takes_its_turn():
+    done = []
+    times = take_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, CPU, 0, least=3)
+    assert done == ["a", "b"] * 4 and times["a"]["repetitions"] == 3
+
+
+def test_command_line(capsys):
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+    assert picolm.main(["bench", "optimizer", "--seconds=0.1", "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["benchmark"] == "optimizer"
+    assert picolm.main(["bench", "optimizer", "--seconds=0.1", *flags]) == 0
+    assert "soap" in capsys.readouterr().out
+    assert picolm.main(["bench", "speed"]) == 2
+    assert "expected one of train, generate" in capsys.readouterr().err
+    with pytest.raises(PicoError):
+        run("speed")
+    assert set(KINDS) == {"train", "generate", "attention", "optimizer"}

@@ -60,7 +60,7 @@ class ModelConfig(Config):
     latent_capacity_factor: Fraction = Field(0.25, description="fraction of bytes sent through the latent blocks")
     latent_num_blocks: Annotated[int, Field(ge=0)] = Field(12, description="latent blocks")
     latent_att_window_size: Count = Field(512, description="window of the latent blocks, in routed bytes")
-    router: RouterName = Field("threshold", description="which bytes are routed")
+    router: RouterName = Field("topk", description="which bytes are routed")
 
     @property
     def head_dim(self) -> int:

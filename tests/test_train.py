@@ -510,7 +510,7 @@ def snapshot(folder):
         (dict(seed=1), {}, r"seed 0 -> 1"),
         (dict(optimizer="adamw"), {}, r"optimizer soap -> adamw"),
         (dict(batch_size=8), {}, r"batch_size x grad_accumulation_steps 4 -> 8"),
-        ({}, dict(router="topk"), r"router threshold -> topk"),
+        ({}, dict(router="stride"), r"router topk -> stride"),
     ],
 )
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(path, data, changes, options, expected):

@@ -55,7 +55,7 @@ class Cache:
 
     def advance(self, tokens: Tensor, routed: Tensor) -> None:
         """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
-        self._before = self.local.length, self.latent.length, self.last
+        self._before = self.local.length.clone(), self.latent.length.clone(), self.last.clone()
         self._tokens, self._routed = tokens, routed
         self.rollback(torch.full_like(self.last, tokens.shape[1]))
 
@@ -63,10 +63,11 @@ class Cache:
         """Keep only the first `keep` (B,) bytes of each row of the last forward."""
         local, latent, last = self._before
         kept = torch.arange(self._tokens.shape[1], device=keep.device) < keep[:, None]
-        self.local.length = local + keep
-        self.latent.length = latent + (self._routed & kept).sum(1)
         newest = self._tokens.gather(1, (keep - 1).clamp(min=0)[:, None]).squeeze(1)
-        self.last = torch.where(keep > 0, newest, last)
+        # in place: a replayed CUDA graph knows no other tensors than those it was captured with
+        self.local.length.copy_(local + keep)
+        self.latent.length.copy_(latent + (self._routed & kept).sum(1))
+        self.last.copy_(torch.where(keep > 0, newest, last))
 
     def memory_bytes(self) -> int:
         return sum(ring.memory.nbytes for ring in (self.local, self.latent))

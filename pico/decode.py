@@ -9,7 +9,7 @@ keys of a window are one contiguous slice and the only mask is a precomputed bia
 import numpy as np
 import torch
 
-from pico.cache import MAX_FEED, Cache
+from pico.cache import MAX_FEED
 from pico.vocab import BOS, VOCABULARY
 
 Reading = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -119,27 +119,3 @@ class TextReader:
         before = np.append([[self.last]], tokens[:, :-1], axis=1)
         positions = self.local.length + np.arange(tokens.shape[1])[None]
         return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()
-
-
-class BatchReader:
-    """The same for a batch of texts, on any device, in the model's dtype."""
-
-    def __init__(self, model, batch: int):
-        self.model, self.device = model, next(model.parameters()).device
-        self.cache = Cache(model.config, batch, model.dtype, self.device)
-
-    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
-        """tokens (B, n) -> logits (B, n, N, V) fp32, router weight (B, n), routed (B, n)."""
-        tokens = torch.from_numpy(tokens).to(self.device)
-        out = self.model(tokens, cache=self.cache, disable_latent=disable_latent)
-        return out.logits.float().cpu().numpy(), out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
-
-    def keep(self, count: np.ndarray) -> None:
-        """Per row, how many (B,) bytes of the last read are part of its text."""
-        self.cache.rollback(torch.from_numpy(count).to(self.device))
-
-
-def reader(model, batch: int) -> TextReader | BatchReader:
-    """The fastest reader of `batch` texts for this model where it is."""
-    on_cpu = next(model.parameters()).device.type == "cpu" and model.dtype == torch.float32
-    return TextReader(model) if on_cpu and batch == 1 else BatchReader(model, batch)

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from pico.batch import BatchReader, Decoder
 from pico.cache import MAX_FEED
 from pico.config import PicoError
-from pico.decode import reader
+from pico.decode import TextReader
 from pico.vocab import BOS, EOS
 
 
@@ -43,11 +44,13 @@ def generate(
     speculative: bool = True,
     disable_latent: bool = False,
     echo: bool = False,
+    cuda_graph: bool = True,
 ) -> "Generation":
     """Continue a prompt, or a list of prompts as one batch. Iterate over the result for one Step per byte.
 
     top_k 0, top_p 1 and min_p 0 are off; seed None draws a new one; num_samples continues each prompt so many times;
-    echo gives the prompt's bytes first. Stops at the end of the document. Raises PicoError for impossible settings.
+    echo gives the prompt's bytes first. On a GPU, cuda_graph False launches every kernel of every step from Python.
+    Stops at the end of the document. Raises PicoError for impossible settings.
     """
     return Generation(**locals())
 
@@ -128,18 +131,32 @@ class Generation:
             texts.keep(keep)
             yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep
 
-        tokens, q = np.array([p[-1:] for p in prompts]), None
-        prompt = [1] * len(prompts)
+        last, n, prompt = np.array([p[-1:] for p in prompts]), 1, [1] * len(prompts)
+        if isinstance(texts, BatchReader):
+            decode = Decoder(texts, last, drafts, options)
+        else:
+            decode = self._decoder(texts, last, drafts)
         while True:
-            logits, weight, routed = texts.read(tokens, off)
-            accepted, following = verify(self.distribution(logits[:, :, 0]), tokens[:, 1:], q, rng)
+            u = np.concatenate([rng.random((len(prompts), k)) for k in (n - 1, 1, drafts)], axis=1)
+            yield *decode(u), prompt
+            n, prompt = 1 + drafts, [0] * len(prompts)
+
+    def _decoder(self, texts, tokens: np.ndarray, drafts: int):
+        """As `Decoder`, from logits in numpy."""
+        q = None
+
+        def decode(u: np.ndarray) -> tuple[list, list, list, list]:
+            nonlocal tokens, q
+            read, n = tokens, tokens.shape[1]
+            logits, weight, routed = texts.read(tokens, self.settings["disable_latent"])
+            accepted, tokens = verify(self.distribution(logits[:, :, 0]), tokens[:, 1:], q, u[:, :n])
             texts.keep(accepted + 1)
-            yield tokens.tolist(), (accepted + 1).tolist(), routed.tolist(), weight.tolist(), prompt
-            prompt = [0] * len(prompts)
-            tokens = following
             if drafts:
-                q = self.distribution(logits[np.arange(len(prompts)), accepted, 1:])  # (B, N - 1, V)
-                tokens = np.concatenate([tokens, draw(q, rng)], axis=1)
+                q = self.distribution(logits[np.arange(len(read)), accepted, 1:])  # (B, N - 1, V)
+                tokens = np.concatenate([tokens, draw(q, u[:, n:])], axis=1)
+            return read.tolist(), (accepted + 1).tolist(), routed.tolist(), weight.tolist()
+
+        return decode
 
     def distribution(self, logits: np.ndarray) -> np.ndarray:
         """Logits (..., V) to the probabilities that are sampled from; control symbols other than EOS never are."""
@@ -165,30 +182,35 @@ class Generation:
         return p / p.sum(-1, keepdims=True)
 
 
-def draw(p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One sample of each distribution p (..., V), which need not sum to one: (...) ids."""
+def draw(p: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """One sample of each distribution p (..., V), which need not sum to one, by uniform numbers u (...): (...) ids."""
     cumulative = p.cumsum(-1, dtype=np.float64)
-    u = rng.random(p.shape[:-1])[..., None] * cumulative[..., -1:]
-    return (cumulative <= u).sum(-1).clip(max=p.shape[-1] - 1)
+    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1).clip(max=p.shape[-1] - 1)
 
 
-def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray | None, rng: np.random.Generator):
-    """Speculative sampling (arXiv 2211.17192, algorithm 1).
+def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray | None, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Speculative sampling (arXiv 2211.17192, algorithm 1), by uniform numbers u (B, n).
 
     p (B, n, V) the model after each byte read, drafts (B, n - 1) drawn from q (B, n - 1, V). Returns how many drafts
     are accepted (B,) and the byte that follows them (B, 1), distributed exactly as p.
     """
     if q is None or drafts.shape[1] == 0:
-        return np.zeros(len(p), np.int64), draw(p[:, :1], rng)
+        return np.zeros(len(p), np.int64), draw(p[:, :1], u)
     chosen = drafts[..., None]
     ratio = (np.take_along_axis(p[:, :-1], chosen, -1) / np.take_along_axis(q, chosen, -1))[..., 0]
-    accepted = (rng.random(ratio.shape) < ratio).cumprod(axis=1).sum(axis=1)
+    accepted = (u[:, :-1] < ratio).cumprod(axis=1).sum(axis=1)
     at = np.arange(len(p)), accepted
     p = p[at][:, None]  # (B, 1, V)
     q = np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)[at][:, None]  # behind the last draft nothing is corrected
     rest = np.maximum(p - q, 0)
     rest = np.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # q = p but for rounding, and still rejected
-    return accepted, draw(rest, rng)
+    return accepted, draw(rest, u[:, -1:])
+
+
+def reader(model, batch: int) -> TextReader | BatchReader:
+    """The fastest reader of `batch` texts for this model where it is."""
+    on_cpu = next(model.parameters()).device.type == "cpu" and model.dtype == torch.float32
+    return TextReader(model) if on_cpu and batch == 1 else BatchReader(model, batch)
 
 
 def _check(num_samples, seed, max_bytes, temperature, top_k, top_p, min_p, **_):

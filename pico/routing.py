@@ -42,6 +42,11 @@ def pack(routed: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return index, routed.gather(1, index)
 
 
+def fullest(routed: Tensor) -> int:
+    """Slots that hold the routed bytes of every row; on a GPU all there could be, or it would wait for the count."""
+    return routed.shape[1] if routed.is_cuda else int(routed.sum(1).max())
+
+
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """(B M) rows of x (B, T, D) seen as (B T, D)."""
     return (index + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]).flatten()
@@ -106,7 +111,7 @@ class Router(nn.Module):
                     torch.tensor(float(score.numel()), device=x.device), wanted.sum(), score.sum(), score.square().sum()
                 ])  # fmt: skip
         if exact:
-            slots = length if x.is_cuda else int(wanted.sum(1).max())  # a GPU would have to wait for the count
+            slots = fullest(wanted)
         elif self.rule == "threshold":
             slots = min(length, max(1, int(length * self.capacity * SLACK)))
         else:

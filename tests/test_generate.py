@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import filtered, random_tokens, texts, tiny, trained, use_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pico.batch import BatchReader, Decoder
 from pico.cache import MAX_FEED
 from pico.config import PicoError
 from pico.generate import generate
@@ -24,7 +26,10 @@ from pico.vocab import BOS, EOS, VOCABULARY
 def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p):
     logits = 3 * torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    p = generate(None, **options).distribution(logits.numpy())
+    run = generate(None, **options)
+    p = run.distribution(logits.numpy())
+    on_device = Decoder(BatchReader(tiny(), 1), np.array([[BOS]]), 0, run.settings).distribution(logits).numpy()
+    np.testing.assert_allclose(on_device, p, atol=1e-6, rtol=1e-4)
     for row in range(2):
         wanted = torch.zeros(VOCABULARY)
         for i, x in filtered(logits[row].double(), **options).items():

@@ -92,30 +92,91 @@ def _dense(q, k, v, window):
 
 def _blocked(q, k, v, window):
     """Cut into blocks of C >= W: a block of queries needs its own keys and the block before, so cost is O(T W)."""
-    batch, length, heads, width = q.shape
-    size = max(32, window)
+    length, size = q.shape[1], max(32, window)
     if length <= 2 * size:
-        return _dense(q, k, v, window)
-    blocks = -(-length // size)
-    padding = blocks * size - length
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)).view(batch, blocks, size, -1, width) for x in (q, k, v))
+        size = length  # one block, which has none before it
+    padding = -length % size
+    if padding:
+        q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
+    bias = _block_bias(q.shape[1] // size, size, q.shape[2], k.shape[2], window, q.dtype, q.device)
+    return _Blocks.apply(q, k, v, bias)[:, :length]
 
-    def with_previous(x):  # (B, blocks, C, K, E) -> (B blocks, 2C, K, E)
-        before = F.pad(x[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-        return torch.cat([before, x], 2).flatten(0, 1)
 
-    bias = _block_bias(size, heads, window, q.dtype, q.device)
-    first = _block_bias(size, heads, window, q.dtype, q.device, first=True)
-    bias = torch.cat([first, bias.expand(blocks - 1, -1, -1, -1)]).repeat(batch, 1, 1, 1)
-    out = _weighted_sum(q.flatten(0, 1), with_previous(k), with_previous(v), bias)
-    return out.reshape(batch, blocks * size, heads, width)[:, :length]
+class _Blocks(torch.autograd.Function):
+    """Attention of blocks of queries to windows of keys; the backward pass is written out.
+
+    What autograd would add, a copy and a zero tensor for each slice, cat and permutation, takes longer than the matmuls.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        batch, length, heads, width = q.shape
+        blocks, kv_heads, rows, keys = bias.shape
+        size = length // blocks
+        q, k, v = _query_blocks(q, size, kv_heads), _key_windows(k, size, keys), _key_windows(v, size, keys)
+        scores = bias.new_empty(batch, *bias.shape).copy_(bias).view(-1, rows, keys)
+        weights = scores.baddbmm_(q, k.mT, alpha=width**-0.5).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.sizes = batch, size, kv_heads
+        return _from_query_blocks(torch.bmm(weights, v), *ctx.sizes)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, weights = ctx.saved_tensors
+        batch, size, kv_heads = ctx.sizes
+        scale = q.shape[-1] ** -0.5
+        grad = _query_blocks(grad, size, kv_heads)
+        grad_v = torch.bmm(weights.mT, grad)
+        grad_scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), weights, -1, weights.dtype)
+        grad_q = torch.baddbmm(q, grad_scores, k, beta=0, alpha=scale)
+        grad_k = torch.baddbmm(k, grad_scores.mT, q, beta=0, alpha=scale)
+        grad_k, grad_v = (_from_key_windows(x, batch, size, kv_heads) for x in (grad_k, grad_v))
+        return _from_query_blocks(grad_q, batch, size, kv_heads), grad_k, grad_v, None
+
+
+def _query_blocks(q, size, kv_heads):
+    """(B, T, H, E) -> (B blocks K, H/K C, E): the query heads of a group are rows of one matmul."""
+    batch, length, heads, width = q.shape
+    q = q.reshape(batch, length // size, size, heads, width).transpose(2, 3)
+    return q.reshape(-1, heads // kv_heads * size, width)
+
+
+def _from_query_blocks(x, batch, size, kv_heads):
+    """The way back: (B blocks K, H/K C, E) -> (B, T, H, E)."""
+    width, heads = x.shape[2], kv_heads * x.shape[1] // size
+    return x.view(batch, -1, heads, size, width).transpose(2, 3).reshape(batch, -1, heads, width)
+
+
+def _key_windows(k, size, keys):
+    """(B, T, K, E) -> (B blocks K, keys, E): the keys of each block, after those of the block before if keys = 2C."""
+    batch, length, heads, width = k.shape
+    k = k.reshape(batch, length // size, size, heads, width).transpose(2, 3)
+    if keys > size:
+        windows = k.new_empty(*k.shape[:3], keys, width)
+        windows[..., size:, :] = k
+        windows[:, 1:, :, :size] = k[:, :-1]
+        windows[:, 0, :, :size] = 0
+        k = windows
+    return k.reshape(-1, keys, width)
+
+
+def _from_key_windows(x, batch, size, kv_heads):
+    """The gradient of `_key_windows`: a key's own window and the next one both have a part."""
+    keys, width = x.shape[1:]
+    x = x.view(batch, -1, kv_heads, keys, width)
+    out = x.new_empty(batch, x.shape[1], size, kv_heads, width)
+    own = out.transpose(2, 3).copy_(x[..., -size:, :])
+    if keys > size:
+        own[:, :-1] += x[:, 1:, :, :size]
+    return out.view(batch, -1, kv_heads, width)
 
 
 @lru_cache(maxsize=64)
-def _block_bias(size, heads, window, dtype, device, first=False):
-    queries = torch.arange(size, device=device) + (0 if first else size)
-    keys = torch.arange(2 * size, device=device) - (size if first else 0)
-    return _bias(queries, keys, heads, window, dtype)[None]
+def _block_bias(blocks, size, heads, kv_heads, window, dtype, device):
+    """(blocks, K, H/K C, keys): the first block has no keys before it."""
+    positions = torch.arange(blocks * size, device=device).view(blocks, size)
+    keys = positions if blocks == 1 else torch.cat([positions - size, positions], 1)
+    return _bias(positions, keys, heads, window, dtype).view(blocks, kv_heads, heads // kv_heads * size, -1)
 
 
 def _flash(q, k, v, window):

@@ -25,7 +25,7 @@ from pico.attention import alibi_slopes, attend_cached, attention, available_bac
 from pico.config import TrainConfig, preset
 from pico.generate import generate
 from pico.model import Pico, flops_per_byte
-from pico.optimizers import build_optimizers, learning_rate
+from pico.optimizers import build_optimizers, set_learning_rate
 
 SHAPES = {  # one layer: batch, length, query heads, key heads, head width, window; 64k bytes, a quarter of them latent
     "s local": (32, 2048, 9, 3, 40, 32),
@@ -241,14 +241,12 @@ class Trainer:
         """One optimizer step; calls `mark` before it, and after forward, backward and optimizer."""
         starts = torch.randint(len(self.text) - len(self.window), (self.batch, 1), device=DEVICE)
         tokens = self.text[starts + self.window].long()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, self.step, progress)
+        set_learning_rate(self.optimizers, self.config, self.step, progress)
         mark()
         out = self.forward(tokens[:, : self.length], targets=tokens[:, 1:])
         mark()
         (0.9 * out.loss + 0.1 * out.router_loss).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self.model.dense_parameters(), self.config.gradient_clip)
         mark()
         for optimizer in self.optimizers:
             optimizer.step()

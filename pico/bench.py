@@ -105,7 +105,7 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
         marks.append(wait(device))
         loss.backward()
         marks.append(wait(device))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(model.dense_parameters(), settings.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

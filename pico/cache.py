@@ -39,14 +39,14 @@ class Ring:
 
 
 class Cache:
-    """State of a batch of texts being read: local and latent rings, positions, and the last byte of each row."""
+    """State of a batch of texts being read: local and latent rings, positions, and the last few bytes of each row."""
 
     def __init__(self, config: ModelConfig, batch: int, dtype=torch.float32, device="cpu"):
         window = config.fb_att_window_size
         latent_layers = config.latent_num_blocks if config.router != "none" else 0
         self.local = Ring(2 * config.fb_num_blocks, batch, window, config, dtype, device)
         self.latent = Ring(latent_layers, batch, config.latent_att_window_size, config, dtype, device)
-        self.last = torch.full((batch,), BOS, dtype=torch.long, device=device)  # (B,) byte before the next
+        self.history = torch.full((batch, config.history), BOS, device=device)  # (B, H) bytes before the next
 
     @property
     def length(self) -> Tensor:
@@ -55,19 +55,19 @@ class Cache:
 
     def advance(self, tokens: Tensor, routed: Tensor) -> None:
         """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
-        self._before = self.local.length.clone(), self.latent.length.clone(), self.last.clone()
+        self._before = self.local.length.clone(), self.latent.length.clone(), self.history.clone()
         self._tokens, self._routed = tokens, routed
-        self.rollback(torch.full_like(self.last, tokens.shape[1]))
+        self.rollback(torch.full_like(self.length, tokens.shape[1]))
 
     def rollback(self, keep: Tensor) -> None:
         """Keep only the first `keep` (B,) bytes of each row of the last forward."""
-        local, latent, last = self._before
+        local, latent, history = self._before
         kept = torch.arange(self._tokens.shape[1], device=keep.device) < keep[:, None]
-        newest = self._tokens.gather(1, (keep - 1).clamp(min=0)[:, None]).squeeze(1)
+        newest = keep[:, None] + torch.arange(history.shape[1], device=keep.device)
         # in place: a replayed CUDA graph knows no other tensors than those it was captured with
         self.local.length.copy_(local + keep)
         self.latent.length.copy_(latent + (self._routed & kept).sum(1))
-        self.last.copy_(torch.where(keep > 0, newest, last))
+        self.history.copy_(torch.cat([history, self._tokens], dim=1).gather(1, newest))
 
     def memory_bytes(self) -> int:
         return sum(ring.memory.nbytes for ring in (self.local, self.latent))

@@ -52,6 +52,11 @@ class ModelConfig(Config):
     next_tokens: Count = Field(8, description="prediction heads N: bytes predicted at once")
     att_q_heads: Count = Field(9, description="query heads H")
     att_kv_heads: Count = Field(3, description="key/value heads, divides the query heads")
+    ngram_max: Annotated[int, Field(ge=0, le=16)] = Field(
+        6, description="longest n-gram looked up for every byte, from 2 bytes on; 0 is off"
+    )
+    ngram_rows: Count = Field(32768, description="rows of the hash table of each n-gram length")
+    ngram_dim: Count = Field(32, description="width of an n-gram's embedding")
     mlp_ratio: Positive = Field(1.0, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
     fb_num_blocks: Annotated[int, Field(ge=0)] = Field(
         2, description="local blocks before, and again after, the latent stack"
@@ -68,6 +73,16 @@ class ModelConfig(Config):
         return max(8, 8 * round(self.dim / self.att_q_heads / 8))
 
     @property
+    def ngram_orders(self) -> int:
+        """How many n-gram lengths there are, 2 to ngram_max."""
+        return max(0, self.ngram_max - 1)
+
+    @property
+    def history(self) -> int:
+        """How many bytes before the current one the embedding and the router read (at least 1)."""
+        return max(1, self.ngram_max - 1)
+
+    @property
     def mlp_dim(self) -> int:
         """SwiGLU hidden width, rounded up to a multiple of 8."""
         return 8 * math.ceil(self.dim * self.mlp_ratio / 8)
@@ -78,6 +93,13 @@ class ModelConfig(Config):
         if dim % 4:
             raise ValueError(f"expected a multiple of 4 (try {4 * math.ceil(dim / 4)})")
         return dim
+
+    @field_validator("ngram_max")
+    @classmethod
+    def _pairs(cls, longest):
+        if longest == 1:
+            raise ValueError("expected 0 (off) or at least 2: single bytes have their embedding already")
+        return longest
 
     @field_validator("att_kv_heads")
     @classmethod
@@ -96,20 +118,22 @@ class ModelConfig(Config):
 
 
 PRESETS: dict[str, dict] = {
-    # the seed's defaults
     "xs": {},
     # about 1M parameters, trains on a laptop's CPU
     "tiny": dict(
         dim=128, next_tokens=4, att_q_heads=4, att_kv_heads=2, mlp_ratio=1.0, fb_num_blocks=2,
         fb_att_window_size=32, latent_num_blocks=6, latent_att_window_size=256,
     ),
-    # about 10M, the model of the seed's README
+    # about 10M besides the tables
     "s": dict(dim=372, latent_num_blocks=8, fb_att_window_size=32),
     # about 85M
     "m": dict(
         dim=768, att_q_heads=12, att_kv_heads=4, mlp_ratio=8 / 3, fb_num_blocks=2,
         fb_att_window_size=64, latent_num_blocks=9, latent_att_window_size=1024,
     ),
+    # the design of loristns/pico: its defaults, and the model of its README
+    "seed-xs": dict(ngram_max=0),
+    "seed-10m": dict(ngram_max=0, dim=372, latent_num_blocks=8, fb_att_window_size=32),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pico.cache import MAX_FEED
+from pico.ngrams import keys
 from pico.vocab import BOS, VOCABULARY
 
 Reading = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -84,16 +85,18 @@ class TextReader:
         config = self.config = model.config
         self.router = model.router
         self.embedding = model.embedding.weight.detach().float().numpy()
+        if model.ngrams:
+            self.table, self.project = model.ngrams.table.weight.detach().numpy(), _columns(model.ngrams.project.weight)
         self.heads = _columns(model.heads.weight)
         self.score_weight, self.score_bias = _columns(model.router.weight)[:, 0], model.router.bias.item()
         self.local = _Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
         self.latent = _Stack(model.latent, config, config.latent_att_window_size)
-        self.last = BOS
+        self.history = [BOS] * config.history  # the newest last
 
     def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
         """tokens (1, n), n <= MAX_FEED -> logits (1, n, N, V), router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        x = self.local.run(self.embedding[tokens[0]], range(depth))
+        x = self.local.run(self._embed(tokens[0]), range(depth))
         score = _norm(x) @ self.score_weight + self.score_bias
         routed = self._wanted(score, tokens) & (not disable_latent)
         weight = 1 / (1 + np.exp(-score))
@@ -111,11 +114,22 @@ class TextReader:
         count = int(count[0])
         self.local.length += count
         self.latent.length += int(self._routed[:count].sum())
-        self.last = int(self._tokens[0, count - 1]) if count else self.last
+        self.history = [*self.history, *self._tokens[0, :count].tolist()][count:]
+
+    def _embed(self, tokens: np.ndarray) -> np.ndarray:
+        x = self.embedding[tokens]
+        if not self.config.ngram_max:
+            return x
+        reach, text = len(self.history), [*self.history, *tokens.tolist()]
+        rows = [
+            keys(byte, text[i : i + reach][::-1], self.config.ngram_max, self.config.ngram_rows)
+            for i, byte in enumerate(text[reach:])
+        ]
+        return x + self.table[rows].reshape(len(x), -1) @ self.project
 
     def _wanted(self, score: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         if self.router.rule in ("topk", "threshold"):
             return score > (self.router.threshold.item() if self.router.rule == "threshold" else 0.0)
-        before = np.append([[self.last]], tokens[:, :-1], axis=1)
+        before = np.append([self.history[-1:]], tokens[:, :-1], axis=1)
         positions = self.local.length + np.arange(tokens.shape[1])[None]
         return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()

@@ -1,7 +1,8 @@
 """Pico: bytes in, the next N bytes out. This file is the paper.
 
-    tokens -> embedding -> local blocks -> router picks some bytes -> latent blocks on those alone
-           -> gated back into the stream -> local blocks -> norm -> N heads
+    tokens -> embeddings of the byte and of the n-grams that end with it -> local blocks
+           -> router picks some bytes -> latent blocks on those alone -> gated back into the stream
+           -> local blocks -> norm -> N heads
 
 B batch, T bytes, D width, H query heads, K key/value heads, E head width, N prediction heads, V vocabulary,
 M latent positions. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
@@ -18,6 +19,7 @@ from pico.attention import attend_cached, attention, choose_backend
 from pico.cache import MAX_FEED, Cache, Ring
 from pico.config import ModelConfig
 from pico.loss import multi_byte_loss
+from pico.ngrams import keys
 from pico.routing import Router, gather, scatter
 from pico.vocab import BOS, VOCABULARY
 
@@ -62,6 +64,20 @@ class _RMSNorm(torch.autograd.Function):
 def norm(x: Tensor) -> Tensor:
     """RMSNorm (arXiv 1910.07467) without a gain: the Linear that follows every norm absorbs it."""
     return _RMSNorm.apply(x) if x.requires_grad and not x.is_cuda else F.rms_norm(x, x.shape[-1:])
+
+
+class NGrams(nn.Module):
+    """Embeddings of the n-grams that end with a byte, from hashed tables; see pico/ngrams.py."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.longest, self.rows = config.ngram_max, config.ngram_rows
+        self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
+        self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
+
+    def forward(self, tokens: Tensor, before: list[Tensor], dtype: torch.dtype) -> Tensor:
+        rows = torch.stack(keys(tokens, before, self.longest, self.rows), dim=-1)  # (B, T, orders)
+        return self.project(self.table(rows).flatten(2).to(dtype))
 
 
 class Attention(nn.Module):
@@ -118,6 +134,7 @@ class Pico(nn.Module):
         local, latent = config.fb_att_window_size, config.latent_att_window_size
         latent_blocks = 0 if config.router == "none" else config.latent_num_blocks
         self.embedding = nn.Embedding(VOCABULARY, config.dim)
+        self.ngrams = NGrams(config) if config.ngram_max else None
         self.local_in = nn.ModuleList(Block(config, local) for _ in range(config.fb_num_blocks))
         self.router = Router(config)
         self.latent = nn.ModuleList(Block(config, latent) for _ in range(latent_blocks))
@@ -128,12 +145,12 @@ class Pico(nn.Module):
     def init_weights(self) -> None:
         """Normal everywhere, standard deviation by role:
 
-        embedding         0.5            the stream starts at about the scale that the blocks add
-        heads, router     0.02           the first guess is uniform, the first gate one half
-        out, down         1/sqrt(2 L n)  the sum over L blocks' two branches keeps the scale of one
-        other Linears     1/sqrt(n)      n inputs: unit variance in, unit variance out
+        embedding         0.5        the stream starts at about the scale that the blocks add
+        n-gram tables     0          what was never seen adds nothing
+        heads, router     0.02       the first guess is uniform, the first gate one half
+        out, down         0          every block starts as the identity
+        other Linears     1/sqrt(n)  n inputs: unit variance in, unit variance out
         """
-        depth = len(self.local_in) + len(self.latent) + len(self.local_out)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue
@@ -141,9 +158,10 @@ class Pico(nn.Module):
                 std = 0.5
             elif name.startswith(("heads", "router")):
                 std = 0.02
+            elif name.startswith("ngrams.table") or name.endswith(("out.weight", "down.weight")):
+                std = 0.0
             else:
-                branch = name.endswith(("out.weight", "down.weight"))
-                std = ((2 * depth if branch else 1) * parameter.shape[1]) ** -0.5
+                std = parameter.shape[1] ** -0.5
             nn.init.normal_(parameter, std=std)
 
     def forward(
@@ -159,22 +177,26 @@ class Pico(nn.Module):
         """
         tokens = tokens.long()
         backend = choose_backend(tokens.device, self.attention_backend)
+        length, reach = tokens.shape[1], self.config.history
         if cache is None:
-            last = torch.full_like(tokens[:, :1], BOS)
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            history = tokens.new_full((len(tokens), reach), BOS)
+            positions = torch.arange(length, device=tokens.device).expand_as(tokens)
             local = latent = None
         else:
-            assert tokens.shape[1] <= MAX_FEED, f"feed at most {MAX_FEED} bytes at a time"
-            last, local, latent = cache.last[:, None], cache.local, cache.latent
-            positions = cache.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-            local.open(tokens.shape[1], backend)
-        previous = torch.cat([last, tokens[:, :-1]], dim=1)
+            assert length <= MAX_FEED, f"feed at most {MAX_FEED} bytes at a time"
+            history, local, latent = cache.history, cache.local, cache.latent
+            positions = cache.length[:, None] + torch.arange(length, device=tokens.device)
+            local.open(length, backend)
+        text = torch.cat([history, tokens], dim=1)
+        before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]  # the byte n earlier, (B, T)
 
         x = F.embedding(tokens, self.embedding.weight.to(self.dtype))  # (B, T, D)
+        if self.ngrams:
+            x = x + self.ngrams(tokens, before, self.dtype)
         for layer, block in enumerate(self.local_in):
             x = block(x, backend, local, layer)
 
-        routing = self.router(x, tokens, previous, positions, exact=not self.training)
+        routing = self.router(x, tokens, before[0], positions, exact=not self.training)
         router_loss = self.router.loss(x, routing) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         if self.latent and not disable_latent and routing.index.shape[1]:
@@ -207,6 +229,10 @@ class Pico(nn.Module):
         """Call after every optimizer step: moves the threshold to keep the routed fraction."""
         self.router.update()
 
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All but the n-gram tables, of which a step touches some thousand rows."""
+        return [p for name, p in self.named_parameters() if not name.startswith("ngrams.table")]
+
     def parts(self) -> dict[str, int]:
         """Parameters of each part."""
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
@@ -226,7 +252,8 @@ def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]
     routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)
     local = 2 * c.fb_num_blocks * block(c.fb_att_window_size, context_len)
     latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
-    forward = 2 * (local + latent + c.dim * c.next_tokens * VOCABULARY + c.dim)
+    lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP
+    forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * VOCABULARY + c.dim)
     return forward, 3 * forward
 
 

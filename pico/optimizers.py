@@ -1,34 +1,45 @@
 """Which optimizer moves which parameter, and how fast."""
 
-import math
-
 import torch
 
 from pico.config import TrainConfig
 from pico.soap import SOAP
 
+TABLE_RATE = 2.0  # of the n-gram tables, over that of the rest
 
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Linear warm-up over the first steps, times a cosine from the peak to 10 % of it over the whole run."""
+
+def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
+    """Gives every group the rate of this step and returns it: a linear warm-up, times a line from the peak to zero."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    return config.learning_rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    rate = config.learning_rate * warm * (1 - progress)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate * group.get("rate", 1.0)
+    return rate
 
 
 def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """SOAP or AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
-    No weight decay on norms, biases and the router.
+    No weight decay on norms, biases and the router. The n-gram tables have an Adam that steps only the rows that were
+    looked up, at a rate of its own. A group's `rate` is what its learning rate is multiplied by.
     """
     rate, decay = config.learning_rate, config.weight_decay
     named = list(model.named_parameters())
+    tables = [p for name, p in named if name.startswith("ngrams.table")]
+    named = [(name, p) for name, p in named if not name.startswith("ngrams.table")]
+    lookups = []
+    if tables:
+        model.ngrams.table.sparse = True  # its gradient holds only those rows
+        lookups = [torch.optim.SparseAdam([{"params": tables, "rate": TABLE_RATE}], rate, (0.9, 0.99))]
     plain = [p for name, p in named if p.ndim < 2 or name.startswith("router")]
     wide = [p for name, p in named if p.ndim > 1 and name.startswith(("embedding", "heads"))]
     blocks = [p for name, p in named if not any(p is other for other in plain + wide)]
     undecayed = {"params": plain, "weight_decay": 0.0}
     if config.optimizer == "soap":
-        return [SOAP([{"params": blocks}, {"params": wide, "one_sided": True}, undecayed], lr=rate, weight_decay=decay)]
+        groups = [{"params": blocks}, {"params": wide, "one_sided": True}, undecayed]
+        return [SOAP(groups, lr=rate, weight_decay=decay), *lookups]
     options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
     if config.optimizer == "adamw":
-        return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options)]
+        return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options), *lookups]
     muon = torch.optim.Muon(blocks, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW([{"params": wide}, undecayed], **options)]
+    return [muon, torch.optim.AdamW([{"params": wide}, undecayed], **options), *lookups]

@@ -25,7 +25,7 @@ from pico.evaluate import score
 from pico.generate import generate
 from pico.machine import Prefetch, catch_signals, explained, keep_memory, make_accelerator, pick_dtype
 from pico.model import Pico
-from pico.optimizers import build_optimizers, learning_rate
+from pico.optimizers import build_optimizers, set_learning_rate
 from pico.progress import Display, duration
 from pico.report import marked, plot_losses, underscored
 from pico.state import rng_state, set_rng_state
@@ -222,10 +222,7 @@ class Training:
         """One optimizer step over grad_accumulation_steps batches. Its metrics, or None if it was not finite."""
         config, accelerator, began = self.config, self.accelerator, time.monotonic()
         length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
-        rate = learning_rate(config, self.step, self.progress())
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
             text += count
@@ -236,7 +233,7 @@ class Training:
             nats = out.head_nll[0] * (tokens[:, 1 : length + 1] >= 0).sum()
             sums = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, nats
             totals = totals + torch.stack([x.detach().float() for x in sums])
-        norm = accelerator.clip_grad_norm_(self.forward.parameters(), config.gradient_clip)
+        norm = accelerator.clip_grad_norm_(self.model.dense_parameters(), config.gradient_clip)
         # All that the host must know, in one transfer a step. It waits for the backward pass just before the optimizer
         # is queued, so a GPU idles for a moment only, and a gradient that is not finite never reaches the weights.
         clock = time.monotonic() - self.started

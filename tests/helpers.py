@@ -21,15 +21,19 @@ def tiny_config(router="threshold", **changes) -> ModelConfig:
     shape = dict(
         dim=32, next_tokens=4, att_q_heads=4, att_kv_heads=2, fb_num_blocks=1, fb_att_window_size=5,
         latent_num_blocks=2, latent_att_window_size=7, latent_capacity_factor=0.5, router=router,
+        ngram_max=4, ngram_rows=64, ngram_dim=8,
     )  # fmt: skip
     return ModelConfig.build(**(shape | changes))
 
 
 def tiny(router="threshold", seed=0, dtype=torch.float32, **changes) -> Pico:
-    """A tiny model in eval mode whose gates are far from one half and whose outputs are far from uniform."""
+    """A tiny model in eval mode: gates far from one half, outputs far from uniform, nothing left at zero."""
     torch.manual_seed(seed)
     model = Pico(tiny_config(router, **changes), dtype=dtype).eval()
     with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2 and not p.any():
+                p.normal_(std=p.shape[1] ** -0.5)
         model.router.weight.mul_(15)
         model.heads.weight.mul_(20)
     return model

@@ -9,7 +9,7 @@ import picolm
 from pico.bench import KINDS, bench, take_turns
 from pico.config import PicoError, TrainConfig, preset
 
-SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2)
+SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
 CPU = torch.device("cpu")
 
 

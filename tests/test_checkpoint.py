@@ -21,7 +21,7 @@ from pico.state import pack, rng_state, set_rng_state, unpack
 
 SMALL = dict(
     dim=16, next_tokens=2, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
-    latent_num_blocks=1, latent_att_window_size=4,
+    latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=64, ngram_dim=4,
 )  # fmt: skip
 
 

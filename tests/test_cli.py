@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = typer.main.get_command(picolm.app).commands
 TEXT = "the cat sat on the mat and the dog sat on the cat; "
 SMALL = "--dim 32 --next-tokens 3 --att-q-heads 2 --att-kv-heads 1 --fb-num-blocks 1 --fb-att-window-size 6 "
-SMALL += "--latent-num-blocks 1 --latent-att-window-size 8 --router stride"
+SMALL += "--latent-num-blocks 1 --latent-att-window-size 8 --router stride --ngram-max 3 --ngram-rows 64 --ngram-dim 4"
 TRAIN = "--context-len 32 --batch-size 4 --max-steps 4 --checkpoint-interval 2 --warmup-steps 1 --precision fp32"
 
 

@@ -16,7 +16,7 @@ from pico.model import flops_per_byte
 
 SMALL = dict(
     dim=16, next_tokens=1, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
-    latent_num_blocks=1, latent_att_window_size=4,
+    latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=64, ngram_dim=4,
 )  # fmt: skip
 QUICK = dict(context_len=32, batch_size=4, warmup_steps=2, precision="fp32")
 

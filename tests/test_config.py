@@ -91,13 +91,14 @@ def test_unknown_preset_names_the_known_ones():
 
 
 def test_presets():
-    """xs is the seed's model, s that of its README."""
-    assert list(PRESETS) == ["xs", "tiny", "s", "m"]
-    xs = preset("xs")
+    """seed-xs is the seed's model, seed-10m that of its README."""
+    assert list(PRESETS) == ["xs", "tiny", "s", "m", "seed-xs", "seed-10m"]
+    xs = preset("seed-xs")
     assert (xs.dim, xs.next_tokens, xs.att_q_heads, xs.att_kv_heads) == (128, 8, 9, 3)
     assert (xs.fb_num_blocks, xs.fb_att_window_size, xs.latent_num_blocks) == (2, 16, 12)
     assert (xs.latent_att_window_size, xs.latent_capacity_factor) == (512, 0.25)
-    s = preset("s")
+    s = preset("seed-10m")
+    assert xs.ngram_max == s.ngram_max == 0
     assert (s.dim, s.latent_num_blocks, s.fb_att_window_size) == (372, 8, 32)
     assert preset("tiny", dim=64).dim == 64
 

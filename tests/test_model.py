@@ -175,8 +175,13 @@ def test_every_parameter_learns_within_two_steps(router, dtype):
 
 
 def test_no_two_layers_start_equal():
+    """But for what starts at zero: every block is the identity, and an n-gram never seen adds nothing."""
     model = Pico(preset("tiny"))
-    matrices = [p for p in model.parameters() if p.ndim == 2]
+    zero = {name for name, p in model.named_parameters() if p.ndim == 2 and not p.any()}
+    assert {name.split(".", 1)[0] if "ngrams" in name else name.split(".")[-2] for name in zero} == {
+        "ngrams", "out", "down"
+    }  # fmt: skip
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in zero]
     for i, a in enumerate(matrices):
         for b in matrices[:i]:
             assert a.shape != b.shape or (a - b).abs().max() > 1e-3
@@ -276,13 +281,19 @@ def test_flops_per_byte_counts_what_a_forward_does(router, length, monkeypatch):
     assert training == 3 * forward
 
 
-@pytest.mark.parametrize("name,low,high", [("xs", 5e5, 3e6), ("tiny", 8e5, 1.3e6), ("s", 7e6, 13e6), ("m", 75e6, 95e6)])
+@pytest.mark.parametrize(
+    "name,low,high",
+    [("xs", 5e5, 3e6), ("tiny", 8e5, 1.3e6), ("s", 7e6, 13e6), ("m", 75e6, 95e6), ("seed-10m", 7e6, 13e6)],
+)
 def test_parts_add_up_to_the_size_of_the_preset(name, low, high):
     with torch.device("meta"):
         model = Pico(preset(name))
     parts = model.parts()
-    assert list(parts) == ["embedding", "local_in", "router", "latent", "local_out", "heads"]
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
+    assert parts.pop("ngrams", 0) == (
+        model.ngrams.table.weight.numel() + model.ngrams.project.weight.numel() if model.ngrams else 0
+    )
+    assert list(parts) == ["embedding", "local_in", "router", "latent", "local_out", "heads"]
     assert low < sum(parts.values()) < high
     assert parts["embedding"] == VOCABULARY * model.config.dim
     assert parts["local_in"] == parts["local_out"]

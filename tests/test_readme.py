@@ -14,7 +14,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    config = preset("tiny", dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2)
+    config = preset("tiny", dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
     create("models/my-model", config)
     data = DataConfig(dataset="stories", validation_size=2)
     train("models/my-model", "my-train-run", data, TrainConfig(max_steps=1, context_len=32), quiet=True, device="cpu")

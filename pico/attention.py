@@ -105,12 +105,12 @@ def _blocked(q, k, v, window):
 class _Blocks(torch.autograd.Function):
     """Attention of blocks of queries to windows of keys; the backward pass is written out.
 
-    What autograd would add, a copy and a zero tensor for each slice, cat and permutation, takes longer than the matmuls.
+    What autograd would add, a zero tensor and a copy for each slice, pad and cat, takes longer than the matmuls.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, bias):
-        batch, length, heads, width = q.shape
+        batch, length, _, width = q.shape
         blocks, kv_heads, rows, keys = bias.shape
         size = length // blocks
         q, k, v = _query_blocks(q, size, kv_heads), _key_windows(k, size, keys), _key_windows(v, size, keys)

@@ -58,7 +58,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         y, scale = ctx.saved_tensors
-        return (grad - y * (grad * y).mean(-1, keepdim=True)) * scale
+        return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).mul_(scale)
 
 
 def norm(x: Tensor) -> Tensor:

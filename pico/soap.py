@@ -290,5 +290,5 @@ def _reorder(x: Tensor, order: Tensor, side: int) -> Tensor:
 
 
 def _orthonormal(x: Tensor) -> Tensor:
-    """The Q of x = QR for (n, d, d)."""
-    return torch.linalg.qr(x).Q
+    """The Q of x = QR for (n, d, d). linalg.qr would cut out R too, and that takes a fifth of its time."""
+    return torch.linalg.householder_product(*torch.geqrf(x))

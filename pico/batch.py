@@ -54,9 +54,7 @@ class Decoder:
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=torch.float64, device=device)
         self.rows, ids = torch.arange(batch, device=device), torch.arange(VOCABULARY, device=device)
         self.mask = (ids == BOS) | (ids > EOS)  # control symbols that are never drawn
-        self.again = lambda: self.step(self.tokens, self.u)
-        if device.type == "cuda" and settings["cuda_graph"]:
-            self.again = Graphed(self.again, device)
+        self.run = Graphed(device) if device.type == "cuda" and settings["cuda_graph"] else run
 
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
         """tokens (B, n) that were read, how many of them are kept (B,), routed (B, n), router weight (B, n).
@@ -68,7 +66,7 @@ class Decoder:
             record = self.step(*(torch.from_numpy(x).to(self.reader.device) for x in (last, u)))
         else:
             self.u.copy_(torch.from_numpy(u))
-            record = self.again()
+            record = self.run(self.step, self.tokens, self.u)
         record = record.cpu()  # the one transfer back, and the only wait
         n = record.shape[1] // 3
         tokens, routed, weight, kept = record.split([n, n, n, 1], dim=1)
@@ -130,30 +128,34 @@ def verify(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Ten
     return accepted, draw(rest, u[:, -1:])
 
 
-class Graphed:
-    """A function without arguments that works in place: run as it is a few times, then replayed as a CUDA graph.
+def run(function: Callable, *arguments):
+    return function(*arguments)
 
-    It may not wait for the device, nor let a shape depend on values; what it returned at its capture is what every
-    replay fills anew.
+
+class Graphed:
+    """`run` for a function that works in place, always on the same tensors: as it is a few times, then as a CUDA graph.
+
+    The function may not wait for the device, nor let a shape depend on values. What it returned at its capture is
+    what every replay fills anew.
     """
 
-    def __init__(self, function: Callable[[], Tensor], device: torch.device):
-        self.function, self.runs, self.graph = function, 0, None
+    def __init__(self, device: torch.device):
+        self.warm_up, self.graph, self.out = WARM_UP, None, None
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
 
-    def __call__(self) -> Tensor:
-        if self.runs < WARM_UP:
-            self.runs += 1
+    def __call__(self, function: Callable, *arguments):
+        if self.warm_up:
+            self.warm_up -= 1
             current = torch.cuda.current_stream(self.stream.device)
             self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
-                out = self.function()
+                out = function(*arguments)
             current.wait_stream(self.stream)
             return out
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             # other threads, such as one that pins batches for training, may go on using the device meanwhile
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.out = self.function()
+                self.out = function(*arguments)  # recorded, not run
         self.graph.replay()
         return self.out

@@ -16,12 +16,34 @@ Reading = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
 
 
-def _columns(weight) -> np.ndarray:
-    return np.ascontiguousarray(weight.detach().float().numpy().T)  # (inputs, outputs)
+def _columns(linear, scale=1.0) -> np.ndarray:
+    """A Linear's weight as (inputs, outputs), its outputs scaled."""
+    return np.ascontiguousarray((linear.weight.detach().float().numpy() * np.float32(scale)).T)
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
-    return x / np.sqrt(np.einsum("nd,nd->n", x, x)[:, None] / x.shape[1] + np.finfo(np.float32).eps)
+    """RMSNorm but for the factor sqrt(D), which the weights behind it contain."""
+    squares = np.vecdot(x, x)[:, None]
+    squares += x.shape[1] * np.finfo(np.float32).eps
+    return x / np.sqrt(squares, out=squares)
+
+
+class _Rows:
+    """Arrays for the n rows of one forward, each with the views of it that a block reads or writes."""
+
+    def __init__(self, n: int, heads: int, kv_heads: int, width: int, hidden: int):
+        queries = heads * width
+        self.qkv = np.empty((n, queries + 2 * kv_heads * width), np.float32)
+        self.new_q = self.qkv[:, :queries].reshape(n, kv_heads, -1, width).transpose(1, 2, 0, 3)  # (K, H/K, n, E)
+        self.new_kv = self.qkv[:, queries:].reshape(n, 2, kv_heads, width).transpose(1, 2, 0, 3)  # (2, K, n, E)
+        self.q = np.empty(self.new_q.shape, np.float32)
+        self.rows = self.q.reshape(kv_heads, -1, width)  # (K, H/K n, E)
+        self.mixed = np.empty(self.rows.shape, np.float32)
+        self.by_head = self.mixed.reshape(heads, n, width).transpose(1, 0, 2)
+        self.out = np.empty((n, queries), np.float32)
+        self.out_by_head = self.out.reshape(n, heads, width)
+        self.up = np.empty((n, 2 * hidden), np.float32)
+        self.gate, self.value = self.up[:, :hidden], self.up[:, hidden:]
 
 
 class _Stack:
@@ -30,13 +52,19 @@ class _Stack:
     def __init__(self, blocks, config, window: int):
         self.window, self.length, self.shift = window, 0, 0  # index in the buffers = position - shift
         self.heads, self.kv_heads, self.width = config.att_q_heads, config.att_kv_heads, config.head_dim
+        self.hidden, unit = config.mlp_dim, config.dim**0.5
+        # constant factors are moved into the weights: norm's, attention's, and the sign that silu gives its exponent
+        qkv = np.full(((self.heads + 2 * self.kv_heads) * self.width, 1), unit)
+        qkv[: self.heads * self.width] *= self.width**-0.5
         self.blocks = [
-            [_columns(w.weight) for w in (b.attention.qkv, b.attention.out, b.mlp.up, b.mlp.down)] for b in blocks
+            (_columns(b.attention.qkv, qkv), _columns(b.attention.out), _columns(b.mlp.up, -unit), _columns(b.mlp.down))
+            for b in blocks
         ]
         shape = (len(blocks), 2, self.kv_heads, window + MAX_FEED + ROOM, self.width)
         self.memory = np.zeros(shape, np.float32)
         self.slopes = 2.0 ** (-8.0 * np.arange(1, self.heads + 1) / self.heads)
         self.biases: dict[int, np.ndarray] = {}
+        self.rows: dict[int, _Rows] = {}
 
     def bias(self, n: int) -> np.ndarray:
         """(K, H/K n, W + n): n queries against the keys from the first one's window to the last one."""
@@ -45,9 +73,10 @@ class _Stack:
             seen = (distance >= 0) & (distance <= self.window)
             bias = np.where(seen, -self.slopes[:, None, None] * distance, -np.inf)  # (H, n, W + n)
             self.biases[n] = bias.reshape(self.kv_heads, -1, self.window + n).astype(np.float32)
+            self.rows[n] = _Rows(n, self.heads, self.kv_heads, self.width, self.hidden)
         return self.biases[n]
 
-    def run(self, x: np.ndarray, layers: range) -> np.ndarray:
+    def run(self, x: np.ndarray, layers: slice) -> np.ndarray:
         """x (n, D) at the next n positions through some of the blocks. The caller moves `length` afterwards."""
         n = len(x)
         if self.length + n - self.shift > self.memory.shape[3]:
@@ -57,23 +86,25 @@ class _Stack:
         new = self.length - self.shift
         first, end = max(0, new - self.window), new + n
         bias = self.bias(n)[:, :, first - end :]
-        queries, keys = self.heads * self.width, self.kv_heads * self.width
-        for layer in layers:
-            qkv, out, up, down = self.blocks[layer]
-            y = _norm(x) @ qkv
-            q = y[:, :queries].reshape(n, self.kv_heads, -1, self.width).transpose(1, 2, 0, 3)
-            q = q.reshape(self.kv_heads, -1, self.width) * np.float32(self.width**-0.5)
-            kv = self.memory[layer]
-            kv[0, :, new:end] = y[:, queries : queries + keys].reshape(n, self.kv_heads, -1).transpose(1, 0, 2)
-            kv[1, :, new:end] = y[:, queries + keys :].reshape(n, self.kv_heads, -1).transpose(1, 0, 2)
-            scores = q @ kv[0, :, first:end].transpose(0, 2, 1) + bias  # (K, H/K n, S)
-            scores = np.exp(scores - scores.max(-1, keepdims=True))
-            y = scores @ kv[1, :, first:end] / scores.sum(-1, keepdims=True)
-            y = y.reshape(self.heads, n, self.width).transpose(1, 0, 2).reshape(n, -1)
-            x = x + y @ out
-            y = _norm(x) @ up
-            gate = y[:, : y.shape[1] // 2]
-            x = x + (gate / (1 + np.exp(-gate)) * y[:, y.shape[1] // 2 :]) @ down
+        rows, memory = self.rows[n], self.memory[layers]
+        keys, values = memory[:, 0, :, first:end].swapaxes(2, 3), memory[:, 1, :, first:end]
+        for (qkv, out, up, down), k, v, kv in zip(self.blocks[layers], keys, values, memory[:, :, :, new:end]):
+            np.dot(_norm(x), qkv, out=rows.qkv)
+            np.copyto(rows.q, rows.new_q)
+            np.copyto(kv, rows.new_kv)
+            scores = rows.rows @ k  # (K, H/K n, S)
+            scores += bias
+            scores -= np.maximum.reduce(scores, -1, keepdims=True)
+            np.exp(scores, out=scores)
+            np.matmul(scores, v, out=rows.mixed)
+            rows.mixed /= np.add.reduce(scores, -1, keepdims=True)
+            np.copyto(rows.out_by_head, rows.by_head)
+            x = x + rows.out @ out
+            np.dot(_norm(x), up, out=rows.up)  # -gate and -value
+            rows.value *= rows.gate
+            np.exp(rows.gate, out=rows.gate)
+            rows.gate += 1
+            x += np.divide(rows.value, rows.gate) @ down
         return x
 
 
@@ -84,8 +115,9 @@ class TextReader:
         config = self.config = model.config
         self.router = model.router
         self.embedding = model.embedding.weight.detach().float().numpy()
-        self.heads = _columns(model.heads.weight)
-        self.score_weight, self.score_bias = _columns(model.router.weight)[:, 0], model.router.bias.item()
+        unit = config.dim**0.5  # see `_norm`
+        self.heads = _columns(model.heads, unit)
+        self.score_weight, self.score_bias = _columns(model.router, unit)[:, 0], model.router.bias.item()
         self.local = _Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
         self.latent = _Stack(model.latent, config, config.latent_att_window_size)
         self.last = BOS
@@ -93,15 +125,15 @@ class TextReader:
     def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
         """tokens (1, n), n <= MAX_FEED -> logits (1, n, N, V), router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        x = self.local.run(self.embedding[tokens[0]], range(depth))
+        x = self.local.run(self.embedding[tokens[0]], slice(depth))
         score = _norm(x) @ self.score_weight + self.score_bias
         routed = self._wanted(score, tokens) & (not disable_latent)
         weight = 1 / (1 + np.exp(-score))
         if self.latent.blocks and routed.any():
             chosen = x[routed]
-            y = self.latent.run(chosen, range(len(self.latent.blocks)))
+            y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        x = self.local.run(x, range(depth, 2 * depth))
+        x = self.local.run(x, slice(depth, None))
         self._tokens, self._routed = tokens, routed
         logits = (_norm(x) @ self.heads).reshape(1, len(x), -1, VOCABULARY)
         return logits, weight[None], routed[None]

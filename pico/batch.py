@@ -2,7 +2,7 @@
 
 A step has fixed shapes, changes its state in place and tells the host only what was kept. So on a GPU it is captured
 once and replayed as a CUDA graph: the 200 kernels of a small model's forward take less time to run than to launch.
-The sampling is that of generate.py in torch, on the same random numbers.
+The sampling is that of decode.py in torch, on the same random numbers.
 """
 
 from collections.abc import Callable
@@ -33,17 +33,17 @@ class BatchReader:
             self.model, self.weights, (tokens,), dict(cache=self.cache, disable_latent=disable_latent)
         )
 
-    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """tokens (B, n) -> logits (B, n, N, V) still on the device, router weight (B, n), routed (B, n)."""
+    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, n) -> router weight (B, n), routed (B, n)."""
         out = self.forward(torch.from_numpy(tokens).to(self.device), disable_latent)
-        return out.logits, out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
+        return out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
 
     def keep(self, count: np.ndarray) -> None:
         """Per row, how many (B,) bytes of the last read are part of its text."""
         self.cache.rollback(torch.from_numpy(count).to(self.device))
 
 
-class Decoder:
+class BatchDecoder:
     """Continues the texts of a reader; every call is one forward. `last` (B, 1) are the bytes yet to be read."""
 
     def __init__(self, reader: BatchReader, last: np.ndarray, drafts: int, settings: dict):
@@ -91,7 +91,7 @@ class Decoder:
         return record
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """Logits (..., V) to the probabilities that are sampled from; see `Generation.distribution`."""
+        """Logits (..., V) to the probabilities that are sampled from; see `decode.distribution`."""
         options = self.settings
         logits = logits.float().masked_fill(self.mask, float("-inf"))
         if options["temperature"] < 1e-5:
@@ -116,7 +116,7 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
 
 
 def verify(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """`generate.verify` in torch: p (B, n, V), drafts (B, n - 1) drawn from q (B, n - 1, V), uniform u (B, n)."""
+    """`decode.verify` in torch: p (B, n, V), drafts (B, n - 1) drawn from q (B, n - 1, V), uniform u (B, n)."""
     chosen = drafts[..., None]
     ratio = (p[:, :-1].gather(-1, chosen) / q.gather(-1, chosen))[..., 0]
     accepted = (u[:, :-1] < ratio).cumprod(1).sum(1)

@@ -1,4 +1,4 @@
-"""Reading a single text on a CPU, byte by byte, in numpy.
+"""Reading and continuing a single text on a CPU, byte by byte, in numpy.
 
 A small model's decoding step is some 150 tiny operations, and torch spends more time dispatching each than computing
 it. This is the forward of `Pico` with a cache (model.py is the reference, the tests hold the two together) for one
@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from pico.cache import MAX_FEED
-from pico.vocab import BOS, VOCABULARY
+from pico.vocab import BOS, EOS, VOCABULARY
 
-Reading = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
 
 
@@ -113,30 +112,38 @@ class TextReader:
 
     def __init__(self, model):
         config = self.config = model.config
+        unit = config.dim**0.5  # see `_norm`
         self.router = model.router
         self.embedding = model.embedding.weight.detach().float().numpy()
-        unit = config.dim**0.5  # see `_norm`
-        self.heads = _columns(model.heads, unit)
+        heads = _columns(model.heads, unit)
+        self.head, self.draft_heads = map(np.ascontiguousarray, (heads[:, :VOCABULARY], heads[:, VOCABULARY:]))
         self.score_weight, self.score_bias = _columns(model.router, unit)[:, 0], model.router.bias.item()
         self.local = _Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
         self.latent = _Stack(model.latent, config, config.latent_att_window_size)
         self.last = BOS
 
-    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
-        """tokens (1, n), n <= MAX_FEED -> logits (1, n, N, V), router weight (1, n), routed (1, n)."""
+    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (1, n), n <= MAX_FEED -> router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        x = self.local.run(self.embedding[tokens[0]], slice(depth))
+        x = self.local.run(self.embedding.take(tokens[0], 0), slice(depth))
         score = _norm(x) @ self.score_weight + self.score_bias
-        routed = self._wanted(score, tokens) & (not disable_latent)
         weight = 1 / (1 + np.exp(-score))
+        routed = self._wanted(score, tokens) & (not disable_latent)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        x = self.local.run(x, slice(depth, None))
+        self.stream = _norm(self.local.run(x, slice(depth, None)))
         self._tokens, self._routed = tokens, routed
-        logits = (_norm(x) @ self.heads).reshape(1, len(x), -1, VOCABULARY)
-        return logits, weight[None], routed[None]
+        return weight[None], routed[None]
+
+    def logits(self) -> np.ndarray:
+        """(n, V) of head 0 after each byte read."""
+        return self.stream @ self.head
+
+    def draft_logits(self, row: int) -> np.ndarray:
+        """(N - 1, V) of the other heads after one of the bytes read."""
+        return (self.stream[row] @ self.draft_heads).reshape(-1, VOCABULARY)
 
     def keep(self, count: np.ndarray) -> None:
         """The first `count` (1,) bytes of the last read are part of the text; the others never were."""
@@ -151,3 +158,77 @@ class TextReader:
         before = np.append([[self.last]], tokens[:, :-1], axis=1)
         positions = self.local.length + np.arange(tokens.shape[1])[None]
         return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()
+
+
+class TextDecoder:
+    """Continues the text of a reader; every call is one forward. `last` (1, 1) is the byte yet to be read."""
+
+    def __init__(self, reader: TextReader, last: np.ndarray, drafts: int, settings: dict):
+        self.reader, self.tokens, self.drafts, self.settings, self.q = reader, last, drafts, settings, None
+
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+        """tokens (1, n) that were read, how many of them are kept (1,), routed (1, n), router weight (1, n).
+
+        u (1, n + drafts) are uniform numbers to accept, draw and draft by.
+        """
+        reader, tokens, u = self.reader, self.tokens, u[0]
+        n = tokens.shape[1]
+        weight, routed = reader.read(tokens, self.settings["disable_latent"])
+        read = tokens.tolist()
+        accepted, following = verify(distribution(reader.logits(), **self.settings), read[0][1:], self.q, u[:n])
+        reader.keep([accepted + 1])
+        self.tokens = np.array([[following]])
+        if self.drafts:
+            self.q = distribution(reader.draft_logits(accepted), **self.settings)
+            self.tokens = np.append(self.tokens, draw(self.q, u[n:])[None], axis=1)
+        return read, [accepted + 1], routed.tolist(), weight.tolist()
+
+
+def distribution(logits: np.ndarray, temperature, top_k, top_p, min_p, **_) -> np.ndarray:
+    """Logits (..., V), which are overwritten, to the probabilities that are sampled from.
+
+    Control symbols other than EOS never are.
+    """
+    logits[..., BOS], logits[..., EOS + 1 :] = -np.inf, -np.inf
+    if temperature < 1e-5:  # one-hot to fp32's last digit; smaller ones would overflow
+        p = np.zeros_like(logits)
+        np.put_along_axis(p, logits.argmax(-1)[..., None], 1.0, -1)
+        return p
+    logits -= np.maximum.reduce(logits, -1, keepdims=True)
+    logits /= np.float32(temperature)
+    p = np.exp(logits, out=logits)
+    if top_k:
+        p *= p >= -np.sort(-p)[..., min(top_k, p.shape[-1]) - 1, None]
+    if top_p < 1:
+        index = np.argsort(-p, kind="stable")
+        ordered = np.take_along_axis(p, index, -1)
+        before = ordered.cumsum(-1) - ordered  # of what top-k left
+        inside = before < top_p * ordered.sum(-1, keepdims=True)
+        np.put_along_axis(p, index, ordered * inside, -1)
+    if min_p:
+        p *= p >= min_p  # the likeliest is 1 until here
+    p /= np.add.reduce(p, -1, keepdims=True)
+    return p
+
+
+def draw(p: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """One sample of each distribution p (..., V), which need not sum to one, by uniform numbers u (...): (...) ids."""
+    cumulative = p.cumsum(-1, dtype=np.float64)
+    below = cumulative <= u[..., None] * cumulative[..., -1:]
+    return np.minimum(below.sum(-1), p.shape[-1] - 1)
+
+
+def verify(p: np.ndarray, drafts: list[int], q: np.ndarray | None, u: np.ndarray) -> tuple[int, int]:
+    """Speculative sampling (arXiv 2211.17192, algorithm 1), by uniform numbers u (n,).
+
+    p (n, V) the model after each byte read, drafts (n - 1) drawn from q (n - 1, V). Returns how many drafts are
+    accepted and the byte that follows them, distributed exactly as p.
+    """
+    accepted = 0
+    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted, drafts[accepted]]:
+        accepted += 1
+    following = p[accepted]
+    if accepted < len(drafts):
+        rest = np.maximum(following - q[accepted], 0)
+        following = rest if rest.any() else following  # else q = p but for rounding, and still rejected
+    return accepted, int(draw(following, u[-1]))

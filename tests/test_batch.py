@@ -22,7 +22,7 @@ import pico.batch
 import pico.generate
 import pico.routing
 from pico.attention import alibi_slopes
-from pico.batch import BatchReader, Decoder, Graphed
+from pico.batch import BatchDecoder, BatchReader, Graphed
 from pico.cache import Cache
 from pico.generate import generate
 from pico.model import Pico
@@ -54,7 +54,7 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, backend, temperature, monke
         alibi_slopes.cache_clear()
         with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
             model = Pico(tiny_config(router), backend, torch.bfloat16).eval()
-            decoder = Decoder(
+            decoder = BatchDecoder(
                 BatchReader(model, 2), np.array([[1], [2]]), drafts, OPTIONS | {"temperature": temperature}
             )
             with OneDevice():
@@ -88,13 +88,13 @@ def replayed(monkeypatch):
     """Decoding as on a GPU: as many latent slots as bytes, one capture, replays. Returns the captures made."""
     made = []
 
-    class Replayed(Decoder):
+    class Replayed(BatchDecoder):
         def __init__(self, *args):
             super().__init__(*args)
             self.run = Traced()
             made.append(self.run)
 
-    monkeypatch.setattr(pico.generate, "Decoder", Replayed)
+    monkeypatch.setattr(pico.generate, "BatchDecoder", Replayed)
     monkeypatch.setattr(pico.routing, "fullest", lambda routed: routed.shape[1])
     return made
 

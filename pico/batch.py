@@ -28,6 +28,7 @@ class BatchReader:
         # cast once what every Linear would cast in every forward
         self.weights = {name: p.detach().to(model.dtype) for name, p in model.named_parameters() if name in linear}
 
+    @torch.inference_mode()
     def forward(self, tokens: Tensor, disable_latent: bool):
         return functional_call(
             self.model, self.weights, (tokens,), dict(cache=self.cache, disable_latent=disable_latent)
@@ -38,6 +39,7 @@ class BatchReader:
         out = self.forward(torch.from_numpy(tokens).to(self.device), disable_latent)
         return out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
 
+    @torch.inference_mode()
     def keep(self, count: np.ndarray) -> None:
         """Per row, how many (B,) bytes of the last read are part of its text."""
         self.cache.rollback(torch.from_numpy(count).to(self.device))
@@ -56,6 +58,7 @@ class BatchDecoder:
         self.mask = (ids == BOS) | (ids > EOS)  # control symbols that are never drawn
         self.run = Graphed(device) if device.type == "cuda" and settings["cuda_graph"] else run
 
+    @torch.inference_mode()
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
         """tokens (B, n) that were read, how many of them are kept (B,), routed (B, n), router weight (B, n).
 

@@ -13,17 +13,18 @@ from pico.cache import MAX_FEED
 from pico.vocab import BOS, EOS, VOCABULARY
 
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
+EPS = float(np.finfo(np.float32).eps)
 
 
-def _columns(linear, scale=1.0) -> np.ndarray:
+def _columns(linear, scale: float | torch.Tensor = 1.0) -> np.ndarray:
     """A Linear's weight as (inputs, outputs), its outputs scaled."""
-    return np.ascontiguousarray((linear.weight.detach().float().numpy() * np.float32(scale)).T)
+    return (linear.weight.detach().float() * scale).T.contiguous().numpy()
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
     """RMSNorm but for the factor sqrt(D), which the weights behind it contain."""
     squares = np.vecdot(x, x)[:, None]
-    squares += x.shape[1] * np.finfo(np.float32).eps
+    squares += x.shape[1] * EPS
     return x / np.sqrt(squares, out=squares)
 
 
@@ -53,7 +54,7 @@ class _Stack:
         self.heads, self.kv_heads, self.width = config.att_q_heads, config.att_kv_heads, config.head_dim
         self.hidden, unit = config.mlp_dim, config.dim**0.5
         # constant factors are moved into the weights: norm's, attention's, and the sign that silu gives its exponent
-        qkv = np.full(((self.heads + 2 * self.kv_heads) * self.width, 1), unit)
+        qkv = torch.full(((self.heads + 2 * self.kv_heads) * self.width, 1), unit)
         qkv[: self.heads * self.width] *= self.width**-0.5
         self.blocks = [
             (_columns(b.attention.qkv, qkv), _columns(b.attention.out), _columns(b.mlp.up, -unit), _columns(b.mlp.down))
@@ -98,12 +99,12 @@ class _Stack:
             np.matmul(scores, v, out=rows.mixed)
             rows.mixed /= np.add.reduce(scores, -1, keepdims=True)
             np.copyto(rows.out_by_head, rows.by_head)
-            x = x + rows.out @ out
+            x = x + np.dot(rows.out, out)
             np.dot(_norm(x), up, out=rows.up)  # -gate and -value
             rows.value *= rows.gate
             np.exp(rows.gate, out=rows.gate)
             rows.gate += 1
-            x += np.divide(rows.value, rows.gate) @ down
+            x += np.dot(rows.value / rows.gate, down)
         return x
 
 
@@ -128,7 +129,7 @@ class TextReader:
         x = self.local.run(self.embedding.take(tokens[0], 0), slice(depth))
         score = _norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
-        routed = self._wanted(score, tokens) & (not disable_latent)
+        routed = np.zeros(len(x), bool) if disable_latent else self._wanted(score, tokens)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
@@ -171,17 +172,17 @@ class TextDecoder:
 
         u (1, n + drafts) are uniform numbers to accept, draw and draft by.
         """
-        reader, tokens, u = self.reader, self.tokens, u[0]
-        n = tokens.shape[1]
-        weight, routed = reader.read(tokens, self.settings["disable_latent"])
-        read = tokens.tolist()
-        accepted, following = verify(distribution(reader.logits(), **self.settings), read[0][1:], self.q, u[:n])
+        reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]
+        weight, routed = reader.read(self.tokens, self.settings["disable_latent"])
+        p = distribution(reader.logits(), **self.settings)
+        accepted, following = verify(p, tokens[0][1:], self.q, u[:n])
         reader.keep([accepted + 1])
-        self.tokens = np.array([[following]])
+        drafts = []
         if self.drafts:
             self.q = distribution(reader.draft_logits(accepted), **self.settings)
-            self.tokens = np.append(self.tokens, draw(self.q, u[n:])[None], axis=1)
-        return read, [accepted + 1], routed.tolist(), weight.tolist()
+            drafts = map(draw, self.q, u[n:].tolist())
+        self.tokens = np.array([[following, *drafts]])
+        return tokens, [accepted + 1], routed.tolist(), weight.tolist()
 
 
 def distribution(logits: np.ndarray, temperature, top_k, top_p, min_p, **_) -> np.ndarray:
@@ -211,11 +212,10 @@ def distribution(logits: np.ndarray, temperature, top_k, top_p, min_p, **_) -> n
     return p
 
 
-def draw(p: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """One sample of each distribution p (..., V), which need not sum to one, by uniform numbers u (...): (...) ids."""
-    cumulative = p.cumsum(-1, dtype=np.float64)
-    below = cumulative <= u[..., None] * cumulative[..., -1:]
-    return np.minimum(below.sum(-1), p.shape[-1] - 1)
+def draw(p: np.ndarray, u: float) -> int:
+    """One sample of a distribution p (V,), which need not sum to one, by a uniform number."""
+    cumulative = p.cumsum(dtype=np.float64)
+    return min(int(cumulative.searchsorted(u * cumulative[-1], "right")), len(p) - 1)
 
 
 def verify(p: np.ndarray, drafts: list[int], q: np.ndarray | None, u: np.ndarray) -> tuple[int, int]:
@@ -231,4 +231,4 @@ def verify(p: np.ndarray, drafts: list[int], q: np.ndarray | None, u: np.ndarray
     if accepted < len(drafts):
         rest = np.maximum(following - q[accepted], 0)
         following = rest if rest.any() else following  # else q = p but for rounding, and still rejected
-    return accepted, int(draw(following, u[-1]))
+    return accepted, draw(following, u[-1])

@@ -114,7 +114,6 @@ class Generation:
             if not any(left):
                 return
 
-    @torch.inference_mode()
     def _cycles(self) -> Iterator[tuple]:
         """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
         model, options = self.model, self.settings

@@ -318,7 +318,10 @@ def steps(*arguments) -> dict:
 
 
 def generation() -> dict:
-    """Preset s after some training on `stories` (an untrained model's drafts are never right), temperature 0.8."""
+    """Preset s after some training on `stories` (an untrained model's drafts are never right), temperature 0.8.
+
+    `graph` replays each step as one CUDA graph, its capture included in the time; `eager` launches every kernel.
+    """
     text, length, batch = (story_text(3_000), 64, 2) if SMOKE else (story_text(1_000_000), 512, 64)
     trainer = Trainer(preset("tiny" if SMOKE else "s"), text, length, batch, False)
     began, seconds = time.monotonic(), 0.5 if SMOKE else min(60.0, left() / 3)
@@ -328,17 +331,20 @@ def generation() -> dict:
     for batch in (1, 2) if SMOKE else (1, 64):
         for speculative in (False, True):
             label = f"{'speculative' if speculative else 'plain'}, batch {batch}"
-            result[label] = attempt(generated, trainer.model, batch, speculative, needs=20)
-            talk(label, result[label])
+            for cuda_graph in (True, False):
+                options = dict(num_samples=batch, speculative=speculative, cuda_graph=cuda_graph)
+                entry = attempt(generated, trainer.model, options, needs=20)
+                result[f"{label}, {'graph' if cuda_graph else 'eager'}"] = entry
+                talk(label, "graph" if cuda_graph else "eager", entry)
+        result[f"graph equals eager, batch {batch}"] = attempt(graph_equals_eager, trainer.model, batch)
     return result
 
 
-def generated(model, batch: int, speculative: bool) -> dict:
+def generated(model, options: dict) -> dict:
     """Four texts' worth after one to warm up; the figures of the one of median speed."""
     runs = []
     for seed in range(3 if SMOKE else 5):
-        options = dict(temperature=0.8, num_samples=batch, seed=seed, speculative=speculative)
-        run = generate(model, b"One day", max_bytes=8 if SMOKE else 400, **options)
+        run = generate(model, b"One day", max_bytes=8 if SMOKE else 400, temperature=0.8, seed=seed, **options)
         for _ in run:
             pass
         runs.append(run.stats)
@@ -353,6 +359,14 @@ def generated(model, batch: int, speculative: bool) -> dict:
         "acceptance": [round(a, 3) for a in middle["acceptance"]],
         "ms_per_forward": round(middle["seconds"] / middle["forwards"] * 1e3, 3),
     }
+
+
+def graph_equals_eager(model, batch: int) -> bool:
+    """The same kernels on the same numbers must give the same bytes."""
+    options = dict(max_bytes=8 if SMOKE else 100, temperature=0.8, num_samples=batch)
+    return list(generate(model, b"One day", **options)) == list(
+        generate(model, b"One day", cuda_graph=False, **options)
+    )
 
 
 def tiles() -> dict:

@@ -2,7 +2,7 @@
 
 A step has fixed shapes, changes its state in place and tells the host only what was kept. So on a GPU it is captured
 once and replayed as a CUDA graph: the 200 kernels of a small model's forward take less time to run than to launch.
-The sampling is that of generate.py in torch, on the same random numbers.
+The sampling is that of decode.py in torch, on the same random numbers.
 """
 
 from collections.abc import Callable
@@ -28,22 +28,24 @@ class BatchReader:
         # cast once what every Linear would cast in every forward
         self.weights = {name: p.detach().to(model.dtype) for name, p in model.named_parameters() if name in linear}
 
+    @torch.inference_mode()
     def forward(self, tokens: Tensor, disable_latent: bool):
         return functional_call(
             self.model, self.weights, (tokens,), dict(cache=self.cache, disable_latent=disable_latent)
         )
 
-    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """tokens (B, n) -> logits (B, n, N, V) still on the device, router weight (B, n), routed (B, n)."""
+    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, n) -> router weight (B, n), routed (B, n)."""
         out = self.forward(torch.from_numpy(tokens).to(self.device), disable_latent)
-        return out.logits, out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
+        return out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
 
+    @torch.inference_mode()
     def keep(self, count: np.ndarray) -> None:
         """Per row, how many (B,) bytes of the last read are part of its text."""
         self.cache.rollback(torch.from_numpy(count).to(self.device))
 
 
-class Decoder:
+class BatchDecoder:
     """Continues the texts of a reader; every call is one forward. `last` (B, 1) are the bytes yet to be read."""
 
     def __init__(self, reader: BatchReader, last: np.ndarray, drafts: int, settings: dict):
@@ -54,10 +56,9 @@ class Decoder:
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=torch.float64, device=device)
         self.rows, ids = torch.arange(batch, device=device), torch.arange(VOCABULARY, device=device)
         self.mask = (ids == BOS) | (ids > EOS)  # control symbols that are never drawn
-        self.again = lambda: self.step(self.tokens, self.u)
-        if device.type == "cuda" and settings["cuda_graph"]:
-            self.again = Graphed(self.again, device)
+        self.run = Graphed(device) if device.type == "cuda" and settings["cuda_graph"] else run
 
+    @torch.inference_mode()
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
         """tokens (B, n) that were read, how many of them are kept (B,), routed (B, n), router weight (B, n).
 
@@ -68,7 +69,7 @@ class Decoder:
             record = self.step(*(torch.from_numpy(x).to(self.reader.device) for x in (last, u)))
         else:
             self.u.copy_(torch.from_numpy(u))
-            record = self.again()
+            record = self.run(self.step, self.tokens, self.u)
         record = record.cpu()  # the one transfer back, and the only wait
         n = record.shape[1] // 3
         tokens, routed, weight, kept = record.split([n, n, n, 1], dim=1)
@@ -93,7 +94,7 @@ class Decoder:
         return record
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """Logits (..., V) to the probabilities that are sampled from; see `Generation.distribution`."""
+        """Logits (..., V) to the probabilities that are sampled from; see `decode.distribution`."""
         options = self.settings
         logits = logits.float().masked_fill(self.mask, float("-inf"))
         if options["temperature"] < 1e-5:
@@ -118,7 +119,7 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
 
 
 def verify(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """`generate.verify` in torch: p (B, n, V), drafts (B, n - 1) drawn from q (B, n - 1, V), uniform u (B, n)."""
+    """`decode.verify` in torch: p (B, n, V), drafts (B, n - 1) drawn from q (B, n - 1, V), uniform u (B, n)."""
     chosen = drafts[..., None]
     ratio = (p[:, :-1].gather(-1, chosen) / q.gather(-1, chosen))[..., 0]
     accepted = (u[:, :-1] < ratio).cumprod(1).sum(1)
@@ -130,30 +131,34 @@ def verify(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Ten
     return accepted, draw(rest, u[:, -1:])
 
 
-class Graphed:
-    """A function without arguments that works in place: run as it is a few times, then replayed as a CUDA graph.
+def run(function: Callable, *arguments):
+    return function(*arguments)
 
-    It may not wait for the device, nor let a shape depend on values; what it returned at its capture is what every
-    replay fills anew.
+
+class Graphed:
+    """`run` for a function that works in place, always on the same tensors: as it is a few times, then as a CUDA graph.
+
+    The function may not wait for the device, nor let a shape depend on values. What it returned at its capture is
+    what every replay fills anew.
     """
 
-    def __init__(self, function: Callable[[], Tensor], device: torch.device):
-        self.function, self.runs, self.graph = function, 0, None
+    def __init__(self, device: torch.device):
+        self.warm_up, self.graph, self.out = WARM_UP, None, None
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
 
-    def __call__(self) -> Tensor:
-        if self.runs < WARM_UP:
-            self.runs += 1
+    def __call__(self, function: Callable, *arguments):
+        if self.warm_up:
+            self.warm_up -= 1
             current = torch.cuda.current_stream(self.stream.device)
             self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
-                out = self.function()
+                out = function(*arguments)
             current.wait_stream(self.stream)
             return out
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             # other threads, such as one that pins batches for training, may go on using the device meanwhile
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.out = self.function()
+                self.out = function(*arguments)  # recorded, not run
         self.graph.replay()
         return self.out

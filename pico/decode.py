@@ -1,4 +1,4 @@
-"""Reading a single text on a CPU, byte by byte, in numpy.
+"""Reading and continuing a single text on a CPU, byte by byte, in numpy.
 
 A small model's decoding step is some 150 tiny operations, and torch spends more time dispatching each than computing
 it. This is the forward of `Pico` with a cache (model.py is the reference, the tests hold the two together) for one
@@ -10,19 +10,45 @@ import numpy as np
 import torch
 
 from pico.cache import MAX_FEED
+<<<<<<< HEAD
 from pico.ngrams import keys
 from pico.vocab import BOS, VOCABULARY
+=======
+from pico.vocab import BOS, EOS, VOCABULARY
+>>>>>>> static
 
-Reading = tuple[np.ndarray, np.ndarray, np.ndarray]
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
+EPS = float(np.finfo(np.float32).eps)
 
 
-def _columns(weight) -> np.ndarray:
-    return np.ascontiguousarray(weight.detach().float().numpy().T)  # (inputs, outputs)
+def _columns(linear, scale: float | torch.Tensor = 1.0) -> np.ndarray:
+    """A Linear's weight as (inputs, outputs), its outputs scaled."""
+    return (linear.weight.detach().float() * scale).T.contiguous().numpy()
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
-    return x / np.sqrt(np.einsum("nd,nd->n", x, x)[:, None] / x.shape[1] + np.finfo(np.float32).eps)
+    """RMSNorm but for the factor sqrt(D), which the weights behind it contain."""
+    squares = np.vecdot(x, x)[:, None]
+    squares += x.shape[1] * EPS
+    return x / np.sqrt(squares, out=squares)
+
+
+class _Rows:
+    """Arrays for the n rows of one forward, each with the views of it that a block reads or writes."""
+
+    def __init__(self, n: int, heads: int, kv_heads: int, width: int, hidden: int):
+        queries = heads * width
+        self.qkv = np.empty((n, queries + 2 * kv_heads * width), np.float32)
+        self.new_q = self.qkv[:, :queries].reshape(n, kv_heads, -1, width).transpose(1, 2, 0, 3)  # (K, H/K, n, E)
+        self.new_kv = self.qkv[:, queries:].reshape(n, 2, kv_heads, width).transpose(1, 2, 0, 3)  # (2, K, n, E)
+        self.q = np.empty(self.new_q.shape, np.float32)
+        self.rows = self.q.reshape(kv_heads, -1, width)  # (K, H/K n, E)
+        self.mixed = np.empty(self.rows.shape, np.float32)
+        self.by_head = self.mixed.reshape(heads, n, width).transpose(1, 0, 2)
+        self.out = np.empty((n, queries), np.float32)
+        self.out_by_head = self.out.reshape(n, heads, width)
+        self.up = np.empty((n, 2 * hidden), np.float32)
+        self.gate, self.value = self.up[:, :hidden], self.up[:, hidden:]
 
 
 class _Stack:
@@ -31,13 +57,19 @@ class _Stack:
     def __init__(self, blocks, config, window: int):
         self.window, self.length, self.shift = window, 0, 0  # index in the buffers = position - shift
         self.heads, self.kv_heads, self.width = config.att_q_heads, config.att_kv_heads, config.head_dim
+        self.hidden, unit = config.mlp_dim, config.dim**0.5
+        # constant factors are moved into the weights: norm's, attention's, and the sign that silu gives its exponent
+        qkv = torch.full(((self.heads + 2 * self.kv_heads) * self.width, 1), unit)
+        qkv[: self.heads * self.width] *= self.width**-0.5
         self.blocks = [
-            [_columns(w.weight) for w in (b.attention.qkv, b.attention.out, b.mlp.up, b.mlp.down)] for b in blocks
+            (_columns(b.attention.qkv, qkv), _columns(b.attention.out), _columns(b.mlp.up, -unit), _columns(b.mlp.down))
+            for b in blocks
         ]
         shape = (len(blocks), 2, self.kv_heads, window + MAX_FEED + ROOM, self.width)
         self.memory = np.zeros(shape, np.float32)
         self.slopes = 2.0 ** (-8.0 * np.arange(1, self.heads + 1) / self.heads)
         self.biases: dict[int, np.ndarray] = {}
+        self.rows: dict[int, _Rows] = {}
 
     def bias(self, n: int) -> np.ndarray:
         """(K, H/K n, W + n): n queries against the keys from the first one's window to the last one."""
@@ -46,9 +78,10 @@ class _Stack:
             seen = (distance >= 0) & (distance <= self.window)
             bias = np.where(seen, -self.slopes[:, None, None] * distance, -np.inf)  # (H, n, W + n)
             self.biases[n] = bias.reshape(self.kv_heads, -1, self.window + n).astype(np.float32)
+            self.rows[n] = _Rows(n, self.heads, self.kv_heads, self.width, self.hidden)
         return self.biases[n]
 
-    def run(self, x: np.ndarray, layers: range) -> np.ndarray:
+    def run(self, x: np.ndarray, layers: slice) -> np.ndarray:
         """x (n, D) at the next n positions through some of the blocks. The caller moves `length` afterwards."""
         n = len(x)
         if self.length + n - self.shift > self.memory.shape[3]:
@@ -58,23 +91,25 @@ class _Stack:
         new = self.length - self.shift
         first, end = max(0, new - self.window), new + n
         bias = self.bias(n)[:, :, first - end :]
-        queries, keys = self.heads * self.width, self.kv_heads * self.width
-        for layer in layers:
-            qkv, out, up, down = self.blocks[layer]
-            y = _norm(x) @ qkv
-            q = y[:, :queries].reshape(n, self.kv_heads, -1, self.width).transpose(1, 2, 0, 3)
-            q = q.reshape(self.kv_heads, -1, self.width) * np.float32(self.width**-0.5)
-            kv = self.memory[layer]
-            kv[0, :, new:end] = y[:, queries : queries + keys].reshape(n, self.kv_heads, -1).transpose(1, 0, 2)
-            kv[1, :, new:end] = y[:, queries + keys :].reshape(n, self.kv_heads, -1).transpose(1, 0, 2)
-            scores = q @ kv[0, :, first:end].transpose(0, 2, 1) + bias  # (K, H/K n, S)
-            scores = np.exp(scores - scores.max(-1, keepdims=True))
-            y = scores @ kv[1, :, first:end] / scores.sum(-1, keepdims=True)
-            y = y.reshape(self.heads, n, self.width).transpose(1, 0, 2).reshape(n, -1)
-            x = x + y @ out
-            y = _norm(x) @ up
-            gate = y[:, : y.shape[1] // 2]
-            x = x + (gate / (1 + np.exp(-gate)) * y[:, y.shape[1] // 2 :]) @ down
+        rows, memory = self.rows[n], self.memory[layers]
+        keys, values = memory[:, 0, :, first:end].swapaxes(2, 3), memory[:, 1, :, first:end]
+        for (qkv, out, up, down), k, v, kv in zip(self.blocks[layers], keys, values, memory[:, :, :, new:end]):
+            np.dot(_norm(x), qkv, out=rows.qkv)
+            np.copyto(rows.q, rows.new_q)
+            np.copyto(kv, rows.new_kv)
+            scores = rows.rows @ k  # (K, H/K n, S)
+            scores += bias
+            scores -= np.maximum.reduce(scores, -1, keepdims=True)
+            np.exp(scores, out=scores)
+            np.matmul(scores, v, out=rows.mixed)
+            rows.mixed /= np.add.reduce(scores, -1, keepdims=True)
+            np.copyto(rows.out_by_head, rows.by_head)
+            x = x + np.dot(rows.out, out)
+            np.dot(_norm(x), up, out=rows.up)  # -gate and -value
+            rows.value *= rows.gate
+            np.exp(rows.gate, out=rows.gate)
+            rows.gate += 1
+            x += np.dot(rows.value / rows.gate, down)
         return x
 
 
@@ -83,31 +118,40 @@ class TextReader:
 
     def __init__(self, model):
         config = self.config = model.config
+        unit = config.dim**0.5  # see `_norm`
         self.router = model.router
         self.embedding = model.embedding.weight.detach().float().numpy()
         if model.ngrams:
-            self.table, self.project = model.ngrams.table.weight.detach().numpy(), _columns(model.ngrams.project.weight)
-        self.heads = _columns(model.heads.weight)
-        self.score_weight, self.score_bias = _columns(model.router.weight)[:, 0], model.router.bias.item()
+            self.table, self.project = model.ngrams.table.weight.detach().numpy(), _columns(model.ngrams.project)
+        heads = _columns(model.heads, unit)
+        self.head, self.draft_heads = map(np.ascontiguousarray, (heads[:, :VOCABULARY], heads[:, VOCABULARY:]))
+        self.score_weight, self.score_bias = _columns(model.router, unit)[:, 0], model.router.bias.item()
         self.local = _Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
         self.latent = _Stack(model.latent, config, config.latent_att_window_size)
         self.history = [BOS] * config.history  # the newest last
 
-    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> Reading:
-        """tokens (1, n), n <= MAX_FEED -> logits (1, n, N, V), router weight (1, n), routed (1, n)."""
+    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (1, n), n <= MAX_FEED -> router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        x = self.local.run(self._embed(tokens[0]), range(depth))
+        x = self.local.run(self._embed(tokens[0]), slice(depth))
         score = _norm(x) @ self.score_weight + self.score_bias
-        routed = self._wanted(score, tokens) & (not disable_latent)
         weight = 1 / (1 + np.exp(-score))
+        routed = np.zeros(len(x), bool) if disable_latent else self._wanted(score, tokens)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
-            y = self.latent.run(chosen, range(len(self.latent.blocks)))
+            y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        x = self.local.run(x, range(depth, 2 * depth))
+        self.stream = _norm(self.local.run(x, slice(depth, None)))
         self._tokens, self._routed = tokens, routed
-        logits = (_norm(x) @ self.heads).reshape(1, len(x), -1, VOCABULARY)
-        return logits, weight[None], routed[None]
+        return weight[None], routed[None]
+
+    def logits(self) -> np.ndarray:
+        """(n, V) of head 0 after each byte read."""
+        return self.stream @ self.head
+
+    def draft_logits(self, row: int) -> np.ndarray:
+        """(N - 1, V) of the other heads after one of the bytes read."""
+        return (self.stream[row] @ self.draft_heads).reshape(-1, VOCABULARY)
 
     def keep(self, count: np.ndarray) -> None:
         """The first `count` (1,) bytes of the last read are part of the text; the others never were."""
@@ -117,7 +161,7 @@ class TextReader:
         self.history = [*self.history, *self._tokens[0, :count].tolist()][count:]
 
     def _embed(self, tokens: np.ndarray) -> np.ndarray:
-        x = self.embedding[tokens]
+        x = self.embedding.take(tokens, 0)
         if not self.config.ngram_max:
             return x
         reach, text = len(self.history), [*self.history, *tokens.tolist()]
@@ -125,7 +169,7 @@ class TextReader:
             keys(byte, text[i : i + reach][::-1], self.config.ngram_max, self.config.ngram_rows)
             for i, byte in enumerate(text[reach:])
         ]
-        return x + self.table[rows].reshape(len(x), -1) @ self.project
+        return x + self.table.take(rows, 0).reshape(len(x), -1) @ self.project
 
     def _wanted(self, score: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         if self.router.rule in ("topk", "threshold"):
@@ -133,3 +177,76 @@ class TextReader:
         before = np.append([self.history[-1:]], tokens[:, :-1], axis=1)
         positions = self.local.length + np.arange(tokens.shape[1])[None]
         return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()
+
+
+class TextDecoder:
+    """Continues the text of a reader; every call is one forward. `last` (1, 1) is the byte yet to be read."""
+
+    def __init__(self, reader: TextReader, last: np.ndarray, drafts: int, settings: dict):
+        self.reader, self.tokens, self.drafts, self.settings, self.q = reader, last, drafts, settings, None
+
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+        """tokens (1, n) that were read, how many of them are kept (1,), routed (1, n), router weight (1, n).
+
+        u (1, n + drafts) are uniform numbers to accept, draw and draft by.
+        """
+        reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]
+        weight, routed = reader.read(self.tokens, self.settings["disable_latent"])
+        p = distribution(reader.logits(), **self.settings)
+        accepted, following = verify(p, tokens[0][1:], self.q, u[:n])
+        reader.keep([accepted + 1])
+        drafts = []
+        if self.drafts:
+            self.q = distribution(reader.draft_logits(accepted), **self.settings)
+            drafts = map(draw, self.q, u[n:].tolist())
+        self.tokens = np.array([[following, *drafts]])
+        return tokens, [accepted + 1], routed.tolist(), weight.tolist()
+
+
+def distribution(logits: np.ndarray, temperature, top_k, top_p, min_p, **_) -> np.ndarray:
+    """Logits (..., V), which are overwritten, to the probabilities that are sampled from.
+
+    Control symbols other than EOS never are.
+    """
+    logits[..., BOS], logits[..., EOS + 1 :] = -np.inf, -np.inf
+    if temperature < 1e-5:  # one-hot to fp32's last digit; smaller ones would overflow
+        p = np.zeros_like(logits)
+        np.put_along_axis(p, logits.argmax(-1)[..., None], 1.0, -1)
+        return p
+    logits -= np.maximum.reduce(logits, -1, keepdims=True)
+    logits /= np.float32(temperature)
+    p = np.exp(logits, out=logits)
+    if top_k:
+        p *= p >= -np.sort(-p)[..., min(top_k, p.shape[-1]) - 1, None]
+    if top_p < 1:
+        index = np.argsort(-p, kind="stable")
+        ordered = np.take_along_axis(p, index, -1)
+        before = ordered.cumsum(-1) - ordered  # of what top-k left
+        inside = before < top_p * ordered.sum(-1, keepdims=True)
+        np.put_along_axis(p, index, ordered * inside, -1)
+    if min_p:
+        p *= p >= min_p  # the likeliest is 1 until here
+    p /= np.add.reduce(p, -1, keepdims=True)
+    return p
+
+
+def draw(p: np.ndarray, u: float) -> int:
+    """One sample of a distribution p (V,), which need not sum to one, by a uniform number."""
+    cumulative = p.cumsum(dtype=np.float64)
+    return min(int(cumulative.searchsorted(u * cumulative[-1], "right")), len(p) - 1)
+
+
+def verify(p: np.ndarray, drafts: list[int], q: np.ndarray | None, u: np.ndarray) -> tuple[int, int]:
+    """Speculative sampling (arXiv 2211.17192, algorithm 1), by uniform numbers u (n,).
+
+    p (n, V) the model after each byte read, drafts (n - 1) drawn from q (n - 1, V). Returns how many drafts are
+    accepted and the byte that follows them, distributed exactly as p.
+    """
+    accepted = 0
+    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted, drafts[accepted]]:
+        accepted += 1
+    following = p[accepted]
+    if accepted < len(drafts):
+        rest = np.maximum(following - q[accepted], 0)
+        following = rest if rest.any() else following  # else q = p but for rounding, and still rejected
+    return accepted, draw(following, u[-1])

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pico.batch import BatchReader, Decoder
+from pico.batch import BatchDecoder, BatchReader
 from pico.cache import MAX_FEED
 from pico.config import PicoError
-from pico.decode import TextReader
+from pico.decode import TextDecoder, TextReader
 from pico.vocab import BOS, EOS
 
 
@@ -114,7 +114,6 @@ class Generation:
             if not any(left):
                 return
 
-    @torch.inference_mode()
     def _cycles(self) -> Iterator[tuple]:
         """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
         model, options = self.model, self.settings
@@ -127,84 +126,16 @@ class Generation:
         for start in range(0, max(map(len, prompts)) - 1, MAX_FEED):  # all but the last byte of each prompt
             piece = [p[start : min(start + MAX_FEED, len(p) - 1)] for p in prompts]
             keep = np.array([len(p) for p in piece])
-            _, weight, routed = texts.read(np.array([p + [0] * (keep.max() - len(p)) for p in piece]), off)
+            weight, routed = texts.read(np.array([p + [0] * (keep.max() - len(p)) for p in piece]), off)
             texts.keep(keep)
             yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep
 
         last, n, prompt = np.array([p[-1:] for p in prompts]), 1, [1] * len(prompts)
-        if isinstance(texts, BatchReader):
-            decode = Decoder(texts, last, drafts, options)
-        else:
-            decode = self._decoder(texts, last, drafts)
+        decode = (BatchDecoder if isinstance(texts, BatchReader) else TextDecoder)(texts, last, drafts, options)
         while True:
             u = np.concatenate([rng.random((len(prompts), k)) for k in (n - 1, 1, drafts)], axis=1)
             yield *decode(u), prompt
             n, prompt = 1 + drafts, [0] * len(prompts)
-
-    def _decoder(self, texts, tokens: np.ndarray, drafts: int):
-        """As `Decoder`, from logits in numpy."""
-        q = None
-
-        def decode(u: np.ndarray) -> tuple[list, list, list, list]:
-            nonlocal tokens, q
-            read, n = tokens, tokens.shape[1]
-            logits, weight, routed = texts.read(tokens, self.settings["disable_latent"])
-            accepted, tokens = verify(self.distribution(logits[:, :, 0]), tokens[:, 1:], q, u[:, :n])
-            texts.keep(accepted + 1)
-            if drafts:
-                q = self.distribution(logits[np.arange(len(read)), accepted, 1:])  # (B, N - 1, V)
-                tokens = np.concatenate([tokens, draw(q, u[:, n:])], axis=1)
-            return read.tolist(), (accepted + 1).tolist(), routed.tolist(), weight.tolist()
-
-        return decode
-
-    def distribution(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (..., V) to the probabilities that are sampled from; control symbols other than EOS never are."""
-        options = self.settings
-        logits = logits.copy()
-        logits[..., BOS], logits[..., EOS + 1 :] = -np.inf, -np.inf
-        top = logits.max(-1, keepdims=True)
-        if options["temperature"] < 1e-5:  # one-hot to fp32's last digit; smaller ones would overflow
-            p = np.zeros_like(logits)
-            np.put_along_axis(p, logits.argmax(-1)[..., None], 1.0, -1)
-            return p
-        p = np.exp((logits - top) / np.float32(options["temperature"]))
-        if options["top_k"]:
-            p *= p >= -np.sort(-p)[..., min(options["top_k"], p.shape[-1]) - 1, None]
-        if options["top_p"] < 1:
-            index = np.argsort(-p, kind="stable")
-            ordered = np.take_along_axis(p, index, -1)
-            before = ordered.cumsum(-1) - ordered  # of what top-k left
-            inside = before < options["top_p"] * ordered.sum(-1, keepdims=True)
-            np.put_along_axis(p, index, ordered * inside, -1)
-        if options["min_p"]:
-            p *= p >= options["min_p"]  # the likeliest is 1 until here
-        return p / p.sum(-1, keepdims=True)
-
-
-def draw(p: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """One sample of each distribution p (..., V), which need not sum to one, by uniform numbers u (...): (...) ids."""
-    cumulative = p.cumsum(-1, dtype=np.float64)
-    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1).clip(max=p.shape[-1] - 1)
-
-
-def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray | None, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Speculative sampling (arXiv 2211.17192, algorithm 1), by uniform numbers u (B, n).
-
-    p (B, n, V) the model after each byte read, drafts (B, n - 1) drawn from q (B, n - 1, V). Returns how many drafts
-    are accepted (B,) and the byte that follows them (B, 1), distributed exactly as p.
-    """
-    if q is None or drafts.shape[1] == 0:
-        return np.zeros(len(p), np.int64), draw(p[:, :1], u)
-    chosen = drafts[..., None]
-    ratio = (np.take_along_axis(p[:, :-1], chosen, -1) / np.take_along_axis(q, chosen, -1))[..., 0]
-    accepted = (u[:, :-1] < ratio).cumprod(axis=1).sum(axis=1)
-    at = np.arange(len(p)), accepted
-    p = p[at][:, None]  # (B, 1, V)
-    q = np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)[at][:, None]  # behind the last draft nothing is corrected
-    rest = np.maximum(p - q, 0)
-    rest = np.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # q = p but for rounding, and still rejected
-    return accepted, draw(rest, u[:, -1:])
 
 
 def reader(model, batch: int) -> TextReader | BatchReader:

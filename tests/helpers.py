@@ -3,12 +3,14 @@
 import itertools
 from functools import lru_cache
 from math import exp
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import torch
 
 import pico.generate
+from pico.batch import BatchReader
 from pico.config import ModelConfig, RouterName
 from pico.model import Pico
 from pico.vocab import BOS, EOS, VOCABULARY
@@ -135,24 +137,48 @@ class Bigram:
 
     def __init__(self, tables):
         self.reads = []  # bytes of each forward
-        self.logits = torch.full((VOCABULARY, len(tables), VOCABULARY), -torch.inf)
+        self.table = torch.full((VOCABULARY, len(tables), VOCABULARY), -torch.inf)
         for k, table in enumerate(tables):
             for byte, chances in table.items():
                 for following, p in chances.items():
-                    self.logits[byte, k, following] = torch.tensor(float(p)).log()
+                    self.table[byte, k, following] = torch.tensor(float(p)).log()
 
     def read(self, tokens, disable_latent):
         self.reads.append(tokens.shape[1])
-        return self.logits[tokens].numpy(), np.zeros(tokens.shape), np.zeros(tokens.shape, bool)
+        self.tokens = tokens
+        return np.zeros(tokens.shape), np.zeros(tokens.shape, bool)
+
+    def logits(self):
+        return self.table[self.tokens[0], 0].numpy()
+
+    def draft_logits(self, row):
+        return self.table[self.tokens[0, row], 1:].numpy().copy()
 
     def keep(self, count):
         pass
 
 
+class BatchBigram(Bigram, BatchReader):
+    device = torch.device("cpu")
+
+    def __init__(self, tables):
+        super().__init__(tables)
+        self.cache = SimpleNamespace(rollback=self.keep)
+
+    def forward(self, tokens, disable_latent):
+        weight, routed = map(torch.from_numpy, self.read(tokens, disable_latent))
+        return SimpleNamespace(logits=self.table[tokens], router_weight=weight, routed=routed)
+
+
 def use_tables(monkeypatch, *tables):
     """Makes `generate` read from tables, one a head; returns a model to pass and the list of readers made."""
     made = []
-    monkeypatch.setattr(pico.generate, "reader", lambda model, batch: made.append(Bigram(tables)) or made[-1])
+
+    def reader(model, batch):
+        made.append((Bigram if batch == 1 else BatchBigram)(tables))
+        return made[-1]
+
+    monkeypatch.setattr(pico.generate, "reader", reader)
     return tiny(next_tokens=len(tables)), made
 
 

@@ -30,7 +30,9 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
         text.read(np.array([[1, 2, 3, 4]]))
         text.keep(np.array([0]))
         n = min(length - at, rng.choice([1, 2, 5, 9, 33]))
-        logits, weight, routed = map(torch.from_numpy, text.read(tokens[:, at : at + n].numpy()))
+        weight, routed = map(torch.from_numpy, text.read(tokens[:, at : at + n].numpy()))
+        drafts = torch.stack([torch.from_numpy(text.draft_logits(row)) for row in range(n)])
+        logits = torch.cat([torch.from_numpy(text.logits())[:, None], drafts], dim=1)[None]
         kept = rng.randint(0, n)
         text.keep(np.array([kept]))
         torch.testing.assert_close(logits[:, :kept], full.logits[:, at : at + kept], atol=1e-5, rtol=1e-4)

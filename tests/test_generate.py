@@ -9,9 +9,10 @@ from helpers import filtered, random_tokens, texts, tiny, trained, use_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.batch import BatchReader, Decoder
+from pico.batch import BatchDecoder, BatchReader
 from pico.cache import MAX_FEED
 from pico.config import PicoError
+from pico.decode import distribution
 from pico.generate import generate
 from pico.vocab import BOS, EOS, VOCABULARY
 
@@ -26,9 +27,9 @@ from pico.vocab import BOS, EOS, VOCABULARY
 def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p):
     logits = 3 * torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    run = generate(None, **options)
-    p = run.distribution(logits.numpy())
-    on_device = Decoder(BatchReader(tiny(), 1), np.array([[BOS]]), 0, run.settings).distribution(logits).numpy()
+    p = distribution(logits.numpy().copy(), **options)
+    settings = options | {"cuda_graph": True}
+    on_device = BatchDecoder(BatchReader(tiny(), 1), np.array([[BOS]]), 0, settings).distribution(logits).numpy()
     np.testing.assert_allclose(on_device, p, atol=1e-6, rtol=1e-4)
     for row in range(2):
         wanted = torch.zeros(VOCABULARY)
@@ -40,11 +41,12 @@ def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p)
 def test_temperature_divides_and_vanishes_into_greedy():
     logits = torch.full((1, VOCABULARY), -1e9)
     logits[0, 65], logits[0, 66] = 1.0, 0.0
+    off = dict(top_k=0, top_p=1.0, min_p=0.0)
     for temperature in (0.5, 1.0, 3.0):
-        p = generate(None, temperature=temperature).distribution(logits.numpy())
+        p = distribution(logits.numpy().copy(), temperature, **off)
         assert math.log(p[0, 65] / p[0, 66]) == pytest.approx(1 / temperature, rel=1e-4)
     for temperature in (0, 1e-6, 1e-45):
-        assert generate(None, temperature=temperature).distribution(logits.numpy())[0, 65] == 1
+        assert distribution(logits.numpy().copy(), temperature, **off)[0, 65] == 1
 
 
 def test_control_symbols_are_never_emitted():

@@ -94,6 +94,8 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
     model = Pico(config, settings.attention_backend, dtype).to(device).train()
     forward = torch.compile(model) if settings.compile else model
     optimizers = build_optimizers(model, settings)
+    if model.ngrams:
+        model.ngrams.table.sparse = True
     names = ("data", "forward", "backward", "optimizer")
     times, warm, end = [], 5, None
     while end is None or time.perf_counter() < end or len(times) < 10:

@@ -10,12 +10,8 @@ import numpy as np
 import torch
 
 from pico.cache import MAX_FEED
-<<<<<<< HEAD
 from pico.ngrams import keys
-from pico.vocab import BOS, VOCABULARY
-=======
 from pico.vocab import BOS, EOS, VOCABULARY
->>>>>>> static
 
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
 EPS = float(np.finfo(np.float32).eps)

@@ -60,6 +60,7 @@ def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unus
     if device and device != "cpu":
         pick_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)  # Accelerate would want to shard itself; pico/parallel.py does
     try:
         return Accelerator(
             mixed_precision="no",
@@ -73,6 +74,8 @@ def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unus
         )
     finally:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        if fsdp is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = fsdp
 
 
 def wandb_login() -> bool:

@@ -1,6 +1,9 @@
 """Which optimizer moves which parameter, and how fast."""
 
+import math
+
 import torch
+from torch import Tensor
 
 from pico.config import TrainConfig
 from pico.soap import SOAP
@@ -27,10 +30,7 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
     tables = [p for name, p in named if name.startswith("ngrams.table")]
     named = [(name, p) for name, p in named if not name.startswith("ngrams.table")]
-    lookups = []
-    if tables:
-        model.ngrams.table.sparse = True  # its gradient holds only those rows
-        lookups = [torch.optim.SparseAdam([{"params": tables, "rate": TABLE_RATE}], rate, (0.9, 0.99))]
+    lookups = [RowAdam([{"params": tables, "rate": TABLE_RATE}], rate)] if tables else []
     plain = [p for name, p in named if p.ndim < 2 or name.startswith("router")]
     wide = [p for name, p in named if p.ndim > 1 and name.startswith(("embedding", "heads"))]
     blocks = [p for name, p in named if not any(p is other for other in plain + wide)]
@@ -43,3 +43,42 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
         return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options), *lookups]
     muon = torch.optim.Muon(blocks, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW([{"params": wide}, undecayed], **options), *lookups]
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam for tables: only the rows with a gradient move, and only their averages age. Sparse or dense gradients.
+
+    torch.optim.SparseAdam does the same, but takes no dense gradients, which is what several processes average.
+    """
+
+    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8):
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                state["step"] += 1
+                rows, grad = touched(p.grad)
+                first = state["exp_avg"][rows].lerp_(grad, 1 - beta1)
+                second = state["exp_avg_sq"][rows].lerp_(grad.square(), 1 - beta2)
+                state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
+                size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+                p.index_add_(0, rows, first.div_(second.sqrt_().add_(group["eps"])), alpha=-size)
+        return loss
+
+
+def touched(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a table's gradient that are not zero, and the gradient there."""
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        return grad.indices()[0], grad.values()
+    rows = grad.any(1).nonzero().flatten()
+    return rows, grad[rows]

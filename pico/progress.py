@@ -4,6 +4,8 @@ All of it goes to stderr. On a terminal the line is redrawn in place; elsewhere 
 """
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -22,6 +24,23 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d}"
     return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+@dataclass
+class Summary:
+    """How a training ended. bpb and floor are bits per byte of the validation text (None where unknown)."""
+
+    steps: int
+    bpb: float | None
+    floor: float | None
+    seconds: float
+    bytes: int
+    folder: Path
+    stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): exit codes 0, 130, 143
+
+    @property
+    def exit_code(self) -> int:
+        return {"finished": 0, "interrupted": 130, "terminated": 143}[self.stopped]
 
 
 class Display:
@@ -78,10 +97,20 @@ class Display:
             pieces = [(text if text.isprintable() or text in "\n\t" else "\ufffd", *rest) for text, *rest in pieces]
             self.console.print(routed_text(pieces) if terminal else Text(underscored(pieces)), soft_wrap=True)
 
-    def table(self, title: str, rows: dict[str, str]) -> None:
+    def summary(self, end: Summary, best: dict | None, saved: int) -> None:
+        """The table at the end. best: step and bits per byte of the best validation; saved: step of the checkpoint."""
         if self.quiet:
             return
-        table = Table(title=title, show_header=False, title_justify="left")
+        rows = {
+            "steps": f"{end.steps:,}",
+            "text seen": f"{end.bytes / 1e6:,.2f} MB in {duration(end.seconds)}",
+            "validation": f"{end.bpb:.4f} bits per byte" if end.bpb is not None else "none",
+            "best": f"{best['bits_per_byte']:.4f} at step {best['step']}" if best else "none",
+            "entropy floor": f"{end.floor:.4f}" if end.floor is not None else "unknown",
+            "checkpoint": str(end.folder / f"{saved:08d}"),
+            "loss plot": str(end.folder / "loss.png"),
+        }
+        table = Table(title=f"Training {end.stopped}", show_header=False, title_justify="left")
         for name, value in rows.items():
             table.add_row(name, Text(value, overflow="fold"))
         self.console.print(table)

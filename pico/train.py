@@ -12,21 +12,21 @@ import math
 import signal
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 
-from pico import checkpoint, runs
+from pico import checkpoint, parallel, runs
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
 from pico.generate import generate
 from pico.machine import Prefetch, catch_signals, explained, keep_memory, make_accelerator, pick_dtype
 from pico.model import Pico
-from pico.optimizers import build_optimizers, set_learning_rate
-from pico.progress import Display, duration
+from pico.optimizers import set_learning_rate
+from pico.parallel import on_main, whole_model
+from pico.progress import Display, Summary
 from pico.report import marked, plot_losses, underscored
 from pico.state import rng_state, set_rng_state
 
@@ -34,23 +34,6 @@ VALIDATION_BYTES = 100_000  # scored at each validation; `picolm.py eval` scores
 SAMPLE_BYTES = 256
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
 LN2 = math.log(2)
-
-
-@dataclass
-class Summary:
-    """How a training ended. bpb and floor are bits per byte of the validation text (None where unknown)."""
-
-    steps: int
-    bpb: float | None
-    floor: float | None
-    seconds: float
-    bytes: int
-    folder: Path
-    stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): exit codes 0, 130, 143
-
-    @property
-    def exit_code(self) -> int:
-        return {"finished": 0, "interrupted": 130, "terminated": 143}[self.stopped]
 
 
 def train(
@@ -80,7 +63,7 @@ def train(
         display = stack.enter_context(Display(quiet or not accelerator.is_main_process))
         stack.enter_context(explained(config))
         training = Training(path, run, model_config, data, config, accelerator, display)
-        training.on_main(lambda: training.claim(resume, stack))
+        on_main(lambda: training.claim(resume, stack))
         training.start(resume, base_weights, router)
         return training.run()
 
@@ -120,7 +103,7 @@ class Training:
         source = None
         if resume:
             settings = self.model_config, self.data, config, self.documents.fingerprint, router
-            found = self.on_main(lambda: runs.check_resume(self.path, self.folder, *settings))
+            found = on_main(lambda: runs.check_resume(self.path, self.folder, *settings))
             source, self.model_config, skipped = found
             for problem in skipped:
                 self.display.warn(f"skipped checkpoint {problem}")
@@ -134,9 +117,7 @@ class Training:
             checkpoint.load_weights(self.model, source)
         elif base_weights:
             checkpoint.load_weights(self.model, runs.find_base(self.path, base_weights))
-        self.model.to(accelerator.device).train()
-        compiled = torch.compile(self.model) if config.compile else self.model
-        self.forward, *self.optimizers = accelerator.prepare(compiled, *build_optimizers(self.model, config))
+        self.forward, self.optimizers = parallel.prepare(self.model.train(), config, accelerator)
         rank, heads = accelerator.process_index, self.model_config.next_tokens
         self.batches = Batches(
             self.documents, config.context_len, heads, config.batch_size, config.seed, rank=rank, world=world
@@ -144,8 +125,8 @@ class Training:
         if source:
             self.restore(source)
         self.position = self.batches.state_dict()
-        self.total_steps = self.step_limit()
-        self.on_main(self.write_record)
+        self.total_steps = runs.step_limit(config, self.batches.chunks_per_epoch)
+        on_main(self.write_record)
         if config.tracker != "none":
             settings = {**config.model_dump(), **self.data.model_dump(), **self.model_config.model_dump()}
             settings = {key: value for key, value in settings.items() if value is not None}
@@ -175,18 +156,6 @@ class Training:
         if self.accelerator.process_index < len(state["rng"]):
             set_rng_state(state["rng"][self.accelerator.process_index])
 
-    def step_limit(self) -> int | None:
-        """Optimizer steps of the whole run, None if only the clock limits it."""
-        config, limits, chunks = self.config, [], self.batches.chunks_per_epoch
-        epochs = config.epochs or (None if config.max_steps or config.max_minutes else 1)
-        if config.max_steps:
-            limits.append(config.max_steps)
-        if epochs and chunks is None:
-            raise PicoError("the length of a stream is unknown: limit it by --max-steps or --max-minutes, not --epochs")
-        if epochs:
-            limits.append(max(1, math.ceil(epochs * chunks / (config.batch_size * config.grad_accumulation_steps))))
-        return min(limits, default=None)
-
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> Summary:
@@ -205,7 +174,7 @@ class Training:
                 if last or self.step % config.validation_interval == 0:
                     line |= self.validate()
                 if last or self.step % config.sample_interval == 0:
-                    self.on_main(self.sample)
+                    self.sample()
                 if metrics:
                     metrics.write(json.dumps(line) + "\n")
                     metrics.flush()
@@ -233,7 +202,7 @@ class Training:
             nats = out.head_nll[0] * (tokens[:, 1 : length + 1] >= 0).sum()
             sums = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, nats
             totals = totals + torch.stack([x.detach().float() for x in sums])
-        norm = accelerator.clip_grad_norm_(self.model.dense_parameters(), config.gradient_clip)
+        norm = parallel.whole(accelerator.clip_grad_norm_(self.model.dense_parameters(), config.gradient_clip))
         # All that the host must know, in one transfer a step. It waits for the backward pass just before the optimizer
         # is queued, so a GPU idles for a moment only, and a gradient that is not finite never reaches the weights.
         clock = time.monotonic() - self.started
@@ -303,11 +272,13 @@ class Training:
         if not len(self.validation):
             return {}
 
+        model = whole_model(self.model)
+
         def bits_per_byte() -> float:
             texts = (self.validation[i] for i in range(len(self.validation)))
-            return score(self.model, texts, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+            return score(model, texts, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
 
-        self.bpb = self.on_main(bits_per_byte)
+        self.bpb = on_main(bits_per_byte)
         if math.isfinite(self.bpb) and (self.best is None or self.bpb < self.best["bits_per_byte"]):
             self.best = {"step": self.step, "bits_per_byte": self.bpb}
         floor = f", the floor is {self.floor:.4f}" if self.floor is not None else ""
@@ -316,10 +287,15 @@ class Training:
 
     def sample(self) -> None:
         """One text, shown and added to samples.txt with a _ before what was routed."""
-        pieces = list(marked(generate(self.model, max_bytes=SAMPLE_BYTES, seed=self.step)))
-        self.display.sample(self.step, pieces)
-        with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(f"step {self.step}\n{underscored(pieces)}\n\n")
+        model = whole_model(self.model)
+
+        def write() -> None:
+            pieces = list(marked(generate(model, max_bytes=SAMPLE_BYTES, seed=self.step)))
+            self.display.sample(self.step, pieces)
+            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
+                file.write(f"step {self.step}\n{underscored(pieces)}\n\n")
+
+        on_main(write)
 
     def save(self) -> None:
         """A checkpoint of this step, then removal of those no longer kept."""
@@ -332,12 +308,13 @@ class Training:
             "rng": gather_object([rng_state()]),
         }
 
+        model, optimizers = whole_model(self.model), [optimizer.state_dict() for optimizer in self.optimizers]
+
         def write() -> None:
-            optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-            checkpoint.save(self.folder, self.step, self.model, optimizers, state)
+            checkpoint.save(self.folder, self.step, model, optimizers, state)
             checkpoint.prune(self.folder, self.config.keep_last, self.best and self.best["step"])
 
-        self.on_main(write)
+        on_main(write)
         self.saved = self.step
 
     def last_good(self) -> str:
@@ -350,32 +327,10 @@ class Training:
         summary = Summary(self.step, self.bpb, self.floor, self.seconds, self.bytes, self.folder, stopped)
         if self.accelerator.is_main_process and self.step:
             plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
-        rows = {
-            "steps": f"{self.step:,}",
-            "text seen": f"{self.bytes / 1e6:,.2f} MB in {duration(self.seconds)}",
-            "validation": f"{self.bpb:.4f} bits per byte" if self.bpb is not None else "none",
-            "best": f"{self.best['bits_per_byte']:.4f} at step {self.best['step']}" if self.best else "none",
-            "entropy floor": f"{self.floor:.4f}" if self.floor is not None else "unknown",
-            "checkpoint": str(self.folder / f"{self.saved:08d}"),
-            "loss plot": str(self.folder / "loss.png"),
-        }
-        self.display.table(f"Training {stopped}", rows)
+        self.display.summary(summary, self.best, self.saved)
         if stopped == "finished":
             self.display.say(f'next: python picolm.py run {self.path} {self.run_name} --prompt "Once upon a time"')
         else:
             self.display.say("next: the same command with --resume")
         self.accelerator.end_training()
         return summary
-
-    def on_main(self, function):
-        """function() on the main process; its result, or its PicoError, on every process."""
-        outcome = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                outcome[0] = function()
-            except PicoError as error:
-                outcome[1] = str(error)
-        broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise PicoError(outcome[1])
-        return outcome[0]

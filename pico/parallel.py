@@ -1,0 +1,215 @@
+"""Several processes: what only the main one does, and a model cut into shards (FSDP, arXiv 2304.11277).
+
+    accelerate launch --use_fsdp --fsdp_version 2 --num_processes 8 picolm.py train models/my-model my-run stories
+
+By default each process holds the whole model, and Accelerate averages the gradients (DDP). With --use_fsdp a process
+holds a slice of every parameter and gradient, and torch's `fully_shard` gathers one block at a time to compute with.
+Accelerate itself shards on GPUs only; calling `fully_shard` here lets two CPU processes test what runs on eight GPUs.
+
+AdamW is element-wise: it moves the slices as if they were whole. SOAP and Muon must see whole matrices, so each
+parameter has one owner that steps all of it. Either way a process holds its part of the optimizer's state, and a
+checkpoint holds the state that a single process would have: runs may change the number of processes, DDP and FSDP.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from pico.config import PicoError, TrainConfig
+from pico.model import Pico
+from pico.optimizers import build_optimizers
+
+
+def on_main(function):
+    """function() on the main process; its result, or its PicoError, on every process."""
+    outcome = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function()
+        except PicoError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise PicoError(outcome[1])
+    return outcome[0]
+
+
+def prepare(model, config: TrainConfig, accelerator):
+    """(forward, optimizers): the model on its device, whole, wrapped in DDP or sharded; compiled if wanted."""
+    if sharding():
+        shard(model, accelerator.device)
+        return torch.compile(model) if config.compile else model, sharded_optimizers(model, config)
+    model.to(accelerator.device)
+    if model.ngrams:
+        model.ngrams.table.sparse = accelerator.num_processes == 1  # sparse gradients cannot be averaged everywhere
+    forward = torch.compile(model) if config.compile else model
+    forward, *optimizers = accelerator.prepare(forward, *build_optimizers(model, config))
+    return forward, optimizers
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def sharding() -> bool:
+    """Whether several processes were started by `accelerate launch --use_fsdp`."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and PartialState().num_processes > 1
+
+
+def shard(model, device: torch.device) -> None:
+    """Cuts the model, in place, into one slice a process, on the device. Each block is gathered when it is used."""
+    from torch.distributed.device_mesh import init_device_mesh  # here, for they take a second to import
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in (*model.local_in, *model.latent, *model.local_out):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # embedding, router and heads
+
+
+def whole(x: Tensor) -> Tensor:
+    """The tensor that x is a slice of; x itself if it is whole. To be called by all processes."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def slice_like(x: Tensor, part: Tensor) -> Tensor:
+    """This process's slice of x, cut and placed as `part` is. Every process has the same x: nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(part.device), part.device_mesh, part.placements, src_data_rank=None)
+
+
+def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The whole tensors, in CPU memory, on the main process; {} elsewhere. To be called by all processes."""
+    gathered = {}
+    for name, x in tensors.items():
+        x = whole(x)
+        if dist.get_rank() == 0:
+            gathered[name] = x.to("cpu", copy=True)
+    return gathered
+
+
+def whole_model(model):
+    """The model, for what the main process does with it alone: if sharded, a copy there and None elsewhere.
+
+    To be called by all processes.
+    """
+    if not sharding():
+        return model
+    weights = gather(model.state_dict())
+    if dist.get_rank() > 0:
+        return None
+    with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
+        copy = Pico(model.config, model.attention_backend, model.dtype)
+    copy.load_state_dict(weights)
+    return copy.to(model.router.threshold.device)
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+def sharded_optimizers(model, config: TrainConfig) -> list["Sliced | Owned"]:
+    """build_optimizers for a sharded model. Their state_dict is complete on the main process alone."""
+    if config.optimizer == "adamw" and not model.ngrams:
+        return [Sliced(optimizer) for optimizer in build_optimizers(model, config)]
+    owners = Owners(model)
+    return [Owned(optimizer, owners) for optimizer in build_optimizers(owners, config)]
+
+
+class Sliced:
+    """An element-wise optimizer, whose parameters and state are slices."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer, self.step, self.zero_grad = optimizer, optimizer.step, optimizer.zero_grad
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return self.optimizer.param_groups
+
+    def state_dict(self) -> dict:
+        state = self.optimizer.state_dict()
+        return {**state, "state": {index: gather(tensors) for index, tensors in state["state"].items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        parts, states = [p for group in self.param_groups for p in group["params"]], {}
+        for index, own in state["state"].items():
+            part = parts[index]  # moments have its shape, the step count has none
+            states[index] = {name: slice_like(x, part) if x.shape == part.shape else x for name, x in own.items()}
+        self.optimizer.load_state_dict({**state, "state": states})
+
+
+class Owners:
+    """Stand-ins for a sharded model's parameters: each is whole on the process that owns it, on others a mere shape."""
+
+    def __init__(self, model):
+        self.rank, load = dist.get_rank(), [0] * dist.get_world_size()
+        self.parts = dict(model.named_parameters())
+        self.owner = {}  # of each name: the largest first, to whom has least
+        for name in sorted(self.parts, key=lambda name: -self.parts[name].numel()):
+            self.owner[name] = load.index(min(load))
+            load[self.owner[name]] += self.parts[name].numel()
+        self.wholes = {}
+        for name, part in self.parts.items():
+            x = whole(part.detach())
+            self.wholes[name] = nn.Parameter(x.clone() if self.owner[name] == self.rank else x.to("meta"))
+
+    def named_parameters(self):
+        return self.wholes.items()
+
+
+class Owned:
+    """An optimizer that needs whole matrices. On each process it moves those that the process owns.
+
+    A stand-in that is a mere shape never gets a gradient, so it rests; yet it is counted, so the state of a parameter
+    has the same number, and SOAP's refreshes the same turn, as in a single process.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, owners: Owners):
+        self.optimizer, self.rank = optimizer, owners.rank
+        names = {id(p): name for name, p in owners.named_parameters()}
+        order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        self.members = [(owners.wholes[name], owners.parts[name], owners.owner[name]) for name in order]
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return self.optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Gradients to their owners, one step there, the new weights back to the slices."""
+        moved = [member for member in self.members if member[1].grad is not None]
+        for p, part, owner in moved:
+            gradient = whole(part.grad)
+            if owner == self.rank:
+                p.grad = gradient
+        self.optimizer.step()
+        for p, part, owner in moved:
+            p.grad = None
+            new = p.detach() if owner == self.rank else torch.empty(p.shape, dtype=p.dtype, device=part.device)
+            dist.broadcast(new, owner)
+            part.copy_(slice_like(new, part))
+
+    def zero_grad(self) -> None:
+        for _, part, _ in self.members:
+            part.grad = None
+
+    def state_dict(self) -> dict:
+        state, states = self.optimizer.state_dict(), {}
+        for index, (_, _, owner) in enumerate(self.members):
+            # copied: a view, as SOAP's state is, would be sent with all that it is a view of
+            own = {name: x.to("cpu", copy=True) for name, x in state["state"].get(index, {}).items()}
+            message = [own]
+            if owner == self.rank != 0:
+                dist.send_object_list(message, dst=0)
+            elif self.rank == 0 != owner:
+                dist.recv_object_list(message, src=owner)
+            if message[0]:
+                states[index] = message[0]
+        return {**state, "state": states}
+
+    def load_state_dict(self, state: dict) -> None:
+        own = {index: x for index, x in state["state"].items() if self.members[index][2] == self.rank}
+        self.optimizer.load_state_dict({**state, "state": own})

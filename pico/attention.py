@@ -98,7 +98,7 @@ def _blocked(q, k, v, window):
     padding = -length % size
     if padding:
         q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
-    bias = _block_bias(q.shape[1] // size, size, q.shape[2], k.shape[2], window, q.dtype, q.device)
+    bias = _block_bias(min(2, q.shape[1] // size), size, q.shape[2], k.shape[2], window, q.dtype, q.device)
     return _Blocks.apply(q, k, v, bias)[:, :length]
 
 
@@ -110,12 +110,13 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, bias):
-        batch, length, _, width = q.shape
-        blocks, kv_heads, rows, keys = bias.shape
-        size = length // blocks
+        batch, length, heads, width = q.shape
+        kv_heads, rows, keys = bias.shape[1:]
+        size = rows * kv_heads // heads
+        scores = q.new_empty(batch, length // size, kv_heads, rows, keys)
+        scores[:, :1], scores[:, 1:] = bias[:1], bias[1:]
         q, k, v = _query_blocks(q, size, kv_heads), _key_windows(k, size, keys), _key_windows(v, size, keys)
-        scores = bias.new_empty(batch, *bias.shape).copy_(bias).view(-1, rows, keys)
-        weights = scores.baddbmm_(q, k.mT, alpha=width**-0.5).softmax(-1)
+        weights = scores.view(-1, rows, keys).baddbmm_(q, k.mT, alpha=width**-0.5).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.sizes = batch, size, kv_heads
         return _from_query_blocks(torch.bmm(weights, v), *ctx.sizes)
@@ -171,9 +172,9 @@ def _from_key_windows(x, batch, size, kv_heads):
     return out.view(batch, -1, kv_heads, width)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # routed lengths vary in evaluation, and a bias can have megabytes
 def _block_bias(blocks, size, heads, kv_heads, window, dtype, device):
-    """(blocks, K, H/K C, keys): the first block has no keys before it."""
+    """(blocks, K, H/K C, keys): of the first block, which has no keys before it, and of any other if there are two."""
     positions = torch.arange(blocks * size, device=device).view(blocks, size)
     keys = positions if blocks == 1 else torch.cat([positions - size, positions], 1)
     return _bias(positions, keys, heads, window, dtype).view(blocks, kv_heads, heads // kv_heads * size, -1)

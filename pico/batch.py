@@ -24,9 +24,10 @@ class BatchReader:
     def __init__(self, model, batch: int):
         self.model, self.device = model, next(model.parameters()).device
         self.cache = Cache(model.config, batch, model.dtype, self.device)
+        # what every Linear would cast in every forward, cast once
         linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-        # cast once what every Linear would cast in every forward
-        self.weights = {name: p.detach().to(model.dtype) for name, p in model.named_parameters() if name in linear}
+        parameters = dict(model.named_parameters()) if model.dtype != torch.float32 else {}
+        self.weights = {name: p.detach().to(model.dtype) for name, p in parameters.items() if name in linear}
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, disable_latent: bool):

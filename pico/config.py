@@ -57,6 +57,8 @@ class ModelConfig(Config):
     )
     ngram_rows: Count = Field(32768, description="rows of the hash table of each n-gram length")
     ngram_dim: Count = Field(32, description="width of an n-gram's embedding")
+    qk_norm: bool = Field(True, description="normalise queries and keys")
+    embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
     mlp_ratio: Positive = Field(1.0, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
     fb_num_blocks: Annotated[int, Field(ge=0)] = Field(
         2, description="local blocks before, and again after, the latent stack"
@@ -117,6 +119,7 @@ class ModelConfig(Config):
         return blocks
 
 
+SEED = dict(ngram_max=0, qk_norm=False, embedding_skip=False)
 PRESETS: dict[str, dict] = {
     "xs": {},
     # about 1M parameters, trains on a laptop's CPU
@@ -132,8 +135,8 @@ PRESETS: dict[str, dict] = {
         fb_att_window_size=64, latent_num_blocks=9, latent_att_window_size=1024,
     ),
     # the design of loristns/pico: its defaults, and the model of its README
-    "seed-xs": dict(ngram_max=0),
-    "seed-10m": dict(ngram_max=0, dim=372, latent_num_blocks=8, fb_att_window_size=32),
+    "seed-xs": SEED,
+    "seed-10m": SEED | dict(dim=372, latent_num_blocks=8, fb_att_window_size=32),
 }  # fmt: skip
 
 

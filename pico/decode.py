@@ -37,6 +37,7 @@ class _Rows:
         self.qkv = np.empty((n, queries + 2 * kv_heads * width), np.float32)
         self.new_q = self.qkv[:, :queries].reshape(n, kv_heads, -1, width).transpose(1, 2, 0, 3)  # (K, H/K, n, E)
         self.new_kv = self.qkv[:, queries:].reshape(n, 2, kv_heads, width).transpose(1, 2, 0, 3)  # (2, K, n, E)
+        self.new_qk = self.qkv.reshape(n, -1, width)[:, : heads + kv_heads]
         self.q = np.empty(self.new_q.shape, np.float32)
         self.rows = self.q.reshape(kv_heads, -1, width)  # (K, H/K n, E)
         self.mixed = np.empty(self.rows.shape, np.float32)
@@ -56,16 +57,25 @@ class _Stack:
         self.hidden, unit = config.mlp_dim, config.dim**0.5
         # constant factors are moved into the weights: norm's, attention's, and the sign that silu gives its exponent
         qkv = torch.full(((self.heads + 2 * self.kv_heads) * self.width, 1), unit)
-        qkv[: self.heads * self.width] *= self.width**-0.5
+        if not config.qk_norm:
+            qkv[: self.heads * self.width] *= self.width**-0.5
         self.blocks = [
             (_columns(b.attention.qkv, qkv), _columns(b.attention.out), _columns(b.mlp.up, -unit), _columns(b.mlp.down))
             for b in blocks
         ]
+        # what a head's query, of length 1 once normalised, and its key are multiplied by; None without QK-norm
+        self.sharpness = [b.attention.sharpness and self._sharpness(b.attention.sharpness.item()) for b in blocks]
+        self.mixes = [b.mix if b.mix is None else b.mix.tolist() for b in blocks]
         shape = (len(blocks), 2, self.kv_heads, window + MAX_FEED + ROOM, self.width)
         self.memory = np.zeros(shape, np.float32)
         self.slopes = 2.0 ** (-8.0 * np.arange(1, self.heads + 1) / self.heads)
         self.biases: dict[int, np.ndarray] = {}
         self.rows: dict[int, _Rows] = {}
+
+    def _sharpness(self, learned: float) -> np.ndarray:
+        scale = np.full((self.heads + self.kv_heads, 1), self.width**0.5, np.float32)
+        scale[: self.heads] = learned
+        return scale
 
     def bias(self, n: int) -> np.ndarray:
         """(K, H/K n, W + n): n queries against the keys from the first one's window to the last one."""
@@ -77,7 +87,7 @@ class _Stack:
             self.rows[n] = _Rows(n, self.heads, self.kv_heads, self.width, self.hidden)
         return self.biases[n]
 
-    def run(self, x: np.ndarray, layers: slice) -> np.ndarray:
+    def run(self, x: np.ndarray, layers: slice, embedding: np.ndarray | None = None) -> np.ndarray:
         """x (n, D) at the next n positions through some of the blocks. The caller moves `length` afterwards."""
         n = len(x)
         if self.length + n - self.shift > self.memory.shape[3]:
@@ -89,8 +99,16 @@ class _Stack:
         bias = self.bias(n)[:, :, first - end :]
         rows, memory = self.rows[n], self.memory[layers]
         keys, values = memory[:, 0, :, first:end].swapaxes(2, 3), memory[:, 1, :, first:end]
-        for (qkv, out, up, down), k, v, kv in zip(self.blocks[layers], keys, values, memory[:, :, :, new:end]):
+        of_block = self.blocks, self.mixes, self.sharpness
+        of_block = zip(*(part[layers] for part in of_block), keys, values, memory[:, :, :, new:end])
+        for (qkv, out, up, down), mix, sharpness, k, v, kv in of_block:
+            if mix:
+                x = mix[0] * x + mix[1] * embedding
             np.dot(_norm(x), qkv, out=rows.qkv)
+            if sharpness is not None:
+                squares = np.vecdot(rows.new_qk, rows.new_qk)[..., None]
+                squares += self.width * EPS
+                rows.new_qk *= sharpness / np.sqrt(squares, out=squares)
             np.copyto(rows.q, rows.new_q)
             np.copyto(kv, rows.new_kv)
             scores = rows.rows @ k  # (K, H/K n, S)
@@ -129,7 +147,8 @@ class TextReader:
     def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """tokens (1, n), n <= MAX_FEED -> router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        x = self.local.run(self._embed(tokens[0]), slice(depth))
+        embedding = x = self._embed(tokens[0])
+        x = self.local.run(x, slice(depth), embedding)
         score = _norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
         routed = np.zeros(len(x), bool) if disable_latent else self._wanted(score, tokens)
@@ -137,7 +156,7 @@ class TextReader:
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        self.stream = _norm(self.local.run(x, slice(depth, None)))
+        self.stream = _norm(self.local.run(x, slice(depth, None), embedding))
         self._tokens, self._routed = tokens, routed
         return weight[None], routed[None]
 

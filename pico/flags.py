@@ -30,8 +30,8 @@ def options(config: type[Config], panels: dict[str, str], prefix: str = "") -> d
             help = field.description
             if get_origin(kind) is Literal:  # the config says what it expected; typer's way would widen the help
                 help, kind = f"{help}: {', '.join(get_args(kind))}", str
-            # a switch has only its positive form: all are off by default
-            declared = [f"--{flag.replace('_', '-')}"] if kind is bool else []
+            name_of = f"--{flag.replace('_', '-')}"  # a switch that is off by default has only its positive form
+            declared = [name_of if not field.default else f"{name_of}/--no{name_of[1:]}"] if kind is bool else []
             option = typer.Option(*declared, help=help, rich_help_panel=panel)
             made[name.removeprefix("=")] = inspect.Parameter(
                 flag, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind | None, option]

@@ -24,6 +24,9 @@ from pico.routing import Router, gather, scatter
 from pico.vocab import BOS, VOCABULARY
 
 
+SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
+
+
 class Output(NamedTuple):
     logits: Tensor | None  # (B, T, N, V), None when a loss was asked for; head k at t predicts byte t + 1 + k
     router_weight: Tensor  # (B, T) fp32 gate in [0, 1]
@@ -88,16 +91,17 @@ class Attention(nn.Module):
         self.window, self.width = window, config.head_dim
         self.sizes = config.att_q_heads, config.att_kv_heads, config.att_kv_heads
         self.qkv = Linear(config.dim, sum(self.sizes) * self.width)
+        self.sharpness = nn.Parameter(torch.full((1,), SHARPNESS)) if config.qk_norm else None
         self.out = Linear(config.att_q_heads * self.width, config.dim)
 
     def forward(self, x: Tensor, backend: str, ring: Ring | None, layer: int) -> Tensor:
-        qkv = rearrange(self.qkv(x), "b t (h e) -> b t h e", e=self.width)
+        q, k, v = rearrange(self.qkv(x), "b t (h e) -> b t h e", e=self.width).split(self.sizes, dim=2)
+        if self.sharpness is not None:  # QK-norm (arXiv 2010.04245): a score is a cosine, times what the layer learns
+            q, k = norm(q) * self.sharpness.to(q.dtype), norm(k)
         if ring is None:
-            y = attention(*qkv.split(self.sizes, dim=2), self.window, backend)
+            y = attention(q, k, v, self.window, backend)
         else:
-            queries, keys = self.sizes[:2]
-            kv = rearrange(qkv[:, :, queries:], "b t (two k) e -> b t two k e", k=keys)
-            y = attend_cached(qkv[:, :, :queries], *ring.write(layer, kv), ring.bias)
+            y = attend_cached(q, *ring.write(layer, torch.stack([k, v], dim=2)), ring.bias)
         return self.out(y.flatten(2))
 
 
@@ -115,12 +119,20 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig, window: int):
+    """Attention and SwiGLU. A local block may begin by mixing the embedding back into the stream."""
+
+    def __init__(self, config: ModelConfig, window: int, skip: bool = False):
         super().__init__()
+        self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if skip else None
         self.attention = Attention(config, window)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, backend: str, ring: Ring | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, backend: str, ring: Ring | None = None, layer: int = 0, embedding: Tensor | None = None
+    ) -> Tensor:
+        if self.mix is not None:
+            keep, add = self.mix.to(x.dtype)
+            x = keep * x + add * embedding
         x = x + self.attention(norm(x), backend, ring, layer)
         return x + self.mlp(norm(x))
 
@@ -135,10 +147,11 @@ class Pico(nn.Module):
         latent_blocks = 0 if config.router == "none" else config.latent_num_blocks
         self.embedding = nn.Embedding(VOCABULARY, config.dim)
         self.ngrams = NGrams(config) if config.ngram_max else None
-        self.local_in = nn.ModuleList(Block(config, local) for _ in range(config.fb_num_blocks))
+        skip = config.embedding_skip
+        self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.router = Router(config)
         self.latent = nn.ModuleList(Block(config, latent) for _ in range(latent_blocks))
-        self.local_out = nn.ModuleList(Block(config, local) for _ in range(config.fb_num_blocks))
+        self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
         self.init_weights()
 
@@ -193,8 +206,9 @@ class Pico(nn.Module):
         x = F.embedding(tokens, self.embedding.weight.to(self.dtype))  # (B, T, D)
         if self.ngrams:
             x = x + self.ngrams(tokens, before, self.dtype)
+        embedding = x
         for layer, block in enumerate(self.local_in):
-            x = block(x, backend, local, layer)
+            x = block(x, backend, local, layer, embedding)
 
         routing = self.router(x, tokens, before[0], positions, exact=not self.training)
         router_loss = self.router.loss(x, routing) if targets is not None else None
@@ -203,7 +217,7 @@ class Pico(nn.Module):
             x = self.think(x, routing, backend, latent)
 
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
-            x = block(x, backend, local, layer)
+            x = block(x, backend, local, layer, embedding)
         x = norm(x)
         if cache is not None:
             cache.advance(tokens, routed)

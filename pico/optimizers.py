@@ -8,7 +8,7 @@ from torch import Tensor
 from pico.config import TrainConfig
 from pico.soap import SOAP
 
-TABLE_RATE = 2.0  # of the n-gram tables, over that of the rest
+TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
 
 
 def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
@@ -64,13 +64,18 @@ class RowAdam(torch.optim.Optimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    state |= {
+                        "step": torch.tensor(0),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
                 state["step"] += 1
+                step = int(state["step"])
                 rows, grad = touched(p.grad)
                 first = state["exp_avg"][rows].lerp_(grad, 1 - beta1)
                 second = state["exp_avg_sq"][rows].lerp_(grad.square(), 1 - beta2)
                 state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
-                size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+                size = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
                 p.index_add_(0, rows, first.div_(second.sqrt_().add_(group["eps"])), alpha=-size)
         return loss
 

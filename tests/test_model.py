@@ -300,4 +300,4 @@ def test_parts_add_up_to_the_size_of_the_preset(name, low, high):
     # one block: q, k, v, out, and the three matrices of SwiGLU
     c = model.config
     width = c.head_dim * (2 * c.att_q_heads + 2 * c.att_kv_heads) + 3 * c.mlp_dim
-    assert parts["latent"] == c.latent_num_blocks * c.dim * width
+    assert parts["latent"] == c.latent_num_blocks * (c.dim * width + c.qk_norm)

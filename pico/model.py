@@ -23,7 +23,6 @@ from pico.ngrams import keys
 from pico.routing import Router, gather, scatter
 from pico.vocab import BOS, VOCABULARY
 
-
 SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
 
 

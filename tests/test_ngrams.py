@@ -1,0 +1,95 @@
+"""The n-gram hash: what it may see, that its two forms agree, and that a step moves only the rows looked up."""
+
+import pytest
+import torch
+from helpers import random_tokens, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pico import PicoError, preset
+from pico.ngrams import keys
+from pico.optimizers import RowAdam, touched
+from pico.vocab import BOS
+
+ids = st.lists(st.one_of(st.integers(0, 263), st.just(BOS)), min_size=8, max_size=8)
+
+
+@given(ids, st.integers(2, 8), st.integers(1, 10**6))
+def test_tensors_and_integers_hash_alike(text, longest, rows):
+    newest, before = text[-1], text[-2::-1]
+    tensors = keys(torch.tensor([newest]), [torch.tensor([x]) for x in before], longest, rows)
+    plain = keys(newest, before, longest, rows)
+    assert [int(x) for x in tensors] == plain
+    assert all(i * rows <= row < (i + 1) * rows for i, row in enumerate(plain)) and len(plain) == longest - 1
+
+
+@given(ids, st.integers(0, 6), st.integers(0, 255))
+def test_an_n_gram_is_its_bytes_and_no_others(text, at, other):
+    """Changing the byte `at` places back changes the key of every n-gram that reaches it, and of no other."""
+    newest, before = text[-1], text[-2::-1]
+    text = [byte if byte != BOS else 0 for byte in before]
+    changed = text[:at] + [(text[at] + 1 + other % 255) % 256] + text[at + 1 :]
+    one, two = (keys(newest % 256, b, 8, 2**40) for b in (text, changed))
+    assert [a == b for a, b in zip(one, two)] == [n < at + 2 for n in range(2, 9)]
+
+
+def test_what_is_before_a_document_is_not_seen():
+    """The first bytes of a document are looked up alike at the start of a text and after another document."""
+    inside = keys(*split([5, 6, 7, BOS, 65, 66]), 6, 1000)
+    at_start = keys(*split([BOS, BOS, BOS, BOS, 65, 66]), 6, 1000)
+    assert inside == at_start
+
+
+def split(text):
+    return text[-1], text[-2::-1]
+
+
+def test_keys_are_spread_evenly():
+    tokens = torch.arange(256)
+    pairs = keys(tokens[:, None].expand(256, 256), [tokens[None].expand(256, 256)], 2, 4096)[0]
+    counts = torch.bincount(pairs.flatten(), minlength=4096).float()
+    assert len(counts) == 4096 and 0.7 < counts.var() / counts.mean() < 1.3  # Poisson's is 1
+
+
+def test_a_step_moves_the_rows_looked_up_and_no_others():
+    model, tokens = tiny().train(), random_tokens(2, 44)
+    before = model.ngrams.table.weight.detach().clone()
+    model(tokens[:, :40], targets=tokens[:, 1:44]).loss.backward()
+    rows = touched(model.ngrams.table.weight.grad)[0]
+    RowAdam([model.ngrams.table.weight], lr=0.1).step()
+    moved = (model.ngrams.table.weight != before).any(1).nonzero().flatten()
+    assert 0 < len(moved) < len(before) and torch.equal(moved, rows)
+
+
+def test_row_adam_is_adam_on_rows_that_are_always_looked_up():
+    torch.manual_seed(0)
+    start, rows = torch.randn(6, 4), torch.tensor([1, 3, 4])
+    table, dense = (torch.nn.Parameter(x.clone()) for x in (start, start[rows]))
+    ours, theirs = RowAdam([table], 0.1, (0.9, 0.99)), torch.optim.Adam([dense], 0.1, (0.9, 0.99))
+    for _ in range(5):
+        grad = torch.randn(3, 4)
+        dense.grad = grad
+        table.grad = torch.sparse_coo_tensor(rows[None], grad, start.shape, check_invariants=True)
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(table[rows], dense)
+    assert torch.equal(table[[0, 2, 5]], start[[0, 2, 5]])
+
+
+def test_sparse_and_dense_gradients_step_alike():
+    models = [tiny(seed=3).train() for _ in range(2)]
+    models[1].ngrams.table.sparse = True
+    tokens = random_tokens(2, 44)
+    for model in models:
+        optimizer = RowAdam([model.ngrams.table.weight], 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(tokens[:, :40], targets=tokens[:, 1:44]).loss.backward()
+            assert model.ngrams.table.weight.grad.is_sparse == (model is models[1])
+            optimizer.step()
+    torch.testing.assert_close(models[0].ngrams.table.weight, models[1].ngrams.table.weight, atol=1e-3, rtol=1e-2)
+
+
+def test_a_longest_n_gram_of_one_byte_is_refused():
+    with pytest.raises(PicoError, match="0 .off. or at least 2"):
+        preset("tiny", ngram_max=1)

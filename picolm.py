@@ -313,6 +313,22 @@ def compare(
     raise typer.Exit(1 if results["failed"] else 0)
 
 
+@app.command(rich_help_panel=WORK)
+def export(
+    path: ModelPath,
+    run: RunName,
+    target: argument(Path, "folder of the model to write"),
+    checkpoint: Checkpoint = "best",
+):
+    """Write a trained model to give away: fp16 weights and what is known of them, no optimizer state."""
+    from pico.export import export as write
+    from pico.export import size
+
+    made = write(path, run, target, checkpoint)
+    say(f"wrote {made}, {size(target) / 1e6:.1f} MB")
+    say(f'next: python picolm.py run {target} {run} --prompt "Once upon a time"')
+
+
 @app.command(rich_help_panel=LOOK)
 def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     """Size and cost of a model, and its runs."""

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import torch
@@ -91,11 +92,9 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
     documents, _ = open_data(DataConfig(dataset="stories"), settings.seed)
     length, batch = settings.context_len, settings.batch_size
     batches = iter(Batches(documents, length, config.next_tokens, batch, settings.seed))
-    model = Pico(config, settings.attention_backend, dtype).to(device).train()
+    model = trainable(config, device, settings)
     forward = torch.compile(model) if settings.compile else model
     optimizers = build_optimizers(model, settings)
-    if model.ngrams:
-        model.ngrams.table.sparse = True
     names = ("data", "forward", "backward", "optimizer")
     times, warm, end = [], 5, None
     while end is None or time.perf_counter() < end or len(times) < 10:
@@ -139,6 +138,14 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
         "ms_per_step": step | {"parts": parts},
         "peak_memory_mb": round(memory),
     }
+
+
+def trainable(config: ModelConfig, device: torch.device, settings: TrainConfig) -> Pico:
+    """A new model as a training on one process makes it."""
+    model = Pico(config, settings.attention_backend, pick_dtype(settings.precision, device)).to(device).train()
+    if model.ngrams:
+        model.ngrams.table.sparse = True
+    return model
 
 
 def bench_generate(model: Pico, seconds: float) -> dict:
@@ -205,15 +212,12 @@ def bench_optimizer(config: ModelConfig, device: torch.device, settings: TrainCo
     from pico.optimizers import build_optimizers
 
     tasks = {}
-    for name in ("soap", "soap (exact)", "adamw", "muon"):
-        model = Pico(config).to(device)
-        for p in model.parameters():
-            p.grad = torch.randn_like(p)
-        changed = settings.model_copy(update={"optimizer": name.split()[0]})
-        optimizers = build_optimizers(model, changed)
-        if "exact" in name:
-            for group in optimizers[0].param_groups:
-                group["exact"] = True
+    for name in get_args(TrainConfig.model_fields["optimizer"].annotation):
+        model = trainable(config, device, settings)
+        tokens = torch.randint(256, (settings.batch_size, settings.context_len + config.next_tokens), device=device)
+        out = model(tokens[:, : settings.context_len], targets=tokens[:, 1:])
+        (out.loss + out.router_loss).backward()
+        optimizers = build_optimizers(model, settings.model_copy(update={"optimizer": name}))
         tasks[name] = lambda optimizers=optimizers: [optimizer.step() for optimizer in optimizers]
     for task in tasks.values():
         task()  # the first step of SOAP only sets the bases

@@ -157,9 +157,7 @@ def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
         record["optimizer"] = pack(optimizer_state, "optimizer", tensors)
         save_file({key: value.detach().contiguous() for key, value in model.state_dict().items()}, beside / WEIGHTS)
         save_file(tensors, beside / OPTIMIZER)
-        record["files"] = {name: _sha256(beside / name) for name in (WEIGHTS, OPTIMIZER)}
-        record["checksum"] = _checksum(record)
-        (beside / STATE).write_text(json.dumps(record, indent=1))
+        write_state(beside, record, (WEIGHTS, OPTIMIZER))
         for file in beside.iterdir():
             file.chmod((beside / STATE).stat().st_mode)  # safetensors makes its files private
             _sync(file)
@@ -176,6 +174,13 @@ def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
         reason = "the disk is full" if full else str(error)
         raise PicoError(f"cannot save checkpoint {target}: {reason}; {kept}; free space, then --resume") from None
     return target
+
+
+def write_state(folder: Path, record: dict, files) -> None:
+    """state.json: the record, and the SHA-256 of the folder's other files and of itself."""
+    record = {**record, "files": {name: _sha256(folder / name) for name in files}}
+    record["checksum"] = _checksum(record)
+    (folder / STATE).write_text(json.dumps(record, indent=1))
 
 
 def prune(run: Path, keep_last: int, best: int | None = None) -> None:
@@ -294,6 +299,8 @@ def load_weights(model, folder: Path) -> None:
 
 def load_training(folder: Path) -> tuple[object, dict]:
     """(optimizer_state, state) as they were given to save. The folder must have been verified."""
+    if not (folder / OPTIMIZER).exists():
+        raise PicoError(f"{folder} was exported without optimizer state: start a new run with --base-weights {folder}")
     tensors = load_file(folder / OPTIMIZER)
     record = unpack(read_state(folder), tensors)
     return record.pop("optimizer"), record

@@ -170,7 +170,9 @@ class TrainConfig(Config):
     context_len: Count = Field(512, description="bytes in a chunk")
     batch_size: Count = Field(8, description="chunks in a batch, over all processes")
     grad_accumulation_steps: Count = Field(1, description="batches in an optimizer step")
-    optimizer: Literal["soap", "adamw", "muon"] = Field("soap", description="how gradients become steps")
+    optimizer: Literal["soap", "soap-exact", "adamw", "muon"] = Field(
+        "soap", description="how gradients become steps; soap-exact is the paper's, slow, to compare with"
+    )
     learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")

@@ -35,9 +35,9 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     wide = [p for name, p in named if p.ndim > 1 and name.startswith(("embedding", "heads"))]
     blocks = [p for name, p in named if not any(p is other for other in plain + wide)]
     undecayed = {"params": plain, "weight_decay": 0.0}
-    if config.optimizer == "soap":
+    if config.optimizer.startswith("soap"):
         groups = [{"params": blocks}, {"params": wide, "one_sided": True}, undecayed]
-        return [SOAP(groups, lr=rate, weight_decay=decay), *lookups]
+        return [SOAP(groups, lr=rate, weight_decay=decay, exact=config.optimizer == "soap-exact"), *lookups]
     options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
     if config.optimizer == "adamw":
         return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options), *lookups]

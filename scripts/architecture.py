@@ -118,7 +118,7 @@ def figure() -> str:
     parts += cells(bytes_, TEXT)
     parts.append(box(LEFT - 8, embed - 8, right - LEFT + 16, 20, "cell", 5))
     parts += note(bytes_ + 10, "Bytes", "no tokenizer: any byte string is text")
-    parts += note(embed + 6, "Embedding")
+    parts += note(embed - 2, "Embedding", "of the byte and of the n-grams it ends")
 
     # first local blocks, router
     parts += local_blocks(local_in - 8)

@@ -1,0 +1,53 @@
+"""Does a long text cost more than a short one? Time and memory of every thousand bytes of a generation.
+
+    python benchmarks/long.py models/my-model my-run 100000 > long.json
+
+Best with a model of one long document, which does not end its text. One JSON object on stdout.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pico import generate, load
+
+
+def resident() -> float:
+    """MB of memory that this process holds now (Linux), or has ever held (elsewhere)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(path: str, run: str, size: int, speculative: bool) -> dict:
+    """Medians of the first and the last ten thousand bytes, and the growth after the second thousand."""
+    generation = generate(load(path, run), "The", max_bytes=size, speculative=speculative)
+    seconds, memory, last = [], [], time.perf_counter()
+    for count, _ in enumerate(generation, start=1):
+        if count % 1000 == 0:
+            now = time.perf_counter()
+            seconds.append(now - last)
+            memory.append(resident())
+            last = now
+    first, end = statistics.median(seconds[1:11]), statistics.median(seconds[-10:])
+    return {
+        "bytes": 1000 * len(seconds),
+        "ms_per_kB_first": round(1000 * first, 1),
+        "ms_per_kB_last": round(1000 * end, 1),
+        "last_over_first": round(end / first, 3),
+        "memory_mb": round(memory[-1]),
+        "memory_growth_mb": round(memory[-1] - memory[1], 2),
+    }
+
+
+if __name__ == "__main__":
+    path, run, size = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 100_000
+    if size < 20_000:
+        sys.exit("expected at least 20000 bytes, to compare the first ten thousand with the last")
+    print(json.dumps({name: measure(path, run, size, name == "speculative") for name in ("plain", "speculative")}))

@@ -97,6 +97,12 @@ def test_help_imports_nothing_slow():
     assert done.returncode == 0, done.stderr
 
 
+def test_export_writes_a_model_that_runs(cli, home):
+    result = cli("export model a given --checkpoint -1")
+    assert result.code == 0 and "MB" in result.err and result.out == ""
+    assert cli("run given a --prompt ab --max-bytes 4").out.startswith("ab")
+
+
 # --- flags are the configs' fields ------------------------------------------------------------------------------------
 
 
@@ -322,6 +328,8 @@ BAD = {
     "compare nothing.json": "benchmarks/",
     "compare rows.jsonl": "JSON",
     "demo --minutes 0": "max_minutes",
+    "export model nothing out": "nothing",
+    "export model a model": "already exists",
     # prompts, devices
     "run model a --prompt x --prompt-file text.txt": "choose one",
     "run model a --prompt-file nothing.txt": "nothing.txt",

@@ -37,6 +37,7 @@ def export(path: str | Path, run: str, target: str | Path, step: int | str = "be
     save_file(weights, made / checkpoint.WEIGHTS)
     kept = {key: state[key] for key in ("step", "model", "seconds", "bytes", "best", "validation_bpb") if key in state}
     checkpoint.write_state(made, kept, [checkpoint.WEIGHTS])
+    (made / checkpoint.WEIGHTS).chmod((made / checkpoint.STATE).stat().st_mode)  # safetensors makes its files private
     checkpoint.write_json(made.parent / "train.json", record)
     scored = [json.dumps(line) + "\n" for line in lines if line.get("validation_bpb") is not None]
     (made.parent / "metrics.jsonl").write_text("".join(scored))

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers import awake
 
 from pico import decode
 from pico.config import RouterName, preset
@@ -18,9 +19,9 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
     """Any chunking, drafts rejected at any place, and long enough to shift the buffers back."""
     monkeypatch.setattr(decode, "ROOM", 64)
     torch.manual_seed(0)
-    shape = {"dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, "next_tokens": 2, **shape}
+    shape = {"ngram_rows": 64, "dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, "next_tokens": 2, **shape}
     config = preset("tiny", router=router, fb_att_window_size=8, latent_att_window_size=16, **shape)
-    model = Pico(config).eval()
+    model = awake(Pico(config)).eval()
     length = 400
     tokens = torch.randint(0, 256, (1, length))
     with torch.inference_mode():

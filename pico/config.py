@@ -49,7 +49,7 @@ class ModelConfig(Config):
     """The shape of a Pico model. Widths in channels, windows in positions before the current one."""
 
     dim: Count = Field(128, description="width D of the residual stream")
-    next_tokens: Count = Field(8, description="prediction heads N: bytes predicted at once")
+    next_tokens: Count = Field(4, description="prediction heads N: bytes predicted at once")
     att_q_heads: Count = Field(9, description="query heads H")
     att_kv_heads: Count = Field(3, description="key/value heads, divides the query heads")
     ngram_max: Annotated[int, Field(ge=0, le=16)] = Field(
@@ -119,12 +119,12 @@ class ModelConfig(Config):
         return blocks
 
 
-SEED = dict(ngram_max=0, qk_norm=False, embedding_skip=False)
+SEED = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False)
 PRESETS: dict[str, dict] = {
     "xs": {},
     # about 1M parameters, trains on a laptop's CPU
     "tiny": dict(
-        dim=128, next_tokens=4, att_q_heads=4, att_kv_heads=2, mlp_ratio=1.0, fb_num_blocks=2,
+        dim=128, att_q_heads=4, att_kv_heads=2, mlp_ratio=1.0, fb_num_blocks=2,
         fb_att_window_size=32, latent_num_blocks=6, latent_att_window_size=256,
     ),
     # about 10M besides the tables

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:1] = [str(Path(__file__).resolve().parent.parent)]  # not this folder: torch imports a package named cuda
 
 from pico import DataConfig, generate, load
 from pico.data import open_data

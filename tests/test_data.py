@@ -38,7 +38,7 @@ def opened(dataset, **flags):
 
 
 def test_folder_with_train_and_valid_files(tmp_path):
-    """The layout of ../shared/data/tinystories, with the flag of the README's second command."""
+    """The layout of a folder of stories, with the flag of the README's second command."""
     jsonl(tmp_path / "train.jsonl", "one", "two")
     jsonl(tmp_path / "valid.jsonl", "three")
     assert opened(tmp_path, column_name="text") == ([b"one", b"two"], [b"three"], [b"three"])

@@ -88,10 +88,12 @@ class BatchDecoder:
         self.reader.cache.rollback(accepted + 1)
         parts = tokens, out.routed, out.router_weight, accepted[:, None] + 1
         record = torch.cat([part.float() for part in parts], dim=1)
-        if self.drafts:
-            self.q.copy_(self.distribution(out.logits[self.rows, accepted, 1:]))
-            following = torch.cat([following, draw(self.q, u[:, n:])], dim=1)
-        self.tokens.copy_(following)
+        stream, drawn = out.stream[self.rows, accepted], following
+        for k in range(self.drafts):
+            logits = self.reader.model.draft_logits(stream, drawn, self.reader.cache.history)
+            self.q[:, k] = self.distribution(logits)
+            drawn = torch.cat([drawn, draw(self.q[:, k], u[:, n + k]).unsqueeze(1)], dim=1)
+        self.tokens.copy_(drawn)
         return record
 
     def distribution(self, logits: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class ModelConfig(Config):
     ngram_dim: Count = Field(32, description="width of an n-gram's embedding")
     qk_norm: bool = Field(True, description="normalise queries and keys")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
+    chained_heads: bool = Field(True, description="heads may see the bytes drafted before theirs")
     mlp_ratio: Positive = Field(1.0, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
     fb_num_blocks: Annotated[int, Field(ge=0)] = Field(
         2, description="local blocks before, and again after, the latent stack"
@@ -83,6 +84,11 @@ class ModelConfig(Config):
     def history(self) -> int:
         """How many bytes before the current one the embedding and the router read (at least 1)."""
         return max(1, self.ngram_max - 1)
+
+    @property
+    def drafts(self) -> int:
+        """Bytes drafted ahead in generation: one for each head after the first; twice as many if they are chained."""
+        return (1 + self.chained_heads) * (self.next_tokens - 1)
 
     @property
     def mlp_dim(self) -> int:
@@ -119,7 +125,7 @@ class ModelConfig(Config):
         return blocks
 
 
-SEED = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False)
+SEED = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False, chained_heads=False)
 PRESETS: dict[str, dict] = {
     "xs": {},
     # about 1M parameters, trains on a laptop's CPU
@@ -175,6 +181,9 @@ class TrainConfig(Config):
     )
     learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
+    ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="share of the n-gram lookups left out from the second epoch on"
+    )
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="share of the router's own loss in the total"

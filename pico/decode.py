@@ -11,7 +11,7 @@ import torch
 
 from pico.cache import MAX_FEED
 from pico.ngrams import keys
-from pico.vocab import BOS, EOS, VOCABULARY
+from pico.vocab import BOS, EOS
 
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
 EPS = float(np.finfo(np.float32).eps)
@@ -138,16 +138,18 @@ class TextReader:
         if model.ngrams:
             self.table, self.project = model.ngrams.table.weight.detach().numpy(), _columns(model.ngrams.project)
         heads = _columns(model.heads, unit)
-        self.head, self.draft_heads = map(np.ascontiguousarray, (heads[:, :VOCABULARY], heads[:, VOCABULARY:]))
+        self.heads = [np.ascontiguousarray(part) for part in np.split(heads, config.next_tokens, axis=1)]
+        self.chain = [_columns(link) for link in model.chain]  # gives as much of a stream that _norm left short
         self.score_weight, self.score_bias = _columns(model.router, unit)[:, 0], model.router.bias.item()
         self.local = _Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
         self.latent = _Stack(model.latent, config, config.latent_att_window_size)
         self.history = [BOS] * config.history  # the newest last
+        self.ahead: tuple[list, list] = [], []  # bytes drafted behind the history, and their embeddings
 
     def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """tokens (1, n), n <= MAX_FEED -> router weight (1, n), routed (1, n)."""
         depth = self.config.fb_num_blocks
-        embedding = x = self._embed(tokens[0])
+        embedding = x = np.array(self._embed(tokens[0].tolist()))
         x = self.local.run(x, slice(depth), embedding)
         score = _norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
@@ -162,11 +164,14 @@ class TextReader:
 
     def logits(self) -> np.ndarray:
         """(n, V) of head 0 after each byte read."""
-        return self.stream @ self.head
+        return self.stream @ self.heads[0]
 
-    def draft_logits(self, row: int) -> np.ndarray:
-        """(N - 1, V) of the other heads after one of the bytes read."""
-        return (self.stream[row] @ self.draft_heads).reshape(-1, VOCABULARY)
+    def draft_logits(self, row: int, drawn: list[int]) -> np.ndarray:
+        """(V,) of what follows `drawn`, bytes after byte `row` of the last read, which was kept; model.draft_logits."""
+        head, x = min(len(drawn), len(self.heads) - 1), self.stream[row : row + 1]
+        if self.chain:
+            x = _norm(x + _norm(self._embed(drawn)[-1][None]) @ self.chain[head - 1])
+        return (x @ self.heads[head])[0]
 
     def keep(self, count: np.ndarray) -> None:
         """The first `count` (1,) bytes of the last read are part of the text; the others never were."""
@@ -174,17 +179,24 @@ class TextReader:
         self.local.length += count
         self.latent.length += int(self._routed[:count].sum())
         self.history = [*self.history, *self._tokens[0, :count].tolist()][count:]
+        self.ahead = [], []
 
-    def _embed(self, tokens: np.ndarray) -> np.ndarray:
-        x = self.embedding.take(tokens, 0)
-        if not self.config.ngram_max:
-            return x
-        reach, text = len(self.history), [*self.history, *tokens.tolist()]
-        rows = [
-            keys(byte, text[i : i + reach][::-1], self.config.ngram_max, self.config.ngram_rows)
-            for i, byte in enumerate(text[reach:])
-        ]
-        return x + self.table.take(rows, 0).reshape(len(x), -1) @ self.project
+    def _embed(self, text: list[int]) -> list[np.ndarray]:
+        """The embeddings (D,) of bytes that continue the history. What was drafted is not looked up again."""
+        known, found = self.ahead if self.ahead[0] == text[: len(self.ahead[0])] else ([], [])
+        new = text[len(known) :]
+        if not new:
+            return found[: len(text)]
+        x = self.embedding.take(new, 0)
+        if self.config.ngram_max:
+            reach, context = len(self.history), [*self.history, *text]
+            rows = [
+                keys(byte, context[i : i + reach][::-1], self.config.ngram_max, self.config.ngram_rows)
+                for i, byte in enumerate(text[len(known) :], start=len(known))
+            ]
+            x += self.table.take(rows, 0).reshape(len(x), -1) @ self.project
+        self.ahead = text, [*found, *x]
+        return self.ahead[1]
 
     def _wanted(self, score: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         if self.router.rule in ("topk", "threshold"):
@@ -210,11 +222,11 @@ class TextDecoder:
         p = distribution(reader.logits(), **self.settings)
         accepted, following = verify(p, tokens[0][1:], self.q, u[:n])
         reader.keep([accepted + 1])
-        drafts = []
-        if self.drafts:
-            self.q = distribution(reader.draft_logits(accepted), **self.settings)
-            drafts = map(draw, self.q, u[n:].tolist())
-        self.tokens = np.array([[following, *drafts]])
+        drawn, self.q = [following], []
+        for chance in u[n:].tolist():
+            self.q.append(distribution(reader.draft_logits(accepted, drawn), **self.settings))
+            drawn = [*drawn, draw(self.q[-1], chance)]
+        self.tokens = np.array([drawn])
         return tokens, [accepted + 1], routed.tolist(), weight.tolist()
 
 
@@ -251,14 +263,14 @@ def draw(p: np.ndarray, u: float) -> int:
     return min(int(cumulative.searchsorted(u * cumulative[-1], "right")), len(p) - 1)
 
 
-def verify(p: np.ndarray, drafts: list[int], q: np.ndarray | None, u: np.ndarray) -> tuple[int, int]:
+def verify(p: np.ndarray, drafts: list[int], q: list[np.ndarray], u: np.ndarray) -> tuple[int, int]:
     """Speculative sampling (arXiv 2211.17192, algorithm 1), by uniform numbers u (n,).
 
-    p (n, V) the model after each byte read, drafts (n - 1) drawn from q (n - 1, V). Returns how many drafts are
+    p (n, V) the model after each byte read, drafts (n - 1) drawn from q, n - 1 of (V,). Returns how many drafts are
     accepted and the byte that follows them, distributed exactly as p.
     """
     accepted = 0
-    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted, drafts[accepted]]:
+    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted][drafts[accepted]]:
         accepted += 1
     following = p[accepted]
     if accepted < len(drafts):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PHI = (1 + 5**0.5) / 2
-SLICE = 512  # rows whose logits exist at once: with fewer the matmuls are slower, with more nothing is gained
+SLICE = 2048  # rows whose logits exist at once: with fewer the matmuls are slower, with more nothing is gained
 
 
 def head_weights(heads: int, device=None) -> Tensor:
@@ -24,44 +24,49 @@ def head_targets(targets: Tensor, length: int, heads: int) -> Tensor:
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
+    """hidden (R, D), weight (V, D), targets (R,) -> sum of nats."""
+
     @staticmethod
-    def forward(ctx, hidden, weight, targets, scale):
-        heads = targets.shape[1]
+    def forward(ctx, hidden, weight, targets):
         train = hidden.requires_grad or weight.requires_grad
         w = weight.to(hidden.dtype)
-        total = torch.zeros(heads, device=hidden.device)
+        total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if train else None
         grad_weight = torch.zeros_like(weight) if train else None
         rows = SLICE if hidden.device.type == "cpu" else 8 * SLICE
         for start in range(0, len(hidden), rows):
-            x, y = hidden[start : start + rows], targets[start : start + rows]
-            p = F.linear(x, w).view(len(x), heads, -1).softmax(-1, dtype=torch.float32)
+            x, y = hidden[start : start + rows], targets[start : start + rows, None]
+            p = F.linear(x, w).softmax(-1, dtype=torch.float32)
             mask = y >= 0
-            y = y.clamp(min=0)[..., None]
-            total -= (p.gather(-1, y).squeeze(-1).clamp(min=1e-30).log() * mask).sum(0)
+            y = y.clamp(min=0)
+            total -= (p.gather(-1, y).clamp(min=1e-30).log() * mask).sum()
             if train:
                 p.scatter_add_(-1, y, torch.full_like(y, -1, dtype=p.dtype))  # d nll / d logits
-                grad = torch.mul(p, (mask * scale)[..., None], out=torch.empty_like(p, dtype=x.dtype)).flatten(1)
+                grad = torch.mul(p, mask, out=torch.empty_like(p, dtype=x.dtype))
                 torch.mm(grad, w, out=grad_hidden[start : start + rows])
                 grad_weight += grad.T @ x
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return (total * scale).sum(), total
+        return total
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
+    def backward(ctx, grad_total):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None, None
+        return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total, None
 
 
-def multi_byte_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of all heads. hidden (B, T, D), weight (N V, D), targets (B, T + N - 1), -100 where there is none.
+def multi_byte_loss(hidden: list[Tensor], weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of all heads. hidden: N of (B, T, D), what each head reads; weight (N V, D); targets (B, T + N - 1), -100
+    where there is none.
 
     Returns the loss, sum_k phi_k * (nats of head k) / (B T), and the mean nats of each head (N,) over its targets.
     The divisor counts padding too, so that every byte weighs the same however the batch is cut over processes.
     """
-    batch, length, _ = hidden.shape
-    heads = targets.shape[1] - length + 1
-    wanted = head_targets(targets, length, heads).flatten(0, 1)  # (B T, N)
-    scale = head_weights(heads, hidden.device) / (batch * length)
-    loss, total = _FusedCrossEntropy.apply(hidden.flatten(0, 1), weight, wanted, scale)
-    return loss, total.detach() / (wanted >= 0).sum(0).clamp(min=1)
+    batch, length, _ = hidden[0].shape
+    assert targets.shape[1] == length + len(hidden) - 1, "each head needs a target for each byte"
+    wanted = head_targets(targets, length, len(hidden)).flatten(0, 1)  # (B T, N)
+    totals = torch.stack([
+        _FusedCrossEntropy.apply(x.flatten(0, 1), w, y)
+        for x, w, y in zip(hidden, weight.chunk(len(hidden)), wanted.unbind(1))
+    ])  # fmt: skip
+    loss = totals @ head_weights(len(hidden), totals.device) / (batch * length)
+    return loss, totals.detach() / (wanted >= 0).sum(0).clamp(min=1)

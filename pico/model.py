@@ -2,7 +2,7 @@
 
     tokens -> embeddings of the byte and of the n-grams that end with it -> local blocks
            -> router picks some bytes -> latent blocks on those alone -> gated back into the stream
-           -> local blocks -> norm -> N heads
+           -> local blocks -> norm -> N heads, each of which may know the bytes before the one it predicts
 
 B batch, T bytes, D width, H query heads, K key/value heads, E head width, N prediction heads, V vocabulary,
 M latent positions. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
@@ -28,6 +28,7 @@ SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
 
 class Output(NamedTuple):
     logits: Tensor | None  # (B, T, N, V), None when a loss was asked for; head k at t predicts byte t + 1 + k
+    stream: Tensor  # (B, T, D) what the heads read
     router_weight: Tensor  # (B, T) fp32 gate in [0, 1]
     routed: Tensor  # (B, T) bool, True where the latent blocks ran
     skipped: Tensor  # () fraction of the bytes to be routed that met a full training buffer
@@ -74,12 +75,16 @@ class NGrams(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.longest, self.rows = config.ngram_max, config.ngram_rows
+        self.dropout = 0.0  # share of the lookups that training leaves out; see TrainConfig.ngram_dropout
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
     def forward(self, tokens: Tensor, before: list[Tensor], dtype: torch.dtype) -> Tensor:
         rows = torch.stack(keys(tokens, before, self.longest, self.rows), dim=-1)  # (B, T, orders)
-        return self.project(self.table(rows).flatten(2).to(dtype))
+        found = self.table(rows)  # (B, T, orders, width)
+        if self.training and self.dropout:
+            found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
+        return self.project(found.flatten(2).to(dtype))
 
 
 class Attention(nn.Module):
@@ -152,6 +157,8 @@ class Pico(nn.Module):
         self.latent = nn.ModuleList(Block(config, latent) for _ in range(latent_blocks))
         self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
+        chained = config.next_tokens - 1 if config.chained_heads else 0
+        self.chain = nn.ModuleList(Linear(config.dim, config.dim) for _ in range(chained))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -189,9 +196,9 @@ class Pico(nn.Module):
         """
         tokens = tokens.long()
         backend = choose_backend(tokens.device, self.attention_backend)
-        length, reach = tokens.shape[1], self.config.history
+        length = tokens.shape[1]
         if cache is None:
-            history = tokens.new_full((len(tokens), reach), BOS)
+            history = tokens.new_full((len(tokens), self.config.history), BOS)
             positions = torch.arange(length, device=tokens.device).expand_as(tokens)
             local = latent = None
         else:
@@ -199,13 +206,8 @@ class Pico(nn.Module):
             history, local, latent = cache.history, cache.local, cache.latent
             positions = cache.length[:, None] + torch.arange(length, device=tokens.device)
             local.open(length, backend)
-        text = torch.cat([history, tokens], dim=1)
-        before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]  # the byte n earlier, (B, T)
-
-        x = F.embedding(tokens, self.embedding.weight.to(self.dtype))  # (B, T, D)
-        if self.ngrams:
-            x = x + self.ngrams(tokens, before, self.dtype)
-        embedding = x
+        before = self.before(tokens, history)
+        embedding = x = self.embed(tokens, before)  # (B, T, D)
         for layer, block in enumerate(self.local_in):
             x = block(x, backend, local, layer, embedding)
 
@@ -222,11 +224,51 @@ class Pico(nn.Module):
             cache.advance(tokens, routed)
 
         skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
-        out = Output(None, routing.weight, routed, skipped, router_loss=router_loss)
+        out = Output(None, x, routing.weight, routed, skipped, router_loss=router_loss)
         if targets is None:
             return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=VOCABULARY))
-        loss, head_nll = multi_byte_loss(x, self.heads.weight, targets)
+        loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), self.heads.weight, targets)
         return out._replace(loss=loss, head_nll=head_nll)
+
+    def before(self, tokens: Tensor, history: Tensor) -> list[Tensor]:
+        """The bytes 1, 2, ... before each of tokens (B, T), each (B, T); history (B, H) is what came before them."""
+        text, reach = torch.cat([history, tokens], dim=1), history.shape[1]
+        return [text[:, reach - n : reach - n + tokens.shape[1]] for n in range(1, reach + 1)]
+
+    def embed(self, tokens: Tensor, before: list[Tensor]) -> Tensor:
+        """Of each byte and of the n-grams that end with it: (B, T) -> (B, T, D)."""
+        x = F.embedding(tokens, self.embedding.weight.to(self.dtype))
+        return x + self.ngrams(tokens, before, self.dtype) if self.ngrams else x
+
+    def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """What each head reads in training: N of (B, T, D).
+
+        Every second position shows head k the embedding of the byte before the one it predicts, as drafting does
+        (Hydra, arXiv 2402.05109). The others do not, so that the stream still learns to see several bytes ahead: with
+        all of them shown, head 0 loses 0.03 bits per byte (RESULTS.md).
+        """
+        if not self.chain:
+            return [x] * self.config.next_tokens
+        shown = torch.arange(x.shape[1], device=x.device)[:, None] % 2
+        ahead = [F.pad(embedding[:, k:], (0, 0, 0, k)) for k in range(1, self.config.next_tokens)]
+        return [x, *(self.chained(x, e * shown, k) for k, e in enumerate(ahead, start=1))]
+
+    def chained(self, x: Tensor, embedding: Tensor, head: int) -> Tensor:
+        """What head `head` > 0 reads: the stream, and the embedding of the byte before the one that it predicts."""
+        return norm(x + self.chain[head - 1](norm(embedding)))
+
+    def draft_logits(self, x: Tensor, drawn: Tensor, history: Tensor) -> Tensor:
+        """(B, V) of head k after the stream x (B, D), given the k bytes drawn (B, k) since, by the heads before it.
+
+        history (B, H): the bytes up to where x is. Chained heads can draft beyond the N that were trained: the last
+        one goes on, less often right.
+        """
+        head = min(drawn.shape[1], self.config.next_tokens - 1)
+        if self.chain:
+            before = torch.cat([history, drawn[:, :-1]], dim=1)[:, -history.shape[1] :]
+            newest = drawn[:, -1:]
+            x = self.chained(x, self.embed(newest, self.before(newest, before))[:, 0], head)
+        return F.linear(x, self.heads.weight.view(-1, VOCABULARY, x.shape[-1])[head].to(x.dtype))
 
     def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
         """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
@@ -252,7 +294,7 @@ class Pico(nn.Module):
 
 
 def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]:
-    """(forward, training) FLOPs per byte: 2 per multiply-add of matmuls and attention; training is 3 forwards."""
+    """(forward, training) FLOPs per byte: 2 a multiply-add of matmuls and attention; training is 3 forwards of all."""
     c, width = config, config.head_dim
     linear = c.dim * width * (c.att_q_heads + 2 * c.att_kv_heads) + c.att_q_heads * width * c.dim
     linear += 3 * c.dim * c.mlp_dim
@@ -267,7 +309,8 @@ def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]
     latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
     lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP
     forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * VOCABULARY + c.dim)
-    return forward, 3 * forward
+    chain = 2 * c.chained_heads * (c.next_tokens - 1) * c.dim**2  # only drafting and the loss need it
+    return forward, 3 * (forward + chain)
 
 
 def cache_bytes(config: ModelConfig, dtype=torch.float32) -> int:

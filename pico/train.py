@@ -194,6 +194,8 @@ class Training:
         rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
+            if self.model.ngrams:  # what is read again is learned by heart otherwise (RESULTS.md)
+                self.model.ngrams.dropout = config.ngram_dropout if self.position["epoch"] else 0.0
             text += count
             tokens = tokens.to(accelerator.device, non_blocking=True)  # (B, T + N)
             with accelerator.accumulate(self.forward):

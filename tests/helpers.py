@@ -159,8 +159,8 @@ class Bigram:
     def logits(self):
         return self.table[self.tokens[0], 0].numpy()
 
-    def draft_logits(self, row):
-        return self.table[self.tokens[0, row], 1:].numpy().copy()
+    def draft_logits(self, row, drawn):
+        return self.table[self.tokens[0, row], len(drawn)].numpy().copy()
 
     def keep(self, count):
         pass
@@ -171,11 +171,12 @@ class BatchBigram(Bigram, BatchReader):
 
     def __init__(self, tables):
         super().__init__(tables)
-        self.cache = SimpleNamespace(rollback=self.keep)
+        self.cache = SimpleNamespace(rollback=self.keep, history=None)
+        self.model = SimpleNamespace(draft_logits=lambda read, drawn, _: self.table[read, drawn.shape[1]])
 
     def forward(self, tokens, disable_latent):
         weight, routed = map(torch.from_numpy, self.read(tokens, disable_latent))
-        return SimpleNamespace(logits=self.table[tokens], router_weight=weight, routed=routed)
+        return SimpleNamespace(logits=self.table[tokens], stream=tokens, router_weight=weight, routed=routed)
 
 
 def use_tables(monkeypatch, *tables):

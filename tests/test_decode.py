@@ -11,15 +11,16 @@ from pico import decode
 from pico.config import RouterName, preset
 from pico.decode import TextReader
 from pico.model import Pico
+from pico.vocab import BOS, EOS
 
 
 @pytest.mark.parametrize("router", RouterName.__args__)
-@pytest.mark.parametrize("shape", [{}, {"fb_num_blocks": 0}, {"latent_num_blocks": 0}])
+@pytest.mark.parametrize("shape", [{}, {"fb_num_blocks": 0}, {"latent_num_blocks": 0, "chained_heads": False}])
 def test_reader_equals_full_forward(router, shape, monkeypatch):
     """Any chunking, drafts rejected at any place, and long enough to shift the buffers back."""
     monkeypatch.setattr(decode, "ROOM", 64)
     torch.manual_seed(0)
-    shape = {"ngram_rows": 64, "dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, "next_tokens": 2, **shape}
+    shape = {"ngram_rows": 64, "dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, **shape}
     config = preset("tiny", router=router, fb_att_window_size=8, latent_att_window_size=16, **shape)
     model = awake(Pico(config)).eval()
     length = 400
@@ -32,14 +33,20 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
         text.keep(np.array([0]))
         n = min(length - at, rng.choice([1, 2, 5, 9, 33]))
         weight, routed = map(torch.from_numpy, text.read(tokens[:, at : at + n].numpy()))
-        drafts = torch.stack([torch.from_numpy(text.draft_logits(row)) for row in range(n)])
-        logits = torch.cat([torch.from_numpy(text.logits())[:, None], drafts], dim=1)[None]
+        logits = torch.from_numpy(text.logits())[None]
         kept = rng.randint(0, n)
         text.keep(np.array([kept]))
-        torch.testing.assert_close(logits[:, :kept], full.logits[:, at : at + kept], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logits[:, :kept], full.logits[:, at : at + kept, 0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(weight[:, :kept], full.router_weight[:, at : at + kept], atol=1e-5, rtol=1e-4)
         assert torch.equal(routed[:, :kept], full.routed[:, at : at + kept])
         at += kept
+        drawn, read = [7, 8, EOS, 9, 10], torch.cat([torch.full((1, 5), BOS), tokens[:, :at]], dim=1)[:, -5:]
+        most = len(drawn) if config.chained_heads else config.next_tokens - 1
+        for k in range(1, 1 + most if kept else 0):
+            with torch.inference_mode():
+                logits = model.draft_logits(full.stream[:, at - 1], torch.tensor([drawn[:k]]), read)[0]
+            ours = torch.from_numpy(text.draft_logits(kept - 1, drawn[:k]))
+            torch.testing.assert_close(ours, logits, atol=1e-5, rtol=1e-4)
 
 
 def test_memory_does_not_grow():

@@ -22,6 +22,11 @@ def naive(hidden, weight, targets):
     return loss, torch.stack(nats)
 
 
+def loss_of(hidden, weight, targets):
+    """Of heads that all read the same stream."""
+    return multi_byte_loss([hidden] * (targets.shape[1] - hidden.shape[1] + 1), weight, targets)
+
+
 def example(batch, length, heads, width=16, vocabulary=24, padded=0.0, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(batch, length, width, generator=generator).to(dtype).requires_grad_()
@@ -34,7 +39,7 @@ def example(batch, length, heads, width=16, vocabulary=24, padded=0.0, seed=0, d
 @given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 9), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
 def test_loss_and_gradients_equal_plain_cross_entropy(batch, length, heads, padded, seed):
     hidden, weight, targets = example(batch, length, heads, padded=padded, seed=seed)
-    fast, slow = multi_byte_loss(hidden, weight, targets), naive(hidden, weight, targets)
+    fast, slow = loss_of(hidden, weight, targets), naive(hidden, weight, targets)
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
     grads = zip(*(torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (fast[0], slow[0])))
     for ours, theirs in grads:
@@ -44,13 +49,13 @@ def test_loss_and_gradients_equal_plain_cross_entropy(batch, length, heads, padd
 def test_more_rows_than_a_slice():
     hidden, weight, targets = example(3, SLICE, 2, padded=0.1)  # 3 slices, and 2.6 with the last row cut
     for h, t in ((hidden, targets), (hidden[:, :111], targets[:, :112])):
-        fast, slow = multi_byte_loss(h, weight, t)[0], naive(h, weight, t)[0]
+        fast, slow = loss_of(h, weight, t)[0], naive(h, weight, t)[0]
         torch.testing.assert_close(torch.autograd.grad(fast, weight), torch.autograd.grad(slow, weight))
 
 
 def test_close_in_bf16():
     hidden, weight, targets = example(2, 200, 4, dtype=torch.bfloat16)
-    fast, slow = multi_byte_loss(hidden, weight, targets), naive(hidden.float(), weight, targets)
+    fast, slow = loss_of(hidden, weight, targets), naive(hidden.float(), weight, targets)
     torch.testing.assert_close(fast, slow, atol=0, rtol=5e-3)
     ours = torch.autograd.grad(fast[0], (hidden, weight))
     assert [g.dtype for g in ours] == [torch.bfloat16, torch.float32]
@@ -78,26 +83,26 @@ def test_head_k_is_asked_for_the_byte_k_plus_one_ahead():
 def test_padding_costs_nothing_and_teaches_nothing():
     hidden, weight, targets = example(2, 20, 3)
     targets[0, 12:] = -100
-    loss, nats = multi_byte_loss(hidden, weight, targets)
+    loss, nats = loss_of(hidden, weight, targets)
     grad = torch.autograd.grad(loss, hidden)[0]
     assert not grad[0, 12:].any() and grad[0, :12].any()
     other = hidden.detach().clone()
     other[0, 12:] = 7.0
-    torch.testing.assert_close(multi_byte_loss(other, weight, targets), (loss, nats))
+    torch.testing.assert_close(loss_of(other, weight, targets), (loss, nats))
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_halves():
     """However padding falls: that is why the divisor counts it. Processes then average to the same gradient."""
     hidden, weight, targets = example(4, 30, 3, padded=0.2)
     targets[3, 5:] = -100
-    whole = multi_byte_loss(hidden, weight, targets)[0]
-    halves = [multi_byte_loss(hidden[i : i + 2], weight, targets[i : i + 2])[0] for i in (0, 2)]
+    whole = loss_of(hidden, weight, targets)[0]
+    halves = [loss_of(hidden[i : i + 2], weight, targets[i : i + 2])[0] for i in (0, 2)]
     torch.testing.assert_close(whole, sum(halves) / 2)
 
 
 def test_a_uniform_model_costs_log_v_and_a_lost_one_is_seen():
     hidden, weight, targets = example(1, 10, 2)
-    loss, nats = multi_byte_loss(torch.zeros_like(hidden), weight, targets)
+    loss, nats = loss_of(torch.zeros_like(hidden), weight, targets)
     assert loss.item() == pytest.approx(torch.tensor(24.0).log().item())
     assert nats.tolist() == pytest.approx([loss.item()] * 2)
-    assert torch.isnan(multi_byte_loss(hidden * float("nan"), weight, targets)[0])
+    assert torch.isnan(loss_of(hidden * float("nan"), weight, targets)[0])

@@ -159,7 +159,7 @@ def test_every_parameter_learns_within_two_steps(router, dtype):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        out = model(tokens[:, :61], targets=tokens[:, 1:])
+        out = model(tokens[:, :60], targets=tokens[:, 1:])
         (0.9 * out.loss + 0.1 * out.router_loss).backward()
         optimizer.step()
         model.update_router()
@@ -236,11 +236,17 @@ def test_weights_stay_fp32_and_activations_have_the_models_dtype():
 
 
 def test_targets_give_the_loss_of_the_logits():
-    """Head k at t is asked for byte t + 1 + k of the text, and the model's loss weighs the heads."""
+    """Head k at t is asked for byte t + 1 + k of the text: at every second t as it drafts, knowing t + 1 ... t + k."""
     model, tokens = tiny("topk"), random_tokens(2, 44)
     tokens[1, 30:] = -100
-    out = model(tokens[:, :40].clamp(min=0), targets=tokens[:, 1:44])
-    logits = model(tokens[:, :40].clamp(min=0)).logits
+    inputs = tokens[:, :40].clamp(min=0)
+    out = model(inputs, targets=tokens[:, 1:44])
+    logits, stream = (plain := model(inputs)).logits.clone(), plain.stream
+    start = inputs.new_full((2, model.config.history), BOS)
+    for k in range(1, 4):
+        for t in range(1, 40 - k, 2):
+            history = torch.cat([start, inputs[:, : t + 1]], dim=1)[:, -start.shape[1] :]
+            logits[:, t, k] = model.draft_logits(stream[:, t], inputs[:, t + 1 : t + 1 + k], history)
     for k in range(4):
         nll = F.cross_entropy(logits[:, :, k].transpose(1, 2), tokens[:, k + 1 : k + 41])
         assert out.head_nll[k].item() == pytest.approx(nll.item(), rel=1e-4)
@@ -273,12 +279,13 @@ def test_flops_per_byte_counts_what_a_forward_does(router, length, monkeypatch):
         return q
 
     monkeypatch.setattr(pico.model, "attention", counted)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Pico(config).eval()(random_tokens(1, length))
-    actual = (counter.get_total_flops() + 4 * pairs) / length  # scores and weighted sum, 2 for a multiply-add
-    forward, training = flops_per_byte(config, length)
-    assert forward == pytest.approx(actual, rel=1e-3)
-    assert training == 3 * forward
+    tokens = random_tokens(1, length + config.next_tokens)
+    for targets, counted_as in ((None, 1), (tokens[:, 1:], 3)):
+        pairs = 0
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            Pico(config).eval().requires_grad_(False)(tokens[:, :length], targets=targets)
+        actual = (counter.get_total_flops() + 4 * pairs) / length  # scores and weighted sum, 2 for a multiply-add
+        assert flops_per_byte(config, length)[targets is not None] == pytest.approx(counted_as * actual, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +300,7 @@ def test_parts_add_up_to_the_size_of_the_preset(name, low, high):
     assert parts.pop("ngrams", 0) == (
         model.ngrams.table.weight.numel() + model.ngrams.project.weight.numel() if model.ngrams else 0
     )
-    assert list(parts) == ["embedding", "local_in", "router", "latent", "local_out", "heads"]
+    assert list(parts) == ["embedding", "local_in", "router", "latent", "local_out", "heads", "chain"]
     assert low < sum(parts.values()) < high
     assert parts["embedding"] == VOCABULARY * model.config.dim
     assert parts["local_in"] == parts["local_out"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pico import PicoError, preset
 from pico.ngrams import keys
-from pico.optimizers import RowAdam, touched
+from pico.optimizers import RowAdagrad
 from pico.vocab import BOS
 
 ids = st.lists(st.one_of(st.integers(0, 263), st.just(BOS)), min_size=8, max_size=8)
@@ -55,24 +55,26 @@ def test_a_step_moves_the_rows_looked_up_and_no_others():
     model, tokens = tiny().train(), random_tokens(2, 44)
     before = model.ngrams.table.weight.detach().clone()
     model(tokens[:, :40], targets=tokens[:, 1:44]).loss.backward()
-    rows = touched(model.ngrams.table.weight.grad)[0]
-    RowAdam([model.ngrams.table.weight], lr=0.1).step()
+    rows = model.ngrams.table.weight.grad.any(1).nonzero().flatten()
+    RowAdagrad([model.ngrams.table.weight], lr=0.1).step()
     moved = (model.ngrams.table.weight != before).any(1).nonzero().flatten()
     assert 0 < len(moved) < len(before) and torch.equal(moved, rows)
 
 
-def test_row_adam_is_adam_on_rows_that_are_always_looked_up():
+def test_a_row_that_is_looked_up_steps_by_the_formula():
     torch.manual_seed(0)
-    start, rows = torch.randn(6, 4), torch.tensor([1, 3, 4])
-    table, dense = (torch.nn.Parameter(x.clone()) for x in (start, start[rows]))
-    ours, theirs = RowAdam([table], 0.1, (0.9, 0.99)), torch.optim.Adam([dense], 0.1, (0.9, 0.99))
+    start, rows = torch.randn(6, 4), torch.tensor([4, 1, 4, 3])  # row 4 twice: its gradients add up
+    table = torch.nn.Parameter(start.clone())
+    optimizer = RowAdagrad([table], 0.1, beta=0.9)
+    wanted, square = start.clone(), torch.zeros(6, 1)
     for _ in range(5):
-        grad = torch.randn(3, 4)
-        dense.grad = grad
+        grad = torch.randn(4, 4)
         table.grad = torch.sparse_coo_tensor(rows[None], grad, start.shape, check_invariants=True)
-        ours.step()
-        theirs.step()
-    torch.testing.assert_close(table[rows], dense)
+        optimizer.step()
+        for row, g in ((1, grad[1]), (3, grad[3]), (4, grad[0] + grad[2])):
+            square[row] = 0.9 * square[row] + (g**2).mean()
+            wanted[row] -= 0.1 * g / square[row].sqrt()
+    torch.testing.assert_close(table.detach(), wanted)
     assert torch.equal(table[[0, 2, 5]], start[[0, 2, 5]])
 
 
@@ -81,13 +83,28 @@ def test_sparse_and_dense_gradients_step_alike():
     models[1].ngrams.table.sparse = True
     tokens = random_tokens(2, 44)
     for model in models:
-        optimizer = RowAdam([model.ngrams.table.weight], 0.1)
+        optimizer = RowAdagrad([model.ngrams.table.weight], 0.1)
         for _ in range(3):
             optimizer.zero_grad()
             model(tokens[:, :40], targets=tokens[:, 1:44]).loss.backward()
             assert model.ngrams.table.weight.grad.is_sparse == (model is models[1])
             optimizer.step()
     torch.testing.assert_close(models[0].ngrams.table.weight, models[1].ngrams.table.weight, atol=1e-3, rtol=1e-2)
+
+
+def test_dropout_leaves_out_whole_lookups_and_keeps_their_mean():
+    model = tiny(ngram_max=3)
+    model.ngrams.dropout = 0.25
+    tokens = random_tokens(1, 4000)
+    before = model.before(tokens, tokens.new_full((1, 2), BOS))
+    full = model.ngrams(tokens, before, torch.float32)  # (1, T, D): two lookups, so four kinds of outcome
+    torch.testing.assert_close(model.ngrams(tokens, before, torch.float32), full)  # none in eval mode
+    model.train()
+    dropped = model.ngrams(tokens, before, torch.float32)
+    none = (dropped == 0).all(-1)
+    assert abs(none.float().mean() - 0.25**2) < 0.02
+    whole = torch.isclose(dropped, full / 0.75, atol=1e-5).all(-1)
+    assert abs(whole.float().mean() - 0.75**2) < 0.04
 
 
 def test_a_longest_n_gram_of_one_byte_is_refused():

@@ -87,8 +87,8 @@ class ModelConfig(Config):
 
     @property
     def drafts(self) -> int:
-        """Bytes drafted ahead in generation: one for each head after the first; twice as many if they are chained."""
-        return (1 + self.chained_heads) * (self.next_tokens - 1)
+        """Bytes drafted ahead in generation: by each head after the first, and two more if the last one can go on."""
+        return self.next_tokens - 1 + 2 * (self.chained_heads and self.next_tokens > 1)
 
     @property
     def mlp_dim(self) -> int:
@@ -182,7 +182,7 @@ class TrainConfig(Config):
     learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.5, description="share of the n-gram lookups left out from the second epoch on"
+        0.7, description="share of n-gram lookups left out when a text shorter than their tables is read again"
     )
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -191,7 +191,9 @@ class TrainConfig(Config):
     epochs: Positive | None = Field(None, description="passes over the data (default 1 if no other limit)")
     max_steps: Count | None = Field(None, description="optimizer steps")
     max_minutes: Positive | None = Field(None, description="wall-clock training time")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(50, description="linear warm-up, then cosine to 10 %")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        50, description="linear warm-up; then the rate falls on a line to zero"
+    )
     validation_interval: Count = Field(500, description="steps between validations")
     checkpoint_interval: Count = Field(500, description="steps between checkpoints")
     sample_interval: Count = Field(500, description="steps between printed samples")

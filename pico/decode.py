@@ -14,6 +14,7 @@ from pico.ngrams import keys
 from pico.vocab import BOS, EOS
 
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
+LARGEST = 60.0  # exponent with which a thousand terms still sum to a finite fp32
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -65,6 +66,8 @@ class _Stack:
         ]
         # what a head's query, of length 1 once normalised, and its key are multiplied by; None without QK-norm
         self.sharpness = [b.attention.sharpness and self._sharpness(b.attention.sharpness.item()) for b in blocks]
+        # a normalised query and key of width E score at most sharpness sqrt(E), which exp may then be able to take
+        self.bounded = config.qk_norm and all(abs(s[0, 0]) * self.width**0.5 < LARGEST for s in self.sharpness)
         self.mixes = [b.mix if b.mix is None else b.mix.tolist() for b in blocks]
         shape = (len(blocks), 2, self.kv_heads, window + MAX_FEED + ROOM, self.width)
         self.memory = np.zeros(shape, np.float32)
@@ -113,7 +116,8 @@ class _Stack:
             np.copyto(kv, rows.new_kv)
             scores = rows.rows @ k  # (K, H/K n, S)
             scores += bias
-            scores -= np.maximum.reduce(scores, -1, keepdims=True)
+            if not self.bounded:
+                scores -= np.maximum.reduce(scores, -1, keepdims=True)
             np.exp(scores, out=scores)
             np.matmul(scores, v, out=rows.mixed)
             rows.mixed /= np.add.reduce(scores, -1, keepdims=True)
@@ -132,7 +136,7 @@ class TextReader:
 
     def __init__(self, model):
         config = self.config = model.config
-        unit = config.dim**0.5  # see `_norm`
+        unit, self.eps = config.dim**0.5, config.dim * EPS  # see `_norm`
         self.router = model.router
         self.embedding = model.embedding.weight.detach().float().numpy()
         if model.ngrams:
@@ -168,10 +172,14 @@ class TextReader:
 
     def draft_logits(self, row: int, drawn: list[int]) -> np.ndarray:
         """(V,) of what follows `drawn`, bytes after byte `row` of the last read, which was kept; model.draft_logits."""
-        head, x = min(len(drawn), len(self.heads) - 1), self.stream[row : row + 1]
-        if self.chain:
-            x = _norm(x + _norm(self._embed(drawn)[-1][None]) @ self.chain[head - 1])
-        return (x @ self.heads[head])[0]
+        head, x = min(len(drawn), len(self.heads) - 1), self.stream[row]
+        if not self.chain:
+            return x @ self.heads[head]
+        embedding = self._embed(drawn)[-1]
+        x = x + embedding @ self.chain[head - 1] * (embedding @ embedding + self.eps) ** -0.5
+        logits = x @ self.heads[head]
+        logits *= (x @ x + self.eps) ** -0.5
+        return logits
 
     def keep(self, count: np.ndarray) -> None:
         """The first `count` (1,) bytes of the last read are part of the text; the others never were."""
@@ -183,18 +191,19 @@ class TextReader:
 
     def _embed(self, text: list[int]) -> list[np.ndarray]:
         """The embeddings (D,) of bytes that continue the history. What was drafted is not looked up again."""
-        known, found = self.ahead if self.ahead[0] == text[: len(self.ahead[0])] else ([], [])
+        known, found = self.ahead
+        if text[: len(known)] != known:
+            known, found = [], []
         new = text[len(known) :]
         if not new:
             return found[: len(text)]
         x = self.embedding.take(new, 0)
         if self.config.ngram_max:
-            reach, context = len(self.history), [*self.history, *text]
-            rows = [
-                keys(byte, context[i : i + reach][::-1], self.config.ngram_max, self.config.ngram_rows)
-                for i, byte in enumerate(text[len(known) :], start=len(known))
-            ]
-            x += self.table.take(rows, 0).reshape(len(x), -1) @ self.project
+            before, rows = [*self.history, *known][: -len(self.history) - 1 : -1], []  # the newest first
+            for byte in new:
+                rows.append(keys(byte, before, self.config.ngram_max, self.config.ngram_rows))
+                before = [byte, *before[:-1]]
+            x += self.table.take(rows, 0).reshape(len(new), -1) @ self.project
         self.ahead = text, [*found, *x]
         return self.ahead[1]
 
@@ -238,7 +247,8 @@ def distribution(logits: np.ndarray, temperature, top_k, top_p, min_p, **_) -> n
     logits[..., BOS], logits[..., EOS + 1 :] = -np.inf, -np.inf
     if temperature < 1e-5:  # one-hot to fp32's last digit; smaller ones would overflow
         p = np.zeros_like(logits)
-        np.put_along_axis(p, logits.argmax(-1)[..., None], 1.0, -1)
+        rows = p.reshape(-1, p.shape[-1])
+        rows[np.arange(len(rows)), logits.argmax(-1).ravel()] = 1
         return p
     logits -= np.maximum.reduce(logits, -1, keepdims=True)
     logits /= np.float32(temperature)

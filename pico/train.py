@@ -125,6 +125,9 @@ class Training:
         if source:
             self.restore(source)
         self.position = self.batches.state_dict()
+        # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
+        numbers = math.prod(self.model.ngrams.table.weight.shape) if self.model.ngrams else 0
+        self.short = getattr(self.documents, "bytes", math.inf) < numbers
         self.total_steps = runs.step_limit(config, self.batches.chunks_per_epoch)
         on_main(self.write_record)
         if config.tracker != "none":
@@ -194,8 +197,8 @@ class Training:
         rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
-            if self.model.ngrams:  # what is read again is learned by heart otherwise (RESULTS.md)
-                self.model.ngrams.dropout = config.ngram_dropout if self.position["epoch"] else 0.0
+            if self.model.ngrams:
+                self.model.ngrams.dropout = config.ngram_dropout * (self.short and self.position["epoch"] > 0)
             text += count
             tokens = tokens.to(accelerator.device, non_blocking=True)  # (B, T + N)
             with accelerator.accumulate(self.forward):

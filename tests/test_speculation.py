@@ -42,7 +42,9 @@ def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable
     for prompt, text in zip(RAGGED, together):
         assert_greedy(model, prompt, text, 40, disable_latent=disable_latent)
         assert texts(generate(model, prompt, **options)) == [text]  # alone, it is read by other code
-    assert 1.1 < fast.stats["bytes_per_forward"] < 4 and slow.stats["bytes_per_forward"] == 1  # it did speculate
+    assert (
+        1.1 < fast.stats["bytes_per_forward"] < 1 + model.config.drafts and slow.stats["bytes_per_forward"] == 1
+    )  # it did speculate
     assert 0.05 < fast.stats["acceptance"][0] < 1  # and was wrong at times
 
 

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, load, preset
 from pico import train as module
 from pico.machine import pick_dtype
-from pico.model import Pico
+from pico.model import NGrams, Pico
 from pico.optimizers import build_optimizers, set_learning_rate
 from pico.train import Training, train
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(
     dim=16, next_tokens=2, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
-    latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=64, ngram_dim=4,
+    latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=256, ngram_dim=4,
 )  # fmt: skip
 QUICK = dict(
     context_len=32, batch_size=4, max_steps=12, warmup_steps=4, checkpoint_interval=4, validation_interval=6,
@@ -307,6 +307,23 @@ def test_accumulated_batches_train_like_one_batch(path, data):
             assert math.isclose(a[key], b[key], rel_tol=2e-4), (a, b)
     go(path, "three", data, steady(max_steps=8))
     go(path, "three", data, steady(batch_size=1, grad_accumulation_steps=4), resume=True)  # so may this split
+
+
+@pytest.mark.parametrize("rows,expected", [(256, {0: 0.0, 1: 0.7}), (16, {0: 0.0, 1: 0.0})])
+def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, expected, path, data, monkeypatch):
+    """Short: of fewer bytes than the n-gram tables have numbers."""
+    forward, step, used, seen = NGrams.forward, Training.optimizer_step, [], {}
+    monkeypatch.setattr(NGrams, "forward", lambda self, *args: used.append(self.dropout) or forward(self, *args))
+
+    def watched(self, prefetch):
+        used.clear()
+        line = step(self, prefetch)
+        seen.setdefault(self.position["epoch"], set()).update(used)
+        return line
+
+    monkeypatch.setattr(Training, "optimizer_step", watched)
+    go(checkpoint.create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
+    assert seen == {epoch: {share} for epoch, share in expected.items()}
 
 
 def test_epochs_and_steps_whichever_ends_first(path, data):

@@ -118,7 +118,10 @@ def plot(results: dict, png: Path) -> None:
 
 
 def mean_curve(runs: list[dict], cost: str) -> list[tuple[float, float]]:
-    """Mean cost and bits per byte over seeds at each validation that all of them had, but the last."""
-    curves = [run["curve"][:-1] for run in runs]
-    points = zip(*([(check[cost], check["bits_per_byte"]) for check in curve] for curve in curves))
-    return [tuple(sum(values) / len(values) for values in zip(*together)) for together in points]
+    """Mean cost and bits per byte over seeds at each validation that all of them had, but the last.
+
+    Validations read the beginning of the text only. Each curve is scaled to end in its run's score.
+    """
+    scales = [run["bits_per_byte"] / run["curve"][-1]["bits_per_byte"] for run in runs]
+    curves = [[(check[cost], k * check["bits_per_byte"]) for check in run["curve"][:-1]] for k, run in zip(scales, runs)]
+    return [tuple(sum(values) / len(values) for values in zip(*together)) for together in zip(*curves)]

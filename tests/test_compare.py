@@ -207,11 +207,11 @@ def test_unreadable_files(tmp_path):
 
 
 def test_the_mean_curve_averages_what_all_seeds_have():
-    def curve(*pairs):
-        return {"curve": [{"bytes": x, "bits_per_byte": y} for x, y in pairs]}
+    def curve(score, *pairs):
+        return {"bits_per_byte": score, "curve": [{"bytes": x, "bits_per_byte": y} for x, y in pairs]}
 
-    runs = [curve((10, 3.0), (20, 2.0), (30, 1.0)), curve((12, 5.0), (30, 1.0))]
-    assert mean_curve(runs, "bytes") == [(11.0, 4.0)]
+    runs = [curve(1.0, (10, 3.0), (20, 2.0), (30, 1.0)), curve(2.0, (12, 5.0), (30, 1.0))]
+    assert mean_curve(runs, "bytes") == [(11.0, (3.0 + 2 * 5.0) / 2)]  # the second was scored on a harder text
 
 
 def test_the_shipped_experiments_are_valid():

@@ -2,8 +2,8 @@
 
 One forward a cycle reads the last sampled byte and the drafts behind it. Head 0 checks the drafts by speculative
 sampling (arXiv 2211.17192): draft d is kept with probability min(1, p(d) / q(d)); at the first rejection the byte
-drawn from max(p - q, 0) is emitted instead. Heads 1.. at the last kept byte are the next drafts. At temperature 0
-both distributions are one-hot and the same lines are greedy decoding.
+drawn from max(p - q, 0) is emitted instead. Heads 1.. at the last kept byte draw the next drafts, each knowing those
+before it. At temperature 0 both distributions are one-hot and the same lines are greedy decoding.
 """
 
 import sys

@@ -27,7 +27,7 @@ app = typer.Typer(
 MODEL = options(
     ModelConfig,
     {
-        "Width": "dim mlp_ratio next_tokens att_q_heads att_kv_heads qk_norm embedding_skip",
+        "Width": "dim mlp_ratio next_tokens chained_heads att_q_heads att_kv_heads qk_norm embedding_skip",
         "Lookup, for every byte": "ngram_max ngram_rows ngram_dim",
         "Local blocks, on every byte": "fb_num_blocks fb_att_window_size",
         "Latent blocks, on routed bytes": "latent_num_blocks latent_att_window_size latent_capacity_factor router",

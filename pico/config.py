@@ -59,7 +59,7 @@ class ModelConfig(Config):
     ngram_dim: Count = Field(32, description="width of an n-gram's embedding")
     qk_norm: bool = Field(True, description="normalise queries and keys")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
-    chained_heads: bool = Field(True, description="heads may see the bytes drafted before theirs")
+    chained_heads: bool = Field(True, description="show heads the bytes drafted before theirs")
     mlp_ratio: Positive = Field(1.0, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
     fb_num_blocks: Annotated[int, Field(ge=0)] = Field(
         2, description="local blocks before, and again after, the latent stack"

@@ -210,6 +210,7 @@ def model_table(config: ModelConfig, facts: dict) -> Table:
         "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",
         "local_out": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
         "heads": f"the next {c.next_tokens} bytes",
+        "chain": "shows a head the byte before the one it predicts",
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

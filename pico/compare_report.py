@@ -123,5 +123,7 @@ def mean_curve(runs: list[dict], cost: str) -> list[tuple[float, float]]:
     Validations read the beginning of the text only. Each curve is scaled to end in its run's score.
     """
     scales = [run["bits_per_byte"] / run["curve"][-1]["bits_per_byte"] for run in runs]
-    curves = [[(check[cost], k * check["bits_per_byte"]) for check in run["curve"][:-1]] for k, run in zip(scales, runs)]
+    curves = [
+        [(check[cost], k * check["bits_per_byte"]) for check in run["curve"][:-1]] for k, run in zip(scales, runs)
+    ]
     return [tuple(sum(values) / len(values) for values in zip(*together)) for together in zip(*curves)]

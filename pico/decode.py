@@ -175,7 +175,7 @@ class TextReader:
         head, x = min(len(drawn), len(self.heads) - 1), self.stream[row]
         if not self.chain:
             return x @ self.heads[head]
-        embedding = self._embed(drawn)[-1]
+        embedding = self._embed(drawn)[-1]  # both norms are folded into a factor: one row needs no more
         x = x + embedding @ self.chain[head - 1] * (embedding @ embedding + self.eps) ** -0.5
         logits = x @ self.heads[head]
         logits *= (x @ x + self.eps) ** -0.5

@@ -12,20 +12,22 @@ from pico.vocab import BOS
 MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
 
 
-def keys(tokens, before, longest: int, rows: int) -> list:
-    """The row in the stacked tables of each n-gram of 2 to `longest` bytes that ends with `tokens`.
+def keys(tokens, before, lengths: list[int], rows: int) -> list:
+    """The row in the stacked tables of the n-gram of each length, in rising order from 2 on, that ends with `tokens`.
 
-    before: what stood 1, 2, ... longest - 1 bytes earlier. Tensors of one shape, or plain integers: generation hashes a
-    byte at a time. An n-gram does not reach over the start of its document: whatever is before a BOS counts as BOS.
+    before: what stood 1, 2, ... bytes earlier, as far as the longest reaches. Tensors of one shape, or plain integers:
+    generation hashes a byte at a time. An n-gram does not reach over the start of its document: whatever is before a
+    BOS counts as BOS.
     """
     hashed, found = tokens, []
     newest = tokens
-    for byte in before[: longest - 1]:
+    for length, byte in enumerate(before[: lengths[-1] - 1], start=2):
         if isinstance(byte, Tensor):
             newest = byte.where(newest != BOS, BOS)
         else:
             newest = byte if newest != BOS else BOS
         hashed = (hashed * MULTIPLIER + newest + 1) & MASK
-        mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
-        found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
+        if length in lengths:
+            mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
+            found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
     return found

@@ -6,7 +6,7 @@ from torch import Tensor
 from pico.config import TrainConfig
 from pico.soap import SOAP
 
-TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
+TABLE_RATE = 8.0  # of the n-gram tables, over that of the rest
 
 
 def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:

@@ -195,6 +195,7 @@ class Training:
         config, accelerator, began = self.config, self.accelerator, time.monotonic()
         length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
         rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
+        self.model.lookahead.fill_(1 - self.progress())
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
             if self.model.ngrams:

@@ -56,7 +56,7 @@ class ModelConfig(Config):
     ngram_max: Annotated[int, Field(ge=0, le=16)] = Field(
         8, description="longest n-gram looked up for every byte, of 2, 3, 4, 6, 8, 11 and 16 bytes; 0 is off"
     )
-    ngram_rows: Count = Field(16384, description="rows of the hash table of each n-gram length")
+    ngram_rows: Count = Field(81920, description="rows of the hash table that all n-grams share")
     ngram_dim: Count = Field(64, description="width of an n-gram's embedding")
     qk_norm: bool = Field(True, description="normalise queries and keys")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")

@@ -70,13 +70,13 @@ def norm(x: Tensor) -> Tensor:
 
 
 class NGrams(nn.Module):
-    """Embeddings of the n-grams that end with a byte, from hashed tables; see pico/ngrams.py."""
+    """Embeddings of the n-grams that end with a byte, from a hashed table; see pico/ngrams.py."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.lengths, self.rows = config.ngram_lengths, config.ngram_rows
         self.dropout = 0.0  # share of the lookups that training leaves out; see TrainConfig.ngram_dropout
-        self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
+        self.table = nn.Embedding(config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
     def forward(self, tokens: Tensor, before: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -167,7 +167,7 @@ class Pico(nn.Module):
         """Normal everywhere, standard deviation by role:
 
         embedding         0.5        the stream starts at about the scale that the blocks add
-        n-gram tables     0          what was never seen adds nothing
+        n-gram table      0          what was never seen adds nothing
         heads, router     0.02       the first guess is uniform, the first gate one half
         out, down         0          every block starts as the identity
         other Linears     1/sqrt(n)  n inputs: unit variance in, unit variance out
@@ -291,7 +291,7 @@ class Pico(nn.Module):
         self.router.update()
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """All but the n-gram tables, of which a step touches some thousand rows."""
+        """All but the n-gram table, of which a step touches some thousand rows."""
         return [p for name, p in self.named_parameters() if not name.startswith("ngrams.table")]
 
     def parts(self) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Hashed byte n-gram embeddings: what the last few bytes are, looked up instead of computed.
 
 BLT (arXiv 2412.09871, section 3.2.1) adds to every byte's embedding those of the n-grams that end there. There are too
-many n-grams for a table of all, so each is hashed to a row, and n-grams that share a row share its vector. A lookup
-costs no matmul however large the tables are, which suits a small model: it spells by memory and thinks about the rest.
+many n-grams for a table of all, so each is hashed to a row, and n-grams that share a row share its vector. All lengths
+share one table: there are few pairs and many long n-grams, and none need be told its share. A lookup costs no matmul
+however large the table is, which suits a small model: it spells by memory and thinks about the rest.
 """
 
 from torch import Tensor
@@ -13,7 +14,7 @@ MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
 
 
 def keys(tokens, before, lengths: list[int], rows: int) -> list:
-    """The row in the stacked tables of the n-gram of each length, in rising order from 2 on, that ends with `tokens`.
+    """The row in the table of the n-gram of each length, in rising order from 2 on, that ends with `tokens`.
 
     before: what stood 1, 2, ... bytes earlier, as far as the longest reaches. Tensors of one shape, or plain integers:
     generation hashes a byte at a time. An n-gram does not reach over the start of its document: whatever is before a
@@ -29,5 +30,5 @@ def keys(tokens, before, lengths: list[int], rows: int) -> list:
         hashed = (hashed * MULTIPLIER + newest + 1) & MASK
         if length in lengths:
             mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
-            found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
+            found.append((mixed ^ (mixed >> 17)) % rows)
     return found

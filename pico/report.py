@@ -204,7 +204,7 @@ def model_table(config: ModelConfig, facts: dict) -> Table:
     c, stack, lengths = config, config.fb_num_blocks, ", ".join(map(str, config.ngram_lengths))
     what = {
         "embedding": f"bytes to {c.dim} channels",
-        "ngrams": f"n-grams of {lengths} bytes, {c.ngram_rows:,} rows of {c.ngram_dim} each",
+        "ngrams": f"n-grams of {lengths} bytes, {c.ngram_rows:,} rows of {c.ngram_dim}",
         "local_in": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
         "router": f"{c.router}, {c.latent_capacity_factor:.0%} of the bytes",
         "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",

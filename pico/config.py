@@ -139,7 +139,7 @@ PRESETS: dict[str, dict] = {
         dim=128, att_q_heads=4, att_kv_heads=2, mlp_ratio=1.0, fb_num_blocks=2,
         fb_att_window_size=32, latent_num_blocks=6, latent_att_window_size=256,
     ),
-    # about 10M besides the tables
+    # about 10M besides the table
     "s": dict(dim=372, latent_num_blocks=8, fb_att_window_size=32),
     # about 85M
     "m": dict(
@@ -188,7 +188,7 @@ class TrainConfig(Config):
     learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.7, description="share of n-gram lookups left out when a text shorter than their tables is read again"
+        0.7, description="share of n-gram lookups left out when a text shorter than their table is read again"
     )
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -125,7 +125,7 @@ class Training:
         if source:
             self.restore(source)
         self.position = self.batches.state_dict()
-        # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
+        # A text of fewer bytes than the n-gram table has numbers is learned by heart when it is read again.
         numbers = math.prod(self.model.ngrams.table.weight.shape) if self.model.ngrams else 0
         self.short = getattr(self.documents, "bytes", math.inf) < numbers
         self.total_steps = runs.step_limit(config, self.batches.chunks_per_epoch)

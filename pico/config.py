@@ -188,7 +188,7 @@ class TrainConfig(Config):
     learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.7, description="share of n-gram lookups left out when a text shorter than their table is read again"
+        0.7, description="share of n-gram lookups left out when a short text is read again"
     )
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

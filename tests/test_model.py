@@ -41,9 +41,11 @@ def test_no_output_depends_on_a_later_byte(router, disable_latent):
 
 
 @pytest.mark.parametrize("bias", [0.0, 3.0])
-def test_the_threshold_router_is_causal_in_training_too(bias):
-    """With a buffer that later bytes find full (bias 3) as without."""
-    model = tiny("threshold").train()
+@pytest.mark.parametrize("router", ["threshold", "topk"])
+def test_causal_routers_are_causal_in_training_too(router, bias):
+    """With a buffer that later bytes find full (bias 3) as without. `topk` is in the last part of training."""
+    model = tiny(router).train()
+    model.router.causal = router == "topk"
     model.router.bias.data.fill_(bias)
     with torch.no_grad():
         out = model(changed_at_every_position(random_tokens(60)))

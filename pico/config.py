@@ -15,7 +15,6 @@ class PicoError(Exception):
 
 RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]
-NGRAM_LENGTHS = 2, 3, 4, 6, 8, 11, 16  # each about sqrt(2) times the one before: neighbours say much the same
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -54,10 +53,10 @@ class ModelConfig(Config):
     att_q_heads: Count = Field(9, description="query heads H")
     att_kv_heads: Count = Field(3, description="key/value heads, divides the query heads")
     ngram_max: Annotated[int, Field(ge=0, le=16)] = Field(
-        8, description="longest n-gram looked up for every byte, of 2, 3, 4, 6, 8, 11 and 16 bytes; 0 is off"
+        6, description="longest n-gram looked up for every byte, from 2 bytes on; 0 is off"
     )
-    ngram_rows: Count = Field(81920, description="rows of the hash table that all n-grams share")
-    ngram_dim: Count = Field(64, description="width of an n-gram's embedding")
+    ngram_rows: Count = Field(32768, description="rows of the hash table of each n-gram length")
+    ngram_dim: Count = Field(32, description="width of an n-gram's embedding")
     qk_norm: bool = Field(True, description="normalise queries and keys")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
     chained_heads: bool = Field(True, description="show heads the bytes drafted before theirs")
@@ -77,19 +76,14 @@ class ModelConfig(Config):
         return max(8, 8 * round(self.dim / self.att_q_heads / 8))
 
     @property
-    def ngram_lengths(self) -> list[int]:
-        """Of the n-grams looked up, in bytes."""
-        return [n for n in NGRAM_LENGTHS if n <= self.ngram_max]
-
-    @property
     def ngram_orders(self) -> int:
-        """How many n-gram lengths there are."""
-        return len(self.ngram_lengths)
+        """How many n-gram lengths there are, 2 to ngram_max."""
+        return max(0, self.ngram_max - 1)
 
     @property
     def history(self) -> int:
         """How many bytes before the current one the embedding and the router read (at least 1)."""
-        return max([1, *(n - 1 for n in self.ngram_lengths)])
+        return max(1, self.ngram_max - 1)
 
     @property
     def drafts(self) -> int:
@@ -139,7 +133,7 @@ PRESETS: dict[str, dict] = {
         dim=128, att_q_heads=4, att_kv_heads=2, mlp_ratio=1.0, fb_num_blocks=2,
         fb_att_window_size=32, latent_num_blocks=6, latent_att_window_size=256,
     ),
-    # about 10M besides the table
+    # about 10M besides the tables
     "s": dict(dim=372, latent_num_blocks=8, fb_att_window_size=32),
     # about 85M
     "m": dict(
@@ -188,7 +182,7 @@ class TrainConfig(Config):
     learning_rate: Positive = Field(1e-2, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
     ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.7, description="share of n-gram lookups left out when a short text is read again"
+        0.7, description="share of n-gram lookups left out when a text shorter than their tables is read again"
     )
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -70,17 +70,17 @@ def norm(x: Tensor) -> Tensor:
 
 
 class NGrams(nn.Module):
-    """Embeddings of the n-grams that end with a byte, from a hashed table; see pico/ngrams.py."""
+    """Embeddings of the n-grams that end with a byte, from hashed tables; see pico/ngrams.py."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.lengths, self.rows = config.ngram_lengths, config.ngram_rows
+        self.longest, self.rows = config.ngram_max, config.ngram_rows
         self.dropout = 0.0  # share of the lookups that training leaves out; see TrainConfig.ngram_dropout
-        self.table = nn.Embedding(config.ngram_rows, config.ngram_dim)
+        self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
     def forward(self, tokens: Tensor, before: list[Tensor], dtype: torch.dtype) -> Tensor:
-        rows = torch.stack(keys(tokens, before, self.lengths, self.rows), dim=-1)  # (B, T, orders)
+        rows = torch.stack(keys(tokens, before, self.longest, self.rows), dim=-1)  # (B, T, orders)
         found = self.table(rows)  # (B, T, orders, width)
         if self.training and self.dropout:
             found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
@@ -159,15 +159,13 @@ class Pico(nn.Module):
         self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
         chained = config.next_tokens - 1 if config.chained_heads else 0
         self.chain = nn.ModuleList(Linear(config.dim, config.dim) for _ in range(chained))
-        # share of the later heads' gradient that the stream gets; training lets it fade
-        self.register_buffer("lookahead", torch.ones(()), persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
         """Normal everywhere, standard deviation by role:
 
         embedding         0.5        the stream starts at about the scale that the blocks add
-        n-gram table      0          what was never seen adds nothing
+        n-gram tables     0          what was never seen adds nothing
         heads, router     0.02       the first guess is uniform, the first gate one half
         out, down         0          every block starts as the identity
         other Linears     1/sqrt(n)  n inputs: unit variance in, unit variance out
@@ -245,19 +243,15 @@ class Pico(nn.Module):
     def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """What each head reads in training: N of (B, T, D).
 
-        Looking ahead helps the stream early and costs it later, so training lets `lookahead` fall from 1 to 0 with the
-        learning rate; the heads themselves learn to the end.
-
         Every second position shows head k the embedding of the byte before the one it predicts, as drafting does
         (Hydra, arXiv 2402.05109). The others do not, so that the stream still learns to see several bytes ahead: with
         all of them shown, head 0 loses 0.03 bits per byte (RESULTS.md).
         """
-        later = torch.lerp(x.detach(), x, self.lookahead.to(x.dtype))  # x itself, but for the gradient
         if not self.chain:
-            return [x] + [later] * (self.config.next_tokens - 1)
+            return [x] * self.config.next_tokens
         shown = torch.arange(x.shape[1], device=x.device)[:, None] % 2
         ahead = [F.pad(embedding[:, k:], (0, 0, 0, k)) for k in range(1, self.config.next_tokens)]
-        return [x, *(self.chained(later, e * shown, k) for k, e in enumerate(ahead, start=1))]
+        return [x, *(self.chained(x, e * shown, k) for k, e in enumerate(ahead, start=1))]
 
     def chained(self, x: Tensor, embedding: Tensor, head: int) -> Tensor:
         """What head `head` > 0 reads: the stream, and the embedding of the byte before the one that it predicts."""
@@ -291,7 +285,7 @@ class Pico(nn.Module):
         self.router.update()
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """All but the n-gram table, of which a step touches some thousand rows."""
+        """All but the n-gram tables, of which a step touches some thousand rows."""
         return [p for name, p in self.named_parameters() if not name.startswith("ngrams.table")]
 
     def parts(self) -> dict[str, int]:

@@ -1,9 +1,8 @@
 """Hashed byte n-gram embeddings: what the last few bytes are, looked up instead of computed.
 
 BLT (arXiv 2412.09871, section 3.2.1) adds to every byte's embedding those of the n-grams that end there. There are too
-many n-grams for a table of all, so each is hashed to a row, and n-grams that share a row share its vector. All lengths
-share one table: there are few pairs and many long n-grams, and none need be told its share. A lookup costs no matmul
-however large the table is, which suits a small model: it spells by memory and thinks about the rest.
+many n-grams for a table of all, so each is hashed to a row, and n-grams that share a row share its vector. A lookup
+costs no matmul however large the tables are, which suits a small model: it spells by memory and thinks about the rest.
 """
 
 from torch import Tensor
@@ -13,22 +12,20 @@ from pico.vocab import BOS
 MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
 
 
-def keys(tokens, before, lengths: list[int], rows: int) -> list:
-    """The row in the table of the n-gram of each length, in rising order from 2 on, that ends with `tokens`.
+def keys(tokens, before, longest: int, rows: int) -> list:
+    """The row in the stacked tables of each n-gram of 2 to `longest` bytes that ends with `tokens`.
 
-    before: what stood 1, 2, ... bytes earlier, as far as the longest reaches. Tensors of one shape, or plain integers:
-    generation hashes a byte at a time. An n-gram does not reach over the start of its document: whatever is before a
-    BOS counts as BOS.
+    before: what stood 1, 2, ... longest - 1 bytes earlier. Tensors of one shape, or plain integers: generation hashes a
+    byte at a time. An n-gram does not reach over the start of its document: whatever is before a BOS counts as BOS.
     """
     hashed, found = tokens, []
     newest = tokens
-    for length, byte in enumerate(before[: lengths[-1] - 1], start=2):
+    for byte in before[: longest - 1]:
         if isinstance(byte, Tensor):
             newest = byte.where(newest != BOS, BOS)
         else:
             newest = byte if newest != BOS else BOS
         hashed = (hashed * MULTIPLIER + newest + 1) & MASK
-        if length in lengths:
-            mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
-            found.append((mixed ^ (mixed >> 17)) % rows)
+        mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
+        found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
     return found

@@ -6,7 +6,7 @@ from torch import Tensor
 from pico.config import TrainConfig
 from pico.soap import SOAP
 
-TABLE_RATE = 8.0  # of the n-gram table, over that of the rest
+TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
 
 
 def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
@@ -21,14 +21,14 @@ def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: floa
 def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """SOAP or AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
-    No weight decay on norms, biases and the router. The n-gram table has an Adagrad that steps only the rows
+    No weight decay on norms, biases and the router. The n-gram tables have an Adagrad that steps only the rows
     that were looked up, at a rate of its own. A group's `rate` is what its learning rate is multiplied by.
     """
     rate, decay = config.learning_rate, config.weight_decay
     named = list(model.named_parameters())
-    table = [p for name, p in named if name.startswith("ngrams.table")]
+    tables = [p for name, p in named if name.startswith("ngrams.table")]
     named = [(name, p) for name, p in named if not name.startswith("ngrams.table")]
-    lookups = [RowAdagrad([{"params": table, "rate": TABLE_RATE}], rate)] if table else []
+    lookups = [RowAdagrad([{"params": tables, "rate": TABLE_RATE}], rate)] if tables else []
     plain = [p for name, p in named if p.ndim < 2 or name.startswith("router")]
     wide = [p for name, p in named if p.ndim > 1 and name.startswith(("embedding", "heads"))]
     blocks = [p for name, p in named if not any(p is other for other in plain + wide)]

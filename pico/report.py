@@ -201,10 +201,10 @@ def count(value: float, unit: str = "") -> str:
 
 def model_table(config: ModelConfig, facts: dict) -> Table:
     """Parts and cost of a model, for a person."""
-    c, stack, lengths = config, config.fb_num_blocks, ", ".join(map(str, config.ngram_lengths))
+    c, stack = config, config.fb_num_blocks
     what = {
         "embedding": f"bytes to {c.dim} channels",
-        "ngrams": f"n-grams of {lengths} bytes, {c.ngram_rows:,} rows of {c.ngram_dim}",
+        "ngrams": f"n-grams of 2 to {c.ngram_max} bytes, {c.ngram_rows:,} rows of {c.ngram_dim} each",
         "local_in": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
         "router": f"{c.router}, {c.latent_capacity_factor:.0%} of the bytes",
         "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",

@@ -32,7 +32,6 @@ from pico.state import rng_state, set_rng_state
 
 VALIDATION_BYTES = 100_000  # scored at each validation; `picolm.py eval` scores everything
 SAMPLE_BYTES = 256
-CAUSAL_FROM = 0.8  # of a run: from here on `topk` trains with the rule that it generates with
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
 LN2 = math.log(2)
 
@@ -126,10 +125,9 @@ class Training:
         if source:
             self.restore(source)
         self.position = self.batches.state_dict()
-        # The n-gram table learns a text by heart when it is read again, the more so the fewer bytes there are for each
-        # of its numbers. From the second epoch on this share of the lookups is left out.
+        # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
         numbers = math.prod(self.model.ngrams.table.weight.shape) if self.model.ngrams else 0
-        self.left_out = config.ngram_dropout * min(1.0, numbers / getattr(self.documents, "bytes", math.inf))
+        self.short = getattr(self.documents, "bytes", math.inf) < numbers
         self.total_steps = runs.step_limit(config, self.batches.chunks_per_epoch)
         on_main(self.write_record)
         if config.tracker != "none":
@@ -197,12 +195,10 @@ class Training:
         config, accelerator, began = self.config, self.accelerator, time.monotonic()
         length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
         rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
-        self.model.lookahead.fill_(1 - self.progress())
-        self.model.router.causal = self.progress() >= CAUSAL_FROM
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
             if self.model.ngrams:
-                self.model.ngrams.dropout = self.left_out if self.position["epoch"] > 0 else 0.0
+                self.model.ngrams.dropout = config.ngram_dropout * (self.short and self.position["epoch"] > 0)
             text += count
             tokens = tokens.to(accelerator.device, non_blocking=True)  # (B, T + N)
             with accelerator.accumulate(self.forward):

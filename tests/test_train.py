@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, load, preset
 from pico import train as module
-from pico.data import open_data
 from pico.machine import pick_dtype
 from pico.model import NGrams, Pico
 from pico.optimizers import build_optimizers, set_learning_rate
@@ -84,19 +83,6 @@ def assert_same_run(path, one, other):
     before, after = (checkpoint.read_state(checkpoint.newest(path / run)[0]) for run in (one, other))
     for name in ("step", "bytes", "best", "validation_bpb", "data"):
         assert before[name] == after[name], name
-
-
-def test_heads_look_ahead_less_and_less_and_the_end_of_a_run_routes_causally(path, data, monkeypatch):
-    seen, original = [], Pico.forward
-
-    def forward(self, tokens, targets=None, **options):
-        if targets is not None:
-            seen.append((self.router.causal, round(self.lookahead.item(), 3)))
-        return original(self, tokens, targets, **options)
-
-    monkeypatch.setattr(Pico, "forward", forward)
-    go(path, "r", data, config(max_steps=10))
-    assert seen == [(step >= 8, round(1 - step / 10, 3)) for step in range(10)]
 
 
 # --- resume is exact (law 5) ------------------------------------------------------------------------------------------
@@ -255,18 +241,6 @@ def steady(**changes):
     return config(ngram_dropout=0.0, **changes)
 
 
-def assert_alike(a, b):
-    """Lines of metrics of the same step, but for rounding.
-
-    It is felt: a row of the n-gram table makes a first step of full length whichever way its gradient is rounded, and
-    a score next to the threshold routes a byte or not.
-    """
-    assert a["bytes"] == b["bytes"] and a.keys() == b.keys()
-    for key in a.keys() - {"skipped"}:  # a mean of ratios, which depends on how the batch is cut
-        close = {"grad_norm": dict(rel_tol=1e-2), "routed": dict(abs_tol=2 / 128)}.get(key, dict(rel_tol=2e-3))
-        assert math.isclose(a[key], b[key], **close), (key, a, b)
-
-
 def test_two_processes_train_like_one(path, data):
     """Also: one process continues what two began."""
     go(path, "one", data, steady())
@@ -280,12 +254,13 @@ def test_two_processes_train_like_one(path, data):
         assert one[step]["bytes"] == two[step]["bytes"]
     eight = go(path, "eight", data, steady(max_steps=8))
     for a, b in zip(metrics(path, "eight"), two):
-        assert_alike(a, b)
-    assert math.isclose(eight.bpb, two[-1]["validation_bpb"], rel_tol=2e-3)
+        for key in ("loss", "train_bpb", "routed", "grad_norm"):
+            assert math.isclose(a[key], b[key], rel_tol=2e-4), (a, b)
+    assert math.isclose(eight.bpb, two[-1]["validation_bpb"], rel_tol=2e-4)
     go(path, "eight", data, steady(), resume=True)
     go(path, "two", data, steady(), resume=True)  # the split over processes may change
     for a, b in zip(metrics(path, "eight"), metrics(path, "two"), strict=True):
-        assert_alike(a, b)
+        assert math.isclose(a["loss"], b["loss"], rel_tol=5e-4), (a, b)
 
 
 def shapes(folder):
@@ -315,7 +290,12 @@ def test_two_sharded_processes_train_like_one(path, data):
         go(path, f"{kind}-back", data, long[kind], resume=True)
         for run in ("back", "forth", "on"):
             for a, b in zip(metrics(path, f"{kind}-one"), metrics(path, f"{kind}-{run}"), strict=True):
-                assert_alike(a, b)
+                assert a["bytes"] == b["bytes"] and a.keys() == b.keys()
+                for key in a.keys() - {"skipped"}:  # a mean of ratios, which depends on how the batch is cut
+                    close = (
+                        3e-3 if key == "grad_norm" else 5e-4
+                    )  # a row's first step is of full length, however rounded
+                    assert math.isclose(a[key], b[key], rel_tol=close), (run, key, a, b)
             one, other = (path / f"{kind}-{r}" / "00000012" for r in ("one", run))  # the same names, shapes and order
             assert checkpoint.read_state(one)["optimizer"] == checkpoint.read_state(other)["optimizer"]
             assert shapes(one) == shapes(other)
@@ -325,14 +305,16 @@ def test_accumulated_batches_train_like_one_batch(path, data):
     go(path, "one", data, steady())
     go(path, "two", data, steady(batch_size=2, grad_accumulation_steps=2))
     for a, b in zip(metrics(path, "one"), metrics(path, "two"), strict=True):
-        assert_alike(a, b)
+        assert a["bytes"] == b["bytes"]
+        for key in ("loss", "train_bpb", "routed"):
+            assert math.isclose(a[key], b[key], rel_tol=2e-4), (a, b)
     go(path, "three", data, steady(max_steps=8))
     go(path, "three", data, steady(batch_size=1, grad_accumulation_steps=4), resume=True)  # so may this split
 
 
-@pytest.mark.parametrize("rows", [1000, 16])
-def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, path, data, monkeypatch):
-    """By as much as there are numbers in the n-gram table for each byte, up to one."""
+@pytest.mark.parametrize("rows,expected", [(256, {0: 0.0, 1: 0.7}), (16, {0: 0.0, 1: 0.0})])
+def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, expected, path, data, monkeypatch):
+    """Short: of fewer bytes than the n-gram tables have numbers."""
     forward, step, used, seen = NGrams.forward, Training.optimizer_step, [], {}
     monkeypatch.setattr(NGrams, "forward", lambda self, *args: used.append(self.dropout) or forward(self, *args))
 
@@ -344,8 +326,7 @@ def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, path, data, 
 
     monkeypatch.setattr(Training, "optimizer_step", watched)
     go(checkpoint.create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
-    text = open_data(data, 0)[0].bytes
-    assert seen == {0: {0.0}, 1: {0.7 * min(1.0, 4 * rows / text)}}
+    assert seen == {epoch: {share} for epoch, share in expected.items()}
 
 
 def test_epochs_and_steps_whichever_ends_first(path, data):

@@ -1,8 +1,38 @@
-"""Same results on every machine: one thread, and hypothesis examples that do not change from run to run."""
+"""Same results on every machine: one thread, and hypothesis examples that do not change from run to run.
 
+Also what test_train.py, test_resume.py and test_parallel.py start from: a model and a text.
+"""
+
+import json
+
+import pytest
 import torch
 from hypothesis import settings
+from training import SMALL
+
+from pico import DataConfig, checkpoint, preset
+from pico import train as module
 
 torch.set_num_threads(1)
 settings.register_profile("pico", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("pico")
+
+
+@pytest.fixture
+def short_samples(monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 8)
+    monkeypatch.setattr(module, "plot_losses", lambda *_: None)  # its own test is elsewhere; one of ours undoes this
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A corpus of 30 documents; 12 steps of 4 x 32 bytes read it about once and a half."""
+    file = tmp_path / "data.jsonl"
+    lines = [{"text": f"{i} cats sat on {i * 7 % 13} mats, purring."} for i in range(30)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return DataConfig(dataset=str(file), validation_size=0.1)
+
+
+@pytest.fixture
+def path(tmp_path, short_samples):
+    return checkpoint.create(tmp_path / "m", preset("tiny", **SMALL))

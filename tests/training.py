@@ -1,0 +1,87 @@
+"""Small trainings, in this process or in others, and what is compared of them. Fixtures are in conftest.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from pico import TrainConfig, checkpoint, load
+from pico.train import train
+
+ROOT = Path(__file__).parents[1]
+SMALL = dict(
+    dim=16, next_tokens=2, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
+    latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=256, ngram_dim=4,
+)  # fmt: skip
+QUICK = dict(
+    context_len=32, batch_size=4, max_steps=12, warmup_steps=4, checkpoint_interval=4, validation_interval=6,
+    sample_interval=8, precision="fp32", keep_last=2,
+)  # fmt: skip
+
+
+def config(**changes):
+    return TrainConfig(**{**QUICK, **changes})
+
+
+def go(path, run, data, settings=None, **options):
+    return train(path, run, data, settings or config(), quiet=True, device="cpu", **options)
+
+
+def metrics(path, run):
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (path / run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "kB_per_s")} for line in lines]
+
+
+def weights(path, run, step=-1):
+    return load(path, run, step).state_dict()
+
+
+def assert_same_run(path, one, other):
+    assert metrics(path, one) == metrics(path, other)
+    before, after = weights(path, one), weights(path, other)
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+    before, after = (checkpoint.read_state(checkpoint.newest(path / run)[0]) for run in (one, other))
+    for name in ("step", "bytes", "best", "validation_bpb", "data"):
+        assert before[name] == after[name], name
+
+
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from pico import DataConfig, TrainConfig, checkpoint
+from pico import train as module
+module.SAMPLE_BYTES = 8
+module.plot_losses = lambda *_: None
+path, dataset, jobs, kill = json.loads(sys.argv[1])
+if kill:
+    original = checkpoint.save_file
+    def save_file(tensors, file):
+        original(tensors, file)
+        if file.parent.name == kill and file.name == checkpoint.WEIGHTS:
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save_file = save_file
+data = DataConfig(dataset=dataset, validation_size=0.1)
+destroy = torch.distributed.destroy_process_group
+torch.distributed.destroy_process_group = lambda *_: None  # several jobs share it: a second may hang in its making
+for run, settings, options in jobs:
+    module.train(path, run, data, TrainConfig(**settings), quiet=True, **options)
+if torch.distributed.is_initialized():
+    destroy()  # its threads must end before the interpreter does, which aborts otherwise, now and then
+"""
+
+
+def script(path, data, *jobs, launch=(), kill=None):
+    """Trainings, each (run, settings, options of train), in a process of their own, or in several."""
+    jobs = [(run, settings.model_dump(), options) for run, settings, options in jobs]
+    arguments = json.dumps([str(path), data.dataset, jobs, kill])
+    file = path / "train_script.py"
+    file.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, str(file), arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path, timeout=400)

@@ -159,6 +159,8 @@ class Pico(nn.Module):
         self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
         chained = config.next_tokens - 1 if config.chained_heads else 0
         self.chain = nn.ModuleList(Linear(config.dim, config.dim) for _ in range(chained))
+        # share of the later heads' gradient that the stream gets; training lets it fade
+        self.register_buffer("lookahead", torch.ones(()), persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -243,15 +245,19 @@ class Pico(nn.Module):
     def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """What each head reads in training: N of (B, T, D).
 
+        Looking ahead helps the stream early and costs it later, so training lets `lookahead` fall from 1 to 0 with the
+        learning rate; the heads themselves learn to the end.
+
         Every second position shows head k the embedding of the byte before the one it predicts, as drafting does
         (Hydra, arXiv 2402.05109). The others do not, so that the stream still learns to see several bytes ahead: with
         all of them shown, head 0 loses 0.03 bits per byte (RESULTS.md).
         """
+        later = torch.lerp(x.detach(), x, self.lookahead.to(x.dtype))  # x itself, but for the gradient
         if not self.chain:
-            return [x] * self.config.next_tokens
+            return [x] + [later] * (self.config.next_tokens - 1)
         shown = torch.arange(x.shape[1], device=x.device)[:, None] % 2
         ahead = [F.pad(embedding[:, k:], (0, 0, 0, k)) for k in range(1, self.config.next_tokens)]
-        return [x, *(self.chained(x, e * shown, k) for k, e in enumerate(ahead, start=1))]
+        return [x, *(self.chained(later, e * shown, k) for k, e in enumerate(ahead, start=1))]
 
     def chained(self, x: Tensor, embedding: Tensor, head: int) -> Tensor:
         """What head `head` > 0 reads: the stream, and the embedding of the byte before the one that it predicts."""

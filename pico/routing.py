@@ -1,7 +1,8 @@
 """Routers: which bytes go through the latent blocks.
 
 Mixture-of-Depths (arXiv 2404.02258) picks the top-k bytes of a training chunk, which sees the future: `topk` learns
-beside it a causal rule, score > 0, for evaluation and generation. `threshold` uses one causal rule everywhere:
+beside it a causal rule, score > 0, for evaluation and generation, and the last part of training uses that rule, so that
+the model is used to it. `threshold` uses one causal rule everywhere:
 score > tau, with tau steered so that the wanted fraction is routed. The fixed rules are the honest comparisons.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pico.config import ModelConfig
 
-SLACK = 1.25  # room in the training buffer of `threshold`, over the wanted fraction
+SLACK = 1.25  # room in the training buffer of a causal rule, over the wanted fraction
 
 
 class Routing(NamedTuple):
@@ -79,6 +80,7 @@ class Router(nn.Module):
         super().__init__()
         self.rule = config.router
         self.capacity = config.latent_capacity_factor
+        self.causal = False  # `topk` trains with the rule of generation; the last part of a run sets it
         self.weight = nn.Parameter(torch.empty(1, config.dim))
         self.bias = nn.Parameter(torch.zeros(1))
         self.register_buffer("threshold", torch.zeros(()))  # tau, moved by `update`, only for `threshold`
@@ -97,10 +99,8 @@ class Router(nn.Module):
         """
         score = self.score(x)
         length = x.shape[1]
-        if self.rule == "topk" and self.training:
-            count = max(1, round(length * self.capacity))
-            index = score.topk(count, dim=1).indices.sort(dim=1).values
-            routed = torch.zeros_like(score, dtype=torch.bool).scatter_(1, index, True)
+        if self.rule == "topk" and self.training and not self.causal:
+            routed, index = self.best(score)
             return Routing(score, routed, index, torch.ones_like(index, dtype=torch.bool), routed)
         wanted = self.wanted(score, tokens, previous, positions)
         if self.rule == "none":
@@ -112,13 +112,19 @@ class Router(nn.Module):
                 ])  # fmt: skip
         if exact:
             slots = fullest(wanted)
-        elif self.rule == "threshold":
+        elif self.rule in ("topk", "threshold"):
             slots = min(length, max(1, int(length * self.capacity * SLACK)))
         else:
             slots = max(1, int(wanted.sum(1).max()))
         index, valid = pack(wanted, slots)
         routed = torch.zeros_like(wanted).scatter_(1, index, valid) if slots < length else wanted
         return Routing(score, routed, index, valid, wanted)
+
+    def best(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixture-of-Depths' choice by score (B, T): routed (B, T), and its positions in order, index (B, M)."""
+        count = max(1, round(score.shape[1] * self.capacity))
+        index = score.topk(count, dim=1).indices.sort(dim=1).values
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, index, True), index
 
     def wanted(self, score, tokens, previous, positions) -> Tensor:
         match self.rule:
@@ -146,7 +152,8 @@ class Router(nn.Module):
         """
         if self.rule != "topk":
             return routing.score.new_zeros(())
-        return F.binary_cross_entropy_with_logits(self.score(x.detach()), routing.routed.float())
+        chosen = self.best(routing.score)[0] if self.causal else routing.routed
+        return F.binary_cross_entropy_with_logits(self.score(x.detach()), chosen.float())
 
     @torch.no_grad()
     def update(self) -> None:

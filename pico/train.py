@@ -32,6 +32,7 @@ from pico.state import rng_state, set_rng_state
 
 VALIDATION_BYTES = 100_000  # scored at each validation; `picolm.py eval` scores everything
 SAMPLE_BYTES = 256
+CAUSAL_FROM = 0.8  # of a run: from here on `topk` trains with the rule that it generates with
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
 LN2 = math.log(2)
 
@@ -195,6 +196,8 @@ class Training:
         config, accelerator, began = self.config, self.accelerator, time.monotonic()
         length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
         rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
+        self.model.lookahead.fill_(1 - self.progress())
+        self.model.router.causal = self.progress() >= CAUSAL_FROM
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
             if self.model.ngrams:

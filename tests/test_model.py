@@ -41,9 +41,11 @@ def test_no_output_depends_on_a_later_byte(router, disable_latent):
 
 
 @pytest.mark.parametrize("bias", [0.0, 3.0])
-def test_the_threshold_router_is_causal_in_training_too(bias):
-    """With a buffer that later bytes find full (bias 3) as without."""
-    model = tiny("threshold").train()
+@pytest.mark.parametrize("router", ["threshold", "topk"])
+def test_causal_routers_are_causal_in_training_too(router, bias):
+    """With a buffer that later bytes find full (bias 3) as without. `topk` is in the last part of training."""
+    model = tiny(router).train()
+    model.router.causal = router == "topk"
     model.router.bias.data.fill_(bias)
     with torch.no_grad():
         out = model(changed_at_every_position(random_tokens(60)))
@@ -134,6 +136,28 @@ def test_the_router_loss_does_not_touch_the_trunk():
     model(tokens[:, :40], targets=tokens[:, 1:44]).router_loss.backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {"router.weight", "router.bias"}
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_lookahead_scales_what_later_heads_teach_the_stream(chained):
+    """By a quarter in the trunk, and not at all in the heads, whose own gradient stays whole."""
+    model, tokens = tiny(chained_heads=chained).train(), random_tokens(2, 44)
+    trunk, own = model.local_in[0].mlp.down.weight, model.heads.weight
+
+    def gradients(lookahead, targets):
+        model.lookahead.fill_(lookahead)
+        return torch.autograd.grad(model(tokens[:, :40], targets=targets).loss, (trunk, own))
+
+    first = torch.full((2, 43), -100)  # of head 0 alone: a text of one byte more, seen from its last but one
+    first[:, 0] = tokens[:, 1]
+    alone = [gradients(share, first) for share in (1.0, 0.25)]
+    torch.testing.assert_close(*alone)
+    later = torch.full((2, 43), -100)  # targets that only heads 1 to 3 reach
+    later[:, -1] = tokens[:, -1]
+    whole, quarter = (gradients(share, later) for share in (1.0, 0.25))
+    torch.testing.assert_close(quarter[0], whole[0] / 4, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(quarter[1], whole[1])
+    assert whole[0].any() and whole[1].any()
 
 
 def test_disable_latent_leaves_the_latent_blocks_out():

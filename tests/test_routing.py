@@ -173,6 +173,19 @@ def test_topk_loss_is_bce_of_the_causal_rule_on_logits():
     assert torch.isfinite(router.loss(x, routing))
 
 
+def test_the_last_part_of_training_routes_causally_and_still_learns_the_best():
+    tokens, x = random_tokens(2, 40), torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(3))
+    router, best = route("topk", tokens, exact=False, x=x)
+    router.causal = True
+    routing = router(x, tokens, tokens, tokens, exact=False)
+    slots = int(40 * 0.5 * SLACK)
+    for row in range(2):
+        positive = (routing.score[row] > 0).nonzero().flatten()
+        assert routing.routed[row].nonzero().flatten().tolist() == positive[:slots].tolist()
+    assert not torch.equal(routing.routed, best.routed)
+    torch.testing.assert_close(router.loss(x, routing), router.loss(x, best))
+
+
 def test_no_router_loss_for_other_rules():
     for rule in ROUTERS:
         if rule != "topk":

@@ -17,6 +17,19 @@ from pico.optimizers import build_optimizers, set_learning_rate
 from pico.train import Training, train
 
 
+def test_heads_look_ahead_less_and_less_and_the_end_of_a_run_routes_causally(path, data, monkeypatch):
+    seen, original = [], Pico.forward
+
+    def forward(self, tokens, targets=None, **options):
+        if targets is not None:
+            seen.append((self.router.causal, round(self.lookahead.item(), 3)))
+        return original(self, tokens, targets, **options)
+
+    monkeypatch.setattr(Pico, "forward", forward)
+    go(path, "r", data, config(max_steps=10))
+    assert seen == [(step >= 8, round(1 - step / 10, 3)) for step in range(10)]
+
+
 @pytest.mark.parametrize("rows,expected", [(256, {0: 0.0, 1: 0.7}), (16, {0: 0.0, 1: 0.0})])
 def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, expected, path, data, monkeypatch):
     """Short: of fewer bytes than the n-gram tables have numbers."""

@@ -32,6 +32,7 @@ BLOCK = 4096  # bytes: what is resampled where there are too few documents
 FEW = 30  # documents
 EXAMPLES, EXAMPLE_BYTES = 4, 5000  # documents of the page, and their bytes in all
 FIRST_POSITIONS, FIRST_DISTANCES = 16, 32  # the first bin holds what is below, each further one twice as much
+KINDS = "word_start", "word_end", "after_word", "spacelike"  # first and last byte of a word, the byte after it
 
 
 class Tally:
@@ -102,12 +103,10 @@ def edges(k: int, first: int) -> tuple[int, int]:
 class Routed:
     """Which bytes were routed, over all documents: gaps, kinds of bytes, surprisal. BOS is left out throughout."""
 
-    KINDS = ("word_start", "word_end", "spacelike")
-
     def __init__(self):
         self.bytes = self.routed = 0
         self.gaps = np.zeros(1, np.int64)  # [g] how often the next routed byte came g bytes later
-        self.kind = np.zeros((2, len(self.KINDS)))  # bytes of each kind, and those of them that were routed
+        self.kind = np.zeros((2, len(KINDS)))  # bytes of each kind, and those of them that were routed
         self.surprisal = np.zeros((2, 3))  # own, next byte's; bits over all bytes, over routed ones, routed ones
 
     def add(self, trace: Trace) -> None:
@@ -138,7 +137,7 @@ class Routed:
             "chance_cv": (1 - rate) ** 0.5,  # of a geometric distribution; every k-th byte: 0
             "histogram": (self.gaps[1:65] / total).tolist(),  # share of gaps of 1, 2 ... 64 bytes
         }
-        for i, name in enumerate(self.KINDS):
+        for i, name in enumerate(KINDS):
             there, both = self.kind[:, i]
             base = there / self.bytes
             out[name] = {
@@ -161,15 +160,16 @@ def agreement(precision: float, recall: float) -> dict:
     }
 
 
-def kinds(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which bytes begin a word, which follow one (the `space` router's choice), which are spacelike: (n,) bool each.
+def kinds(data: bytes) -> np.ndarray:
+    """Which bytes are of each of KINDS: (4, n) bool.
 
     A word is a run of ASCII letters, digits and bytes from 128 up; spacelike is SpaceByte's rule (arXiv 2404.14408).
     """
     ids = np.frombuffer(data, np.uint8).astype(np.int64)
     space = spacelike(torch.from_numpy(ids)).numpy()
     word = ~space | (ids >= 128)
-    return word & ~np.append(False, word[:-1]), space & ~np.append(True, space[:-1]), space
+    begins, ends = word & ~np.append(False, word[:-1]), word & ~np.append(word[1:], False)
+    return np.stack([begins, ends, space & ~np.append(True, space[:-1]), space])
 
 
 # --- the same model, routed another way -------------------------------------------------------------------------------

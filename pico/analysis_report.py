@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from pico.analysis import KINDS
 from pico.evaluate import Trace
 from pico.page import Plot, document, write_html
 
@@ -14,6 +15,7 @@ NAMES = {
     "topk_sees_the_future": "top-k (sees future)",
     "word_start": "word starts",
     "word_end": "word ends",
+    "after_word": "bytes after words",
     "spacelike": "spacelike",
 }
 
@@ -61,7 +63,7 @@ def report_table(report: dict) -> Table:
     if "gaps" in routing:
         gaps = routing["gaps"]
         row("  gap", f"{gaps['mean']:.2f}", f"bytes; CV {gaps['cv']:.2f}, by chance {gaps['chance_cv']:.2f}")
-        for kind in ("word_start", "word_end", "spacelike"):
+        for kind in KINDS:
             found, chance = routing[kind], routing[kind]["chance"]
             pairs = (f"{m} {found[m]:.2f} (chance {chance[m]:.2f})" for m in ("precision", "recall"))
             note = f"F1 (chance {chance['f1']:.2f}), {', '.join(pairs)}"
@@ -123,7 +125,7 @@ def _routing_rows(routing: dict) -> dict:
         gaps, surprisal = routing["gaps"], routing["surprisal_enrichment"]
         rows["mean gap, bytes"] = f"{gaps['mean']:.2f}"
         rows["CV of the gaps (chance)"] = f"{gaps['cv']:.2f} ({gaps['chance_cv']:.2f})"
-        for kind in ("word_start", "word_end", "spacelike"):
+        for kind in KINDS:
             found, chance = routing[kind], routing[kind]["chance"]
             for measure in ("precision", "recall"):
                 rows[f"{NAMES[kind]}, {measure} (chance)"] = f"{found[measure]:.2f} ({chance[measure]:.2f})"
@@ -179,7 +181,7 @@ def plots(report: dict) -> list[Plot]:
         }
         made.append(Plot("Gaps between routed bytes", "bytes to the next one", lines))
         bars = {}
-        for kind in ("word_start", "word_end", "spacelike"):
+        for kind in KINDS:
             bars[NAMES[kind]] = report["routing"][kind]["f1"]
             bars[f"{NAMES[kind]}, chance"] = report["routing"][kind]["chance"]["f1"]
         made.append(Plot("What is routed: F1 against kinds of bytes", bars=bars))

@@ -8,7 +8,7 @@ import torch
 from helpers import tiny
 
 from pico import PicoError, analysis, checkpoint
-from pico.analysis import Routed, Tally, analyse, bins, edges, evaluate_run, kinds, rerouted
+from pico.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds, rerouted
 from pico.analysis_report import report_table, write_page
 from pico.config import DataConfig, TrainConfig
 from pico.data import story_documents
@@ -54,16 +54,18 @@ def test_bins_double_and_edges_name_what_they_hold():
 
 
 def test_kinds_of_bytes():
-    start, end, space = kinds(TEXT)
+    start, end, after, space = kinds(TEXT)
     marked = "".join(("^" if s else "") + chr(b) for s, b in zip(start, TEXT))
     assert marked.startswith("^The ^cat ^sat, ^quietly, ^on ^2 ^mats. ^It ^didn'^t ^mind ^the ^na")
-    assert start.sum() == len(TEXT.replace(b"'", b" ").replace(b"--", b"").split())
+    marked = "".join(chr(b) + ("$" if e else "") for e, b in zip(end, TEXT))
+    assert marked.startswith("The$ cat$ sat$, quietly$, on$ 2$ mats$. It$ didn$'t$ mind$ the$ na")
+    assert start.sum() == end.sum() == len(TEXT.replace(b"'", b" ").replace(b"--", b"").split())
     assert [i for i in np.flatnonzero(space) if TEXT[i : i + 1].isalnum()] == []
     rule = Router.wanted
     tokens = torch.tensor([list(TEXT)])
     previous = torch.cat([torch.tensor([[BOS]]), tokens[:, :-1]], 1)
     router = type("Space", (), {"rule": "space"})()
-    assert rule(router, None, tokens, previous, None)[0].tolist() == end.tolist()
+    assert rule(router, None, tokens, previous, None)[0].tolist() == after.tolist()
 
 
 def test_gaps_kinds_and_surprisal_of_a_trace_made_by_hand():
@@ -78,6 +80,7 @@ def test_gaps_kinds_and_surprisal_of_a_trace_made_by_hand():
     assert found["gaps"]["cv"] == pytest.approx(0.5 / 1.5)
     assert found["spacelike"]["precision"] == pytest.approx(1 / 3) and found["spacelike"]["recall"] == 1
     assert found["spacelike"]["f1"] == pytest.approx(0.5)
+    assert found["word_end"]["recall"] == 1 and found["after_word"]["recall"] == 1
     assert found["word_start"]["recall"] == 0 and found["word_start"]["base_rate"] == pytest.approx(2 / 5)
     mean = (9 + 1 + 2 + 4 + 8) / 5
     assert found["surprisal_enrichment"]["own_byte"] == pytest.approx((1 + 2 + 8) / 3 / mean)
@@ -90,7 +93,7 @@ def test_a_coin_gets_what_chance_promises():
         data = (TEXT * 20)[: random.integers(500, 1500)]
         seen.add(trace(data, random.random(len(data) + 1) < rate, random.exponential(size=len(data) + 1)))
     found = seen.report(rate)
-    for kind in Routed.KINDS:
+    for kind in KINDS:
         for measure in ("precision", "recall", "f1"):
             assert found[kind][measure] == pytest.approx(found[kind]["chance"][measure], abs=0.02)
     assert found["gaps"]["cv"] == pytest.approx(found["gaps"]["chance_cv"], abs=0.02)

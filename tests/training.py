@@ -67,12 +67,12 @@ if kill:
             os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.save_file = save_file
 data = DataConfig(dataset=dataset, validation_size=0.1)
-destroy = torch.distributed.destroy_process_group
 torch.distributed.destroy_process_group = lambda *_: None  # several jobs share it: a second may hang in its making
 for run, settings, options in jobs:
     module.train(path, run, data, TrainConfig(**settings), quiet=True, **options)
 if torch.distributed.is_initialized():
-    destroy()  # its threads must end before the interpreter does, which aborts otherwise, now and then
+    torch.distributed.barrier()
+    os._exit(0)  # all is written; the threads of the group abort the interpreter as it ends, now and then
 """
 
 

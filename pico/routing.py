@@ -2,8 +2,8 @@
 
 Mixture-of-Depths (arXiv 2404.02258) picks the top-k bytes of a training chunk, which sees the future: `topk` learns
 beside it a causal rule, score > 0, for evaluation and generation, and the last part of training uses that rule, so that
-the model is used to it. `threshold` uses one causal rule everywhere:
-score > tau, with tau steered so that the wanted fraction is routed. The fixed rules are the honest comparisons.
+the model is used to it. `threshold` uses one causal rule everywhere: score > tau, with tau steered so that the wanted
+fraction is routed. The fixed rules are the honest comparisons.
 """
 
 from typing import NamedTuple

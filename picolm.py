@@ -296,7 +296,8 @@ def compare(
 ):
     """Train several designs on one budget, several seeds each, and write one table and one plot.
 
-    Stopped at any time, the same command goes on where it was.
+    Stopped at any time, the same command goes on where it was. Started several times, once per core or GPU, it shares
+    the work: each process trains what no other does, and all end with the same table.
     """
     from pico.compare import compare as start
     from pico.compare import read_experiment

@@ -104,8 +104,8 @@ def read_record(run: Path) -> dict:
 
 
 def write_json(file: Path, value) -> None:
-    """Writes a JSON file, synced, in one step: a reader sees the old file or the new one."""
-    beside = file.with_name(f".{file.name}.tmp")
+    """Writes a JSON file, synced, in one step: a reader sees the old file or the new one, whoever else writes it."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with open(beside, "w") as stream:
         stream.write(json.dumps(value, indent=2) + "\n")
         stream.flush()
@@ -113,9 +113,13 @@ def write_json(file: Path, value) -> None:
     beside.replace(file)
 
 
+class Locked(PicoError):
+    """Another live training holds the run folder."""
+
+
 @contextmanager
 def lock(run: Path):
-    """Keeps a run folder (made if missing) for one live training. Raises PicoError if another one holds it."""
+    """Keeps a run folder (made if missing) for one live training. Raises Locked if another one holds it."""
     run.mkdir(parents=True, exist_ok=True)
     with open(run / ".lock", "a+") as file:
         if fcntl:
@@ -123,7 +127,7 @@ def lock(run: Path):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                raise PicoError(
+                raise Locked(
                     f"{run} is locked by a live training (process {file.read().strip() or 'unknown'}): "
                     "wait for it, stop it, or choose another run name"
                 ) from None

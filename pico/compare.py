@@ -3,14 +3,17 @@
     python picolm.py compare benchmarks/routers.json --dataset my-text.jsonl
 
 Every run is an ordinary run folder made by pico/train.py, so a comparison that was stopped goes on where it was, and
-any of its models can be sampled. All are scored on the same validation text, causally, at their last step; no
-checkpoint is picked by it. Differences to the first configuration are tested seed by seed (paired t test), so that
+any of its models can be sampled. The same command started once per core or GPU shares the work: each process takes
+what no other is training. All are scored on the same validation text, causally, at their last step; no checkpoint is
+picked by it. Differences to the first configuration are tested seed by seed (paired t test), so that
 what all seeds share cancels. With several configurations, expect one in twenty to reach p < 0.05 by chance.
 """
 
 import json
 import math
 import re
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +34,7 @@ from pico.statistics import bootstrap, paired_test, summary
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes")  # of TrainConfig: not a configuration's to set
 CHECKS = 10  # validations on the way, where the number of steps is known
 NEVER = 10**9
+WAIT = 5  # seconds between looks at a run that another process is training
 
 
 class Budget(Config):
@@ -168,7 +172,9 @@ def compare(
     if not len(validation):
         raise PicoError(f"'{data.dataset}' has no validation text to compare on: give a validation_size in data")
     failed: dict[str, str] = {}
-    for number, (configuration, seed) in enumerate(plan, start=1):
+    queue, elsewhere = deque(enumerate(plan, start=1)), set()
+    while queue:
+        number, (configuration, seed) = turn = queue.popleft()
         path, run = folder / configuration.name, f"seed-{seed}"
         settings, head = experiment.settings(configuration, seed), f"[{number}/{len(plan)}] {configuration.name} {run}"
         if not (path / "model.json").exists():
@@ -182,6 +188,13 @@ def compare(
                     return {}, stopped
             found = scored(experiment, path, run, settings, validation, device)
             say(f"{head}: {found['bits_per_byte']:.4f} bits per byte")
+        except checkpoint.Locked:  # it ends there, or is resumed here if that process dies
+            if number in elsewhere:
+                time.sleep(WAIT)
+            else:
+                say(f"{head}: another process is training it")
+                elsewhere.add(number)
+            queue.append(turn)
         except PicoError as error:
             say(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)

@@ -31,10 +31,10 @@ def on_main(function):
         try:
             outcome[0] = function()
         except PicoError as error:
-            outcome[1] = str(error)
+            outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise PicoError(outcome[1])
+        raise outcome[1]
     return outcome[0]
 
 

@@ -281,6 +281,20 @@ with checkpoint.lock(Path({str(tmp_path)!r}) / "r"):
         pass
 
 
+def test_two_processes_may_write_one_file(tmp_path):
+    """Two comparisons that share a folder: each write is whole, and neither takes the other's half-written file."""
+    code = f"""
+from pathlib import Path
+from pico.checkpoint import write_json
+for number in range(200):
+    write_json(Path({str(tmp_path)!r}) / "model.json", [number] * 99)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
+    assert json.loads((tmp_path / "model.json").read_text()) == [199] * 99
+    assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

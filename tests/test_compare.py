@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 
 import pytest
 
@@ -158,6 +159,31 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, values, monkeypat
     second = results["configurations"][1]
     assert list(second["runs"]) == [1] and second["against_first"]["p"] is None
     assert "failed: none/seed-0" in (tmp_path / "out/compare.md").read_text()
+
+
+def test_what_another_process_trains_is_left_to_it(tmp_path, values, monkeypatch):
+    """It holds the lock of the first run until the others are done, and a while longer; then it dies, untrained."""
+    plan, folder, calls, held = experiment(tmp_path, values), tmp_path / "out", [], ExitStack()
+    real = training.train
+    whole, _, _ = run(plan, tmp_path / "whole")
+    held.enter_context(checkpoint.lock(folder / "threshold/seed-0"))
+
+    def counted(path, name, *rest, **settings):
+        calls.append((path.name, name))
+        if len(calls) == 7:
+            held.close()
+        return real(path, name, *rest, **settings)
+
+    monkeypatch.setattr(training, "train", counted)
+    monkeypatch.setattr(module, "WAIT", 0)
+    results, stopped, said = run(plan, folder)
+    first, rest = ("threshold", "seed-0"), [("none", "seed-0"), ("threshold", "seed-1"), ("none", "seed-1")]
+    assert stopped == "finished" and calls == [first, *rest, first, first, first]
+    assert said.count("[1/4] threshold seed-0: another process is training it") == 1
+    assert not results["failed"]
+    for ours, theirs in zip(results["configurations"], whole["configurations"]):
+        for seed in (0, 1):
+            assert ours["runs"][seed]["bits_per_byte"] == theirs["runs"][seed]["bits_per_byte"]
 
 
 def test_runs_of_another_experiment_are_refused(tmp_path, values):

@@ -181,7 +181,8 @@ def compare(
             checkpoint.create(path, experiment.shape(configuration))
         try:
             if not finished(path / run, settings):
-                say(f"{head}: training")
+                if number not in elsewhere:
+                    say(f"{head}: training")
                 resume = (path / run / "train.json").exists()
                 stopped = train(path, run, data, settings, resume=resume, quiet=quiet, device=device).stopped
                 if stopped != "finished":

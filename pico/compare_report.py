@@ -7,7 +7,7 @@ from pico.report import GRID, INK, SOFT, count, spread
 
 COLOURS = ["#d9670a", "#2f6fd0", "#1a8f6a", "#9a4fc4", "#8a7a1f", "#c2385a", "#3aa6b9", "#6b6b6b", "#7fae2e"]
 COSTS = {"flops": "training FLOPs", "seconds": "seconds of training", "bytes": "bytes of text read"}
-UNITS = {"flops": "FLOP", "minutes": "minutes", "bytes": "bytes of text", "steps": "optimizer steps"}
+UNITS = {"flops": "FLOP", "minutes": "min", "bytes": "bytes of text", "steps": "optimizer steps"}
 
 
 def write_report(results: dict, folder: Path) -> None:

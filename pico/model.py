@@ -69,13 +69,23 @@ def norm(x: Tensor) -> Tensor:
     return _RMSNorm.apply(x) if x.requires_grad and not x.is_cuda else F.rms_norm(x, x.shape[-1:])
 
 
+def thin(update: Tensor, share: float) -> Tensor:
+    """Dropout of what a block adds. One random byte a number: torch's own draws take a third of a step on a CPU."""
+    if not share:
+        return update
+    cut, count = round(256 * share), update.numel()
+    draws = torch.randint(-(2**63), 2**63 - 1, (-(-count // 8),), device=update.device)
+    kept = draws.view(torch.uint8)[:count].view(update.shape) >= cut
+    return update * (kept.to(update.dtype) * (256 / (256 - cut)))
+
+
 class NGrams(nn.Module):
     """Embeddings of the n-grams that end with a byte, from hashed tables; see pico/ngrams.py."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.longest, self.rows = config.ngram_max, config.ngram_rows
-        self.dropout = 0.0  # share of the lookups that training leaves out; see TrainConfig.ngram_dropout
+        self.dropout = 0.0  # share of the lookups that training leaves out
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
@@ -130,6 +140,7 @@ class Block(nn.Module):
         self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if skip else None
         self.attention = Attention(config, window)
         self.mlp = SwiGLU(config)
+        self.dropout = 0.0  # share of what it adds that training leaves out
 
     def forward(
         self, x: Tensor, backend: str, ring: Ring | None = None, layer: int = 0, embedding: Tensor | None = None
@@ -137,8 +148,9 @@ class Block(nn.Module):
         if self.mix is not None:
             keep, add = self.mix.to(x.dtype)
             x = keep * x + add * embedding
-        x = x + self.attention(norm(x), backend, ring, layer)
-        return x + self.mlp(norm(x))
+        share = self.dropout if self.training else 0.0
+        x = x + thin(self.attention(norm(x), backend, ring, layer), share)
+        return x + thin(self.mlp(norm(x)), share)
 
 
 class Pico(nn.Module):
@@ -285,6 +297,13 @@ class Pico(nn.Module):
         for layer, block in enumerate(self.latent):
             y = block(y, backend, ring, layer)
         return scatter(x, chosen, y, routing, backend)
+
+    def drop(self, lookups: float, updates: float) -> None:
+        """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
+        for block in (*self.local_in, *self.latent, *self.local_out):
+            block.dropout = updates
+        if self.ngrams:
+            self.ngrams.dropout = lookups
 
     def update_router(self) -> None:
         """Call after every optimizer step: moves the threshold to keep the routed fraction."""

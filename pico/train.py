@@ -200,8 +200,8 @@ class Training:
         self.model.router.causal = self.progress() >= CAUSAL_FROM
         for _ in range(config.grad_accumulation_steps):
             tokens, count, self.position = next(prefetch)
-            if self.model.ngrams:
-                self.model.ngrams.dropout = config.ngram_dropout * (self.short and self.position["epoch"] > 0)
+            again = self.short and self.position["epoch"] > 0
+            self.model.drop(config.ngram_dropout * again, config.dropout * again)
             text += count
             tokens = tokens.to(accelerator.device, non_blocking=True)  # (B, T + N)
             with accelerator.accumulate(self.forward):

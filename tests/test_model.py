@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pico.model
 from pico.config import PicoError, preset
-from pico.model import Pico, flops_per_byte, norm
+from pico.model import Pico, flops_per_byte, norm, thin
 from pico.vocab import BOS, EOS, VOCABULARY
 
 # Law 1: causality
@@ -158,6 +158,38 @@ def test_lookahead_scales_what_later_heads_teach_the_stream(chained):
     torch.testing.assert_close(quarter[0], whole[0] / 4, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(quarter[1], whole[1])
     assert whole[0].any() and whole[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(50, 6, 40), (3, 7, 5)])  # a multiple of eight numbers, and not
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(shape, dtype):
+    update, share = torch.rand(shape, dtype=dtype) + 0.5, 0.25
+    rounds = torch.stack([thin(update, share) for _ in range(200)])
+    left_out = rounds == 0
+    torch.testing.assert_close(rounds[~left_out], (update / 0.75).expand_as(rounds)[~left_out])
+    assert abs(left_out.float().mean() - share) < 0.01
+    assert (left_out.float().mean(0) - share).abs().max() < 0.17  # at every place, five standard deviations
+    assert thin(update, 0.0) is update
+
+
+def test_dropout_is_for_training_alone_and_reaches_every_block():
+    model, tokens = tiny("all"), random_tokens(2, 20)
+    full = model(tokens).stream
+    model.drop(0.0, 0.5)
+    torch.testing.assert_close(model(tokens).stream, full, atol=0, rtol=0)
+    x = torch.randn(2, 20, model.config.dim)
+    for block in (*model.local_in, *model.latent, *model.local_out):
+        block.mix = None
+        block.eval()
+        whole = block(x, "dense")
+        attended = x + block.attention(norm(x), "dense", None, 0)
+        block.train()
+        torch.manual_seed(1)
+        dropped = block(x, "dense")
+        torch.manual_seed(1)
+        stream = x + thin(attended - x, 0.5)
+        torch.testing.assert_close(dropped, stream + thin(block.mlp(norm(stream)), 0.5))
+        assert (dropped - whole).abs().max() > 0.1
 
 
 def test_disable_latent_leaves_the_latent_blocks_out():

@@ -22,7 +22,7 @@ def two_processes(*kind):
 
 def steady(**changes):
     """Without dropout, whose draws depend on how a batch is split."""
-    return config(ngram_dropout=0.0, **changes)
+    return config(ngram_dropout=0.0, dropout=0.0, **changes)
 
 
 def test_two_processes_train_like_one(path, data):

@@ -12,7 +12,7 @@ from training import SMALL, assert_same_run, config, go, metrics, weights
 
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, preset
 from pico import train as module
-from pico.model import NGrams, Pico
+from pico.model import Pico
 from pico.optimizers import build_optimizers, set_learning_rate
 from pico.train import Training, train
 
@@ -30,11 +30,11 @@ def test_heads_look_ahead_less_and_less_and_the_end_of_a_run_routes_causally(pat
     assert seen == [(step >= 8, round(1 - step / 10, 3)) for step in range(10)]
 
 
-@pytest.mark.parametrize("rows,expected", [(256, {0: 0.0, 1: 0.7}), (16, {0: 0.0, 1: 0.0})])
-def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, expected, path, data, monkeypatch):
+@pytest.mark.parametrize("rows,again", [(256, (0.7, 0.1)), (16, (0.0, 0.0))])
+def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, data, monkeypatch):
     """Short: of fewer bytes than the n-gram tables have numbers."""
-    forward, step, used, seen = NGrams.forward, Training.optimizer_step, [], {}
-    monkeypatch.setattr(NGrams, "forward", lambda self, *args: used.append(self.dropout) or forward(self, *args))
+    drop, step, used, seen = Pico.drop, Training.optimizer_step, [], {}
+    monkeypatch.setattr(Pico, "drop", lambda self, *shares: used.append(shares) or drop(self, *shares))
 
     def watched(self, prefetch):
         used.clear()
@@ -44,7 +44,7 @@ def test_lookups_are_left_out_when_a_short_text_is_read_again(rows, expected, pa
 
     monkeypatch.setattr(Training, "optimizer_step", watched)
     go(checkpoint.create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
-    assert seen == {epoch: {share} for epoch, share in expected.items()}
+    assert seen == {0: {(0.0, 0.0)}, 1: {again}}
 
 
 def test_epochs_and_steps_whichever_ends_first(path, data):

@@ -46,7 +46,8 @@ TRAINING = options(
     {
         "Length": "epochs max_steps max_minutes",
         "Batch": "context_len batch_size grad_accumulation_steps seed",
-        "Optimizer": "optimizer learning_rate warmup_steps weight_decay ngram_dropout gradient_clip router_loss_weight",
+        "Optimizer": "optimizer learning_rate warmup_steps weight_decay ngram_dropout dropout gradient_clip "
+        "router_loss_weight",
         "Checkpoints and what is shown": "checkpoint_interval keep_last validation_interval sample_interval tracker "
         "tracker_project_name",
         "Machine": "precision attention_backend compile",

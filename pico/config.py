@@ -185,7 +185,7 @@ class TrainConfig(Config):
         0.7, description="share of n-gram lookups left out when a text shorter than their tables is read again"
     )
     dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        0.1, description="share of what each block adds left out at that time"
+        0.1, description="share of what each block adds, left out in the same case"
     )
     gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

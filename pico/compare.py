@@ -5,8 +5,8 @@
 Every run is an ordinary run folder made by pico/train.py, so a comparison that was stopped goes on where it was, and
 any of its models can be sampled. The same command started once per core or GPU shares the work: each process takes
 what no other is training. All are scored on the same validation text, causally, at their last step; no checkpoint is
-picked by it. Differences to the first configuration are tested seed by seed (paired t test), so that
-what all seeds share cancels. With several configurations, expect one in twenty to reach p < 0.05 by chance.
+picked by it. Differences to the first configuration are tested seed by seed (paired t test), so that what all seeds
+share cancels. With several configurations, expect one in twenty to reach p < 0.05 by chance.
 """
 
 import json

@@ -33,8 +33,14 @@ def test_heads_look_ahead_less_and_less_and_the_end_of_a_run_routes_causally(pat
 @pytest.mark.parametrize("rows,again", [(256, (0.7, 0.1)), (16, (0.0, 0.0))])
 def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, data, monkeypatch):
     """Short: of fewer bytes than the n-gram tables have numbers."""
-    drop, step, used, seen = Pico.drop, Training.optimizer_step, [], {}
-    monkeypatch.setattr(Pico, "drop", lambda self, *shares: used.append(shares) or drop(self, *shares))
+    forward, step, used, seen = Pico.forward, Training.optimizer_step, [], {}
+
+    def noted(self, *args, **options):
+        if self.training:
+            used.append((self.ngrams.dropout, *{block.dropout for block in (*self.local_in, *self.latent)}))
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(Pico, "forward", noted)
 
     def watched(self, prefetch):
         used.clear()

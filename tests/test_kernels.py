@@ -35,6 +35,7 @@ def run_tests(file, **variables):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_kernels_under_the_interpreter():
     run_tests("kernel_checks.py", TRITON_INTERPRET="1")
 
@@ -47,6 +48,7 @@ def test_kernels_on_the_gpu():
 
 @needs_triton
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton's compiler for NVIDIA comes with its Linux wheel")
+@pytest.mark.slow
 def test_kernels_compile_without_a_gpu():
     run_tests("kernel_build.py")
 

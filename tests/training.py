@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import pico.train
 from pico import TrainConfig, checkpoint, load
 from pico.train import train
 
@@ -50,15 +51,31 @@ def assert_same_run(path, one, other):
         assert before[name] == after[name], name
 
 
+def compute_in_double(setattr) -> None:
+    """From now on what says fp32 means fp64, by monkeypatch.setattr or the built-in.
+
+    Two ways of adding up the same gradient differ by rounding alone, which an optimizer may enlarge (SOAP's bases of a
+    gradient without full rank are arbitrary where it vanishes). In fp64 what remains is 1e-12 on every CPU, so a
+    tolerance of 1e-9 finds any real difference.
+    """
+    setattr(torch, "float32", torch.float64)
+    setattr(torch.Tensor, "float", torch.Tensor.double)
+    setattr(pico.train, "generate", lambda *_, **__: [])  # numpy, in fp32
+    torch.set_default_dtype(torch.float64)
+
+
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
+from training import compute_in_double
 from pico import DataConfig, TrainConfig, checkpoint
 from pico import train as module
 module.SAMPLE_BYTES = 8
 module.plot_losses = lambda *_: None
-path, dataset, jobs, kill = json.loads(sys.argv[1])
+path, dataset, jobs, kill, double = json.loads(sys.argv[1])
+if double:
+    compute_in_double(setattr)
 if kill:
     original = checkpoint.save_file
     def save_file(tensors, file):
@@ -76,12 +93,20 @@ if torch.distributed.is_initialized():
 """
 
 
-def script(path, data, *jobs, launch=(), kill=None):
-    """Trainings, each (run, settings, options of train), in a process of their own, or in several."""
+def script(path, data, *jobs, launch=(), kill=None, double=False):
+    """Trainings, each (run, settings, options of train), in a process of their own, or in several.
+
+    double: in fp64.
+    """
     jobs = [(run, settings.model_dump(), options) for run, settings, options in jobs]
-    arguments = json.dumps([str(path), data.dataset, jobs, kill])
+    arguments = json.dumps([str(path), data.dataset, jobs, kill, double])
     file = path / "train_script.py"
     file.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
     command = [sys.executable, *launch, str(file), arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path, timeout=400)

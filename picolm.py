@@ -117,7 +117,7 @@ def init(
 ):
     """Make a model: write its shape to PATH/model.json, and show its size and cost."""
     config = preset(preset_name, **model)
-    from pico.checkpoint import create
+    from pico.folder import create
     from pico.report import model_facts, model_table
 
     facts = model_facts(config)
@@ -147,7 +147,7 @@ def train(
     With --resume, settings that are not given are those of the run.
     """
     if resume:
-        from pico.checkpoint import read_record
+        from pico.folder import read_record
 
         before = read_record(path / run)
         training, data = {**before.get("train", {}), **training}, {**before.get("data", {}), **data}
@@ -334,11 +334,11 @@ def export(
 @app.command(rich_help_panel=LOOK)
 def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     """Size and cost of a model, and its runs."""
-    from pico import checkpoint
+    from pico.folder import read_config, run_folder, runs
     from pico.report import model_facts, model_table, run_facts, runs_table
 
-    config = checkpoint.read_config(path)
-    names = [checkpoint.run_folder(path, run).name] if run else checkpoint.runs(path)
+    config = read_config(path)
+    names = [run_folder(path, run).name] if run else runs(path)
     facts = {**model_facts(config), "config": config.model_dump(), "runs": [run_facts(path, name) for name in names]}
     if as_json:
         print(json.dumps(facts))

@@ -18,6 +18,7 @@ from pico.config import DataConfig, PicoError, TrainConfig
 from pico.data import open_data, open_evaluation
 from pico.documents import Documents
 from pico.evaluate import Score, Trace, traces
+from pico.folder import read_record, run_folder
 from pico.machine import pick_device
 from pico.routing import spacelike
 from pico.statistics import bootstrap
@@ -325,8 +326,8 @@ def evaluate_run(
 
     context_len: that of the training unless given. full: yardsticks as well, whose history is the run's training text.
     """
-    folder = checkpoint.run_folder(path, run)
-    record = checkpoint.read_record(folder)
+    folder = run_folder(path, run)
+    record = read_record(folder)
     given = {} if context_len is None else {"context_len": context_len}
     training = TrainConfig.build(**record.get("train", {}) | given)
     model = checkpoint.load(path, folder.name, step, device=pick_device(device))

@@ -1,7 +1,5 @@
-"""The run folder: model.json, checkpoints that are there whole or not at all, and the way back to a model.
+"""Checkpoints: there whole or not at all, verified, and the way back to a model.
 
-    models/my-model/model.json                 ModelConfig
-    models/my-model/my-run/train.json          how the run was started
     models/my-model/my-run/00001000/           model.safetensors, optimizer.safetensors, state.json
 
 A checkpoint is written in a hidden folder beside its place, synced to disk, then renamed. state.json holds the SHA-256
@@ -15,11 +13,9 @@ JSON and safetensors: nothing in a checkpoint can execute.
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,122 +23,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pico.config import ModelConfig, PicoError
+from pico.files import sync
+from pico.files import write_json as write_json
+from pico.folder import Locked as Locked
+from pico.folder import checkpoints, differences, read_config, run_folder
+from pico.folder import create as create
+from pico.folder import lock as lock
+from pico.folder import read_record as read_record
+from pico.folder import runs as runs
 from pico.state import pack, unpack
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; a run folder is not guarded there
-    fcntl = None
-
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-
-
-# --- the model folder -------------------------------------------------------------------------------------------------
-
-
-def create(path: str | Path, config: ModelConfig) -> Path:
-    """Writes path/model.json. Raises PicoError where there is a model already."""
-    path = Path(path)
-    if (path / "model.json").exists():
-        raise PicoError(f"{path}/model.json already exists: choose another path, or remove that folder first")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "model.json", config.model_dump())
-    except OSError as error:
-        raise PicoError(f"cannot write {path}/model.json: {error.strerror}; choose another path") from None
-    return path
-
-
-def read_config(path: str | Path) -> ModelConfig:
-    """The ModelConfig of a model folder. Raises PicoError: no such model, broken JSON, unknown keys, bad values."""
-    path = Path(path)
-    file = path / "model.json"
-    if not file.is_file():
-        nearby = sorted(str(p.parent) for p in path.parent.glob("*/model.json"))
-        have = f"there are {', '.join(nearby)}" if nearby else f"{path.parent} holds no model"
-        raise PicoError(f"no model at {path} ({have}); make one with: python picolm.py init {path}")
-    try:
-        values = json.loads(file.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise PicoError(f"{file} cannot be read as JSON ({error}): mend it, or make a new model") from None
-    try:
-        return ModelConfig.build(**values)
-    except PicoError as error:
-        raise PicoError(f"{file}: {error}") from None
-
-
-def runs(path: str | Path) -> list[str]:
-    """Names of the runs of a model: its folders that hold a train.json or a checkpoint."""
-    folders = [p for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(p.name for p in folders if (p / "train.json").exists() or checkpoints(p))
-
-
-def run_folder(path: str | Path, run: str = "") -> Path:
-    """The folder of an existing run; without a name, the model's only run. PicoError lists the runs there are."""
-    read_config(path)
-    have = runs(path)
-    if not run and len(have) == 1:
-        run = have[0]
-    if run and (Path(path) / run).is_dir():
-        return Path(path) / run
-    wrong = f"no run '{run}' in {path}" if run else f"which run of {path}?"
-    if have:
-        raise PicoError(f"{wrong} (there are: {', '.join(have)})")
-    raise PicoError(f"{wrong}: it has no runs; start one with: python picolm.py train {path} {run or 'my-run'} stories")
-
-
-def read_record(run: Path) -> dict:
-    """train.json of a run, {} if it has none. Raises PicoError if it cannot be read."""
-    try:
-        return json.loads((run / "train.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise PicoError(f"{run}/train.json cannot be read as JSON ({error}): mend it from another run's") from None
-
-
-def write_json(file: Path, value) -> None:
-    """Writes a JSON file, synced, in one step: a reader sees the old file or the new one, whoever else writes it."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with open(beside, "w") as stream:
-        stream.write(json.dumps(value, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
-
-
-class Locked(PicoError):
-    """Another live training holds the run folder."""
-
-
-@contextmanager
-def lock(run: Path):
-    """Keeps a run folder (made if missing) for one live training. Raises Locked if another one holds it."""
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "a+") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise Locked(
-                    f"{run} is locked by a live training (process {file.read().strip() or 'unknown'}): "
-                    "wait for it, stop it, or choose another run name"
-                ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first, valid or not."""
-    return sorted(p for p in Path(run).iterdir() if p.is_dir() and re.fullmatch(r"\d{8}", p.name))
 
 
 def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
@@ -164,12 +55,12 @@ def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
         write_state(beside, record, (WEIGHTS, OPTIMIZER))
         for file in beside.iterdir():
             file.chmod((beside / STATE).stat().st_mode)  # safetensors makes its files private
-            _sync(file)
-        _sync(beside)
+            sync(file)
+        sync(beside)
         if target.exists():  # only a broken one: a valid one is never written twice
             shutil.rmtree(target)
         beside.rename(target)
-        _sync(run)
+        sync(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         full = getattr(error, "errno", 0) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
@@ -275,16 +166,6 @@ def saved_config(path: str | Path, folder: Path) -> ModelConfig:
     return config
 
 
-def differences(before, after, ignore=(), only=None) -> str:
-    """'dim 128 -> 64; ...': fields in which two configs differ, or ''."""
-    before, after = before.model_dump(), after.model_dump()
-    return "; ".join(
-        f"{key} {before.get(key)} -> {after.get(key)}"
-        for key in only or {**before, **after}
-        if key not in ignore and before.get(key) != after.get(key)
-    )
-
-
 def load_weights(model, folder: Path) -> None:
     """Copies a checkpoint's weights into the model. Raises PicoError when names or shapes do not match."""
     weights, own = load_file(folder / WEIGHTS), model.state_dict()
@@ -341,14 +222,3 @@ def _checksum(record: dict) -> str:
     """SHA-256 of a state.json record without its own checksum, in canonical form."""
     content = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """fsync of a file or, where the system knows such a thing, of a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,9 +26,12 @@ from pico.analysis import Tally
 from pico.config import Config, Count, DataConfig, ModelConfig, PicoError, Positive, TrainConfig, preset
 from pico.data import open_data
 from pico.evaluate import traces
+from pico.files import write_json
+from pico.folder import Locked, create, differences, read_config, read_record
 from pico.machine import pick_device
+from pico.metrics import read_metrics
 from pico.model import flops_per_byte
-from pico.report import model_facts, read_metrics
+from pico.report import model_facts
 from pico.statistics import bootstrap, paired_test, summary
 
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes")  # of TrainConfig: not a configuration's to set
@@ -178,7 +181,7 @@ def compare(
         path, run = folder / configuration.name, f"seed-{seed}"
         settings, head = experiment.settings(configuration, seed), f"[{number}/{len(plan)}] {configuration.name} {run}"
         if not (path / "model.json").exists():
-            checkpoint.create(path, experiment.shape(configuration))
+            create(path, experiment.shape(configuration))
         try:
             if not finished(path / run, settings):
                 if number not in elsewhere:
@@ -189,7 +192,7 @@ def compare(
                     return {}, stopped
             found = scored(experiment, path, run, settings, validation, device)
             say(f"{head}: {found['bits_per_byte']:.4f} bits per byte")
-        except checkpoint.Locked:  # it ends there, or is resumed here if that process dies
+        except Locked:  # it ends there, or is resumed here if that process dies
             if number in elsewhere:
                 time.sleep(WAIT)
             else:
@@ -209,12 +212,12 @@ def check_folder(experiment: Experiment, configuration: Configuration, seed: int
     path, run = folder / configuration.name, folder / configuration.name / f"seed-{seed}"
     changed = ""
     if (path / "model.json").exists():
-        changed = checkpoint.differences(checkpoint.read_config(path), experiment.shape(configuration))
-    record = checkpoint.read_record(run)
+        changed = differences(read_config(path), experiment.shape(configuration))
+    record = read_record(run)
     if record and not changed:
         before = TrainConfig.build(**record["train"])
-        changed = checkpoint.differences(before, experiment.settings(configuration, seed))
-        changed = changed or checkpoint.differences(DataConfig.build(**record["data"]), experiment.data_config())
+        changed = differences(before, experiment.settings(configuration, seed))
+        changed = changed or differences(DataConfig.build(**record["data"]), experiment.data_config())
     if changed:
         raise PicoError(f"{run} is of another experiment ({changed}): remove it, or give another --out")
 
@@ -253,7 +256,7 @@ def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, 
         "unit_bits": [round(x, 3) for x in bits.tolist()],  # of documents, or blocks where they are few
         "unit_bytes": sizes.tolist(),
     }
-    checkpoint.write_json(file, found)
+    write_json(file, found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pico import checkpoint
+from pico.files import write_json
 from pico.report import GRID, INK, SOFT, count, spread
 
 COLOURS = ["#d9670a", "#2f6fd0", "#1a8f6a", "#9a4fc4", "#8a7a1f", "#c2385a", "#3aa6b9", "#6b6b6b", "#7fae2e"]
@@ -11,7 +11,7 @@ UNITS = {"flops": "FLOP", "minutes": "min", "bytes": "bytes of text", "steps": "
 
 
 def write_report(results: dict, folder: Path) -> None:
-    checkpoint.write_json(folder / "compare.json", results)
+    write_json(folder / "compare.json", results)
     (folder / "compare.md").write_text(markdown(results), encoding="utf-8")
     plot(results, folder / "compare.png")
 

@@ -14,6 +14,7 @@ from pico.analysis import evaluate_run
 from pico.analysis_report import write_page
 from pico.config import DataConfig, TrainConfig, preset
 from pico.data import open_evaluation
+from pico.folder import create, read_config
 from pico.generate import generate
 from pico.report import marked, model_facts, model_table, routed_text, underscored
 from pico.train import train
@@ -38,8 +39,8 @@ def run_demo(path: Path, minutes: float) -> int:
 
     heading("The model")
     if not (path / "model.json").exists():
-        checkpoint.create(path, preset("tiny"))
-    config = checkpoint.read_config(path)
+        create(path, preset("tiny"))
+    config = read_config(path)
     talk.print(model_table(config, model_facts(config, training.context_len)))
 
     heading(f"Training for {minutes:g} minutes")

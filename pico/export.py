@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from pico import checkpoint
 from pico.config import PicoError
-from pico.report import read_metrics
+from pico.files import write_json
+from pico.folder import create, read_record, run_folder
+from pico.metrics import read_metrics
 
 
 def export(path: str | Path, run: str, target: str | Path, step: int | str = "best") -> Path:
@@ -19,11 +21,11 @@ def export(path: str | Path, run: str, target: str | Path, step: int | str = "be
     Weights are fp16. Of the metrics the validations stay, of the dataset's path its last part. Returns the checkpoint's
     folder. Raises PicoError where there is a model already, or no such run or checkpoint.
     """
-    folder, target = checkpoint.run_folder(path, run), Path(target)
+    folder, target = run_folder(path, run), Path(target)
     source = checkpoint.find(folder, step)
     state = checkpoint.read_state(source)
     config = checkpoint.saved_config(path, source)
-    record = checkpoint.read_record(folder)
+    record = read_record(folder)
     if record:
         record["data"]["dataset"] = Path(record["data"]["dataset"]).name
     lines = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
@@ -31,14 +33,14 @@ def export(path: str | Path, run: str, target: str | Path, step: int | str = "be
     if wrong := [name for name, x in weights.items() if not x.isfinite().all()]:
         raise PicoError(f"{source}: {', '.join(wrong[:3])} does not fit into fp16")
 
-    checkpoint.create(target, config)
+    create(target, config)
     made = target / folder.name / source.name
     made.mkdir(parents=True)
     save_file(weights, made / checkpoint.WEIGHTS)
     kept = {key: state[key] for key in ("step", "model", "seconds", "bytes", "best", "validation_bpb") if key in state}
     checkpoint.write_state(made, kept, [checkpoint.WEIGHTS])
     (made / checkpoint.WEIGHTS).chmod((made / checkpoint.STATE).stat().st_mode)  # safetensors makes its files private
-    checkpoint.write_json(made.parent / "train.json", record)
+    write_json(made.parent / "train.json", record)
     scored = [json.dumps(line) + "\n" for line in lines if line.get("validation_bpb") is not None]
     (made.parent / "metrics.jsonl").write_text("".join(scored))
     return made

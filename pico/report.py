@@ -4,7 +4,6 @@ from pico.report import plot_losses
 plot_losses("models/my-model/my-run/metrics.jsonl", "loss.png", floor=1.02)
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pico.config import ModelConfig, PicoError
+from pico.folder import checkpoints, run_folder
+from pico.metrics import read_metrics
 from pico.vocab import characters
 
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e6eaee"
@@ -20,17 +21,6 @@ WARM = ["#f3d9b8", "#f2b56b", "#ee8f30", "#e06c00"]  # router weight, from barel
 
 
 # --- the loss plot ----------------------------------------------------------------------------------------------------
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a line cut short by a crash is passed over."""
-    lines = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
 
 
 def smooth(values: list[float], window: float) -> list[float]:
@@ -176,10 +166,8 @@ def model_facts(config: ModelConfig, context_len: int = 512) -> dict:
 
 def run_facts(path: str | Path, run: str) -> dict:
     """What is known of a run without loading it: its checkpoints, best and last bpb, bytes seen, settings."""
-    from pico import checkpoint
-
-    folder = checkpoint.run_folder(path, run)
-    facts = {"run": folder.name, "checkpoints": [int(p.name) for p in checkpoint.checkpoints(folder)]}
+    folder = run_folder(path, run)
+    facts = {"run": folder.name, "checkpoints": [int(p.name) for p in checkpoints(folder)]}
     metrics = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
     scored = [line for line in metrics if line.get("validation_bpb") is not None]
     best = min(scored, key=lambda line: line["validation_bpb"], default={})

@@ -10,7 +10,8 @@ import torch
 
 from pico import checkpoint
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
-from pico.report import read_metrics
+from pico.folder import checkpoints, differences
+from pico.folder import runs as runs_of
 
 
 def check_new(folder: Path) -> None:
@@ -34,12 +35,12 @@ def check_resume(
     was = ModelConfig.build(**before["model"])
     if router is None:
         model = model.model_copy(update={"router": was.router})
-    changed = [checkpoint.differences(was, model)]
+    changed = [differences(was, model)]
     if before["fingerprint"] != fingerprint:
-        changed.append(checkpoint.differences(DataConfig.build(**before["data"]), data))
+        changed.append(differences(DataConfig.build(**before["data"]), data))
         changed.append(f"dataset fingerprint {before['fingerprint']} -> {fingerprint}")
     old = TrainConfig.build(**before["train"])
-    changed.append(checkpoint.differences(old, config, only=("optimizer", "seed", "context_len")))
+    changed.append(differences(old, config, only=("optimizer", "seed", "context_len")))
     chunks = [c.batch_size * c.grad_accumulation_steps for c in (old, config)]
     if chunks[0] != chunks[1]:
         changed.append(f"batch_size x grad_accumulation_steps {chunks[0]} -> {chunks[1]}")
@@ -77,23 +78,14 @@ def record(model: ModelConfig, data: DataConfig, config: TrainConfig, **more) ->
     }
 
 
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Keeps the lines of metrics.jsonl up to a step: what came after it will be trained, and logged, again."""
-    file, beside = folder / "metrics.jsonl", folder / ".metrics.tmp"
-    if file.exists():
-        lines = [line for line in read_metrics(file) if line["step"] <= step]
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        beside.replace(file)
-
-
 def find_base(path: str | Path, base: str) -> Path:
     """The checkpoint meant by --base-weights: the name of a run of this model, a run's folder, or a checkpoint's."""
     for folder in (Path(path) / base, Path(base)):
         if (folder / checkpoint.STATE).exists():
             return checkpoint.find(folder.parent, folder.name)
-        if folder.is_dir() and checkpoint.checkpoints(folder):
+        if folder.is_dir() and checkpoints(folder):
             return checkpoint.find(folder)
-    have = ", ".join(checkpoint.runs(path)) or "none"
+    have = ", ".join(runs_of(path)) or "none"
     raise PicoError(f"no weights at '{base}': expected a run of {path} ({have}), or the folder of a run or checkpoint")
 
 

@@ -21,8 +21,11 @@ from pico import checkpoint, parallel, runs
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
+from pico.files import write_json
+from pico.folder import lock, read_config, run_folder
 from pico.generate import generate
 from pico.machine import Prefetch, catch_signals, explained, keep_memory, make_accelerator, pick_dtype
+from pico.metrics import truncate_metrics
 from pico.model import Pico
 from pico.optimizers import set_learning_rate
 from pico.parallel import on_main, whole_model
@@ -54,7 +57,7 @@ def train(
     checkpoint's folder, or the name of a run of the same model); router: train with another one than model.json's.
     Raises PicoError for whatever the user can mend: an existing run, other data than the run's, out of memory, ...
     """
-    model_config = checkpoint.read_config(path)
+    model_config = read_config(path)
     if router:
         model_config = ModelConfig.build(**{**model_config.model_dump(), "router": router})
     accelerator = make_accelerator(config, Path(path) / run, device, model_config.router == "none")
@@ -91,8 +94,8 @@ class Training:
     def claim(self, resume: bool, stack: ExitStack) -> None:
         """Locks the run folder; raises PicoError if the run should exist and does not, or the other way round."""
         if resume:
-            checkpoint.run_folder(self.path, self.run_name)
-        stack.enter_context(checkpoint.lock(self.folder))
+            run_folder(self.path, self.run_name)
+        stack.enter_context(lock(self.folder))
         if not resume:
             runs.check_new(self.folder)
 
@@ -144,9 +147,9 @@ class Training:
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
         }
-        runs.truncate_metrics(self.folder, self.step)
+        truncate_metrics(self.folder, self.step)
         record = runs.record(self.model_config, self.data, self.config, **more)
-        checkpoint.write_json(self.folder / "train.json", record)
+        write_json(self.folder / "train.json", record)
 
     def restore(self, source: Path) -> None:
         """Everything but the weights, from a checkpoint."""

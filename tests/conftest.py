@@ -10,8 +10,9 @@ import torch
 from hypothesis import settings
 from training import SMALL
 
-from pico import DataConfig, checkpoint, preset
+from pico import DataConfig, preset
 from pico import train as module
+from pico.folder import create
 
 torch.set_num_threads(1)
 settings.register_profile("pico", deadline=None, derandomize=True, max_examples=20)
@@ -35,4 +36,4 @@ def data(tmp_path):
 
 @pytest.fixture
 def path(tmp_path, short_samples):
-    return checkpoint.create(tmp_path / "m", preset("tiny", **SMALL))
+    return create(tmp_path / "m", preset("tiny", **SMALL))

@@ -14,6 +14,8 @@ from pico.config import DataConfig, TrainConfig
 from pico.data import story_documents
 from pico.documents import Documents
 from pico.evaluate import Trace, score, traces
+from pico.files import write_json
+from pico.folder import create
 from pico.generate import generate
 from pico.routing import Router
 from pico.vocab import BOS, VOCABULARY
@@ -220,9 +222,9 @@ def test_one_long_document_is_resampled_by_blocks(model):
 def test_a_run_is_evaluated_with_yardsticks_and_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "training_text", lambda record, seed: b"Once upon a time " * 20)
     model = tiny()
-    path = checkpoint.create(tmp_path / "m", model.config)
+    path = create(tmp_path / "m", model.config)
     checkpoint.save(path / "r", 3, model, [], {"seconds": 1.0})
-    checkpoint.write_json(path / "r" / "train.json", {"train": TrainConfig(context_len=48).model_dump()})
+    write_json(path / "r" / "train.json", {"train": TrainConfig(context_len=48).model_dump()})
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"<b>{i} & {i * i}</b> cats"}) + "\n" for i in range(40)))
     data = DataConfig(dataset=str(texts))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pico import PicoError, load, preset
 from pico import checkpoint as ck
+from pico.folder import checkpoints, create, lock, read_config
 from pico.model import Pico
 from pico.state import pack, rng_state, set_rng_state, unpack
 
@@ -28,8 +29,8 @@ SMALL = dict(
 @pytest.fixture
 def saved(tmp_path):
     """A model folder with run `r` and checkpoints of steps 1, 2 and 3, each with weights of its own."""
-    path = ck.create(tmp_path / "m", preset("tiny", **SMALL))
-    config = ck.read_config(path)
+    path = create(tmp_path / "m", preset("tiny", **SMALL))
+    config = read_config(path)
     for step in (1, 2, 3):
         torch.manual_seed(step)
         ck.save(path / "r", step, Pico(config), {"momentum": torch.ones(step)}, {"best": {"step": 2}, "seconds": 0.1})
@@ -198,7 +199,7 @@ def test_load_warns_of_what_it_skips(saved):
 
 
 def test_running_needs_no_optimizer_state(saved):
-    for folder in ck.checkpoints(saved / "r"):
+    for folder in checkpoints(saved / "r"):
         (folder / "optimizer.safetensors").unlink()
     assert torch.equal(load(saved, "r").embedding.weight, embedding(3))
     assert ck.newest(saved / "r")[0] is None  # but resuming does
@@ -213,17 +214,17 @@ def test_a_half_written_checkpoint_does_not_count(saved):
 
 def test_prune_keeps_the_newest_and_the_best(saved):
     ck.prune(saved / "r", keep_last=1, best=1)
-    assert [p.name for p in ck.checkpoints(saved / "r")] == ["00000001", "00000003"]
+    assert [p.name for p in checkpoints(saved / "r")] == ["00000001", "00000003"]
 
 
-@pytest.mark.parametrize("place", ["save_file", "_sync", "write_text"])
+@pytest.mark.parametrize("place", ["save_file", "sync", "write_text"])
 def test_disk_full_keeps_the_previous_checkpoint(saved, monkeypatch, place):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((ck.Path, place) if place == "write_text" else (ck, place)), full)
     with pytest.raises(PicoError, match=r"the disk is full; .*00000003 stays usable"):
-        ck.save(saved / "r", 4, Pico(ck.read_config(saved)), [], {"best": None})
+        ck.save(saved / "r", 4, Pico(read_config(saved)), [], {"best": None})
     monkeypatch.undo()
     assert sorted(p.name for p in (saved / "r").iterdir()) == ["00000001", "00000002", "00000003"]
     assert ck.newest(saved / "r") == (saved / "r" / "00000003", [])
@@ -234,9 +235,10 @@ def test_a_write_that_really_fails_is_one_line(saved):
     code = f"""
 import resource, signal
 from pico import PicoError, checkpoint
+from pico.folder import read_config
 from pico.model import Pico
 from pathlib import Path
-model = Pico(checkpoint.read_config({str(saved)!r}))
+model = Pico(read_config({str(saved)!r}))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:
@@ -257,27 +259,27 @@ except PicoError as error:
 def test_a_run_folder_has_one_trainer(tmp_path):
     run = tmp_path / "m" / "r"
     locked = pytest.raises(PicoError, match=f"locked by a live training .process {os.getpid()}")
-    with ck.lock(run), locked, ck.lock(run):
+    with lock(run), locked, lock(run):
         pass
-    with ck.lock(run):  # free again
+    with lock(run):  # free again
         pass
 
 
 def test_a_killed_trainer_holds_no_lock(tmp_path):
     code = f"""
 from pathlib import Path
-from pico import checkpoint
-with checkpoint.lock(Path({str(tmp_path)!r}) / "r"):
+from pico.folder import lock
+with lock(Path({str(tmp_path)!r}) / "r"):
     print("held", flush=True)
     input()
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(PicoError, match=f"process {holder.pid}"), ck.lock(tmp_path / "r"):
+    with pytest.raises(PicoError, match=f"process {holder.pid}"), lock(tmp_path / "r"):
         pass
     holder.kill()
     holder.wait()
-    with ck.lock(tmp_path / "r"):
+    with lock(tmp_path / "r"):
         pass
 
 
@@ -285,7 +287,7 @@ def test_two_processes_may_write_one_file(tmp_path):
     """Two comparisons that share a folder: each write is whole, and neither takes the other's half-written file."""
     code = f"""
 from pathlib import Path
-from pico.checkpoint import write_json
+from pico.files import write_json
 for number in range(200):
     write_json(Path({str(tmp_path)!r}) / "model.json", [number] * 99)
 """
@@ -301,11 +303,11 @@ for number in range(200):
 def test_create_refuses_to_overwrite(saved):
     before = (saved / "model.json").read_text()
     with pytest.raises(PicoError, match="already exists"):
-        ck.create(saved, preset("xs"))
+        create(saved, preset("xs"))
     assert (saved / "model.json").read_text() == before
     (saved / "file").write_text("")
     with pytest.raises(PicoError, match="cannot write"):
-        ck.create(saved / "file" / "m", preset("xs"))
+        create(saved / "file" / "m", preset("xs"))
 
 
 @pytest.mark.parametrize(
@@ -338,13 +340,13 @@ def test_missing_model_and_run_say_what_there_is(saved):
     shutil.copytree(saved / "r", saved / "s")
     with pytest.raises(PicoError, match=r"which run .*there are: r, s"):
         load(saved)
-    empty = ck.create(saved.parent / "empty", preset("xs"))
+    empty = create(saved.parent / "empty", preset("xs"))
     with pytest.raises(PicoError, match=r"it has no runs; start one with: python picolm.py train"):
         load(empty, "r")
 
 
 def test_no_valid_checkpoint_names_each(saved):
-    for folder in ck.checkpoints(saved / "r"):
+    for folder in checkpoints(saved / "r"):
         flip(folder / "model.safetensors")
     with pytest.raises(PicoError, match=r"no valid checkpoint.*00000003.*00000002.*00000001"):
         load(saved, "r")

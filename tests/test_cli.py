@@ -12,8 +12,9 @@ import pytest
 import typer.main
 
 import picolm
-from pico import checkpoint, generate, load
+from pico import folder, generate, load
 from pico.config import DataConfig, ModelConfig, TrainConfig, preset
+from pico.folder import checkpoints, read_config, read_record
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = typer.main.get_command(picolm.app).commands
@@ -137,7 +138,7 @@ def test_a_typed_flag_beats_the_preset_even_with_its_own_default(cli, home):
     assert cli("init shape --preset s --dim 128").code == 0
     expected = preset("s", dim=128)
     assert expected != preset("s")
-    assert checkpoint.read_config(home / "shape") == expected
+    assert read_config(home / "shape") == expected
 
 
 def test_data_and_training_flags_arrive(cli, monkeypatch):
@@ -159,9 +160,9 @@ def test_data_and_training_flags_arrive(cli, monkeypatch):
 def test_resume_keeps_the_settings_of_the_run(cli, home):
     shown = cli("train model a text.txt --resume --max-steps 6")
     assert shown.code == 0, shown.err
-    training = checkpoint.read_record(home / "model" / "a")["train"]
+    training = read_record(home / "model" / "a")["train"]
     assert (training["context_len"], training["batch_size"], training["max_steps"]) == (32, 4, 6)
-    assert [int(p.name) for p in checkpoint.checkpoints(home / "model" / "a")][-1] == 6
+    assert [int(p.name) for p in checkpoints(home / "model" / "a")][-1] == 6
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     monkeypatch.setattr(data, "STORIES_PER_EPOCH", 20)
     monkeypatch.setattr(data, "VALIDATION_STORIES", 5)
     monkeypatch.setattr(demo, "SCORED", 1500)
-    monkeypatch.setattr(demo, "preset", lambda name: checkpoint.read_config(home / "model"))
+    monkeypatch.setattr(demo, "preset", lambda name: read_config(home / "model"))
     small = SimpleNamespace(build=lambda **values: TrainConfig(**values, batch_size=2, context_len=32))
     monkeypatch.setattr(demo, "TrainConfig", small)
     for run in ("run-1", "run-2"):  # a second demo adds a run
@@ -372,12 +373,12 @@ def test_interruption_is_code_130(cli, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "read_config", interrupted)
+    monkeypatch.setattr(folder, "read_config", interrupted)
     result = cli("info model")
     assert result.code == 130 and "Traceback" not in result.err
 
 
 def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
-    monkeypatch.setattr(checkpoint, "read_config", lambda path: 1 / 0)
+    monkeypatch.setattr(folder, "read_config", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli("info model")

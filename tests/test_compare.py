@@ -13,6 +13,7 @@ from pico.compare import Budget, compare, read_experiment
 from pico.compare_report import markdown, mean_curve
 from pico.config import ModelConfig, TrainConfig, preset
 from pico.evaluate import score
+from pico.folder import create, lock, read_config
 from pico.model import flops_per_byte
 
 SMALL = dict(
@@ -135,11 +136,11 @@ def test_the_clock_ends_a_run_of_minutes(tmp_path, values):
     plan = experiment(tmp_path, values, budget={"minutes": 1})
     settings, folder = plan.settings(plan.configurations[0], 0), tmp_path / "m"
     assert settings.max_minutes == 1 and settings.max_steps is None
-    checkpoint.create(folder, plan.shape(plan.configurations[0]))
+    create(folder, plan.shape(plan.configurations[0]))
     from pico.model import Pico
 
     for step, seconds, done in ((5, 59.0, False), (6, 60.1, True)):
-        checkpoint.save(folder / "r", step, Pico(checkpoint.read_config(folder)), [], {"seconds": seconds})
+        checkpoint.save(folder / "r", step, Pico(read_config(folder)), [], {"seconds": seconds})
         assert module.finished(folder / "r", settings) is done
     assert not module.finished(folder / "other", settings)
 
@@ -166,7 +167,7 @@ def test_what_another_process_trains_is_left_to_it(tmp_path, values, monkeypatch
     plan, folder, calls, held = experiment(tmp_path, values), tmp_path / "out", [], ExitStack()
     real = training.train
     whole, _, _ = run(plan, tmp_path / "whole")
-    held.enter_context(checkpoint.lock(folder / "threshold/seed-0"))
+    held.enter_context(lock(folder / "threshold/seed-0"))
 
     def counted(path, name, *rest, **settings):
         calls.append((path.name, name))

@@ -8,6 +8,7 @@ import torch
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, load, preset
 from pico import train as training
 from pico.export import export, size
+from pico.folder import create
 from pico.train import train
 
 SMALL = dict(
@@ -21,7 +22,7 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAMPLE_BYTES", 4)
     monkeypatch.setattr(training, "plot_losses", lambda *_: None)
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{i} cats purr."}}\n' for i in range(200)))
-    path = checkpoint.create(tmp_path / "m", preset("tiny", **SMALL))
+    path = create(tmp_path / "m", preset("tiny", **SMALL))
     config = TrainConfig(context_len=32, batch_size=4, max_steps=6, validation_interval=2, precision="fp32")
     train(path, "r", DataConfig(dataset=str(tmp_path / "texts.jsonl")), config, quiet=True, device="cpu")
     return path

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import picolm
 from pico import TrainConfig, preset
-from pico.checkpoint import create
 from pico.config import DataConfig
+from pico.folder import create
 from pico.train import train
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

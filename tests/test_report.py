@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pico.config import PicoError
+from pico.metrics import read_metrics
 from pico.model import cache_bytes, flops_per_byte
 from pico.page import Plot, chart, contrast, document, shaded, ticks, write_html
 from pico.report import (
@@ -25,7 +26,6 @@ from pico.report import (
     model_facts,
     model_table,
     plot_losses,
-    read_metrics,
     routed_text,
     run_facts,
     runs_table,

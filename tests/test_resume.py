@@ -10,6 +10,7 @@ import torch
 from training import SMALL, assert_same_run, config, go, metrics, script, weights
 
 from pico import PicoError, checkpoint, load, preset
+from pico.folder import checkpoints, create, lock
 from pico.machine import pick_dtype
 from pico.train import Training, train
 
@@ -111,7 +112,7 @@ def test_sigkill_while_saving_loses_nothing(path, data):
     done = script(path, data, ("killed", config(), {}), kill=".00000008.tmp")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (path / "killed" / ".00000008.tmp" / "model.safetensors").exists()
-    assert [p.name for p in checkpoint.checkpoints(path / "killed")] == ["00000004", "00000006"]
+    assert [p.name for p in checkpoints(path / "killed")] == ["00000004", "00000006"]
     go(path, "killed", data, resume=True)
     assert_same_run(path, "whole", "killed")
     assert not (path / "killed" / ".00000008.tmp").exists()
@@ -176,7 +177,7 @@ def test_resume_needs_a_run_and_a_valid_checkpoint(path, data):
 
 
 def test_a_locked_run_is_refused(path, data):
-    with checkpoint.lock(path / "r"), pytest.raises(PicoError, match="locked by a live training"):
+    with lock(path / "r"), pytest.raises(PicoError, match="locked by a live training"):
         go(path, "r", data)
 
 
@@ -208,7 +209,7 @@ def test_base_weights_start_from_another_run(path, data, monkeypatch):
         assert training.step == 0
     with pytest.raises(PicoError, match=r"no weights at 'nowhere'.*base"):
         go(path, "r9", data, base_weights="nowhere")
-    wider = checkpoint.create(path.parent / "wide", preset("tiny", **{**SMALL, "dim": 32}))
+    wider = create(path.parent / "wide", preset("tiny", **{**SMALL, "dim": 32}))
     with pytest.raises(PicoError, match="another architecture"):
         go(wider, "r", data, base_weights=str(path / "base"))
     assert not (wider / "r" / "train.json").exists()

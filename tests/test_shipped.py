@@ -5,6 +5,7 @@ from pathlib import Path
 from pico import checkpoint, generate, load
 from pico.evaluate import score
 from pico.export import size
+from pico.folder import checkpoints
 
 SHIPPED = Path(__file__).parent.parent / "models" / "tinystories"
 STORY = (
@@ -14,7 +15,7 @@ STORY = (
 
 
 def test_it_is_small_and_whole():
-    (folder,) = checkpoint.checkpoints(SHIPPED / "best")
+    (folder,) = checkpoints(SHIPPED / "best")
     assert checkpoint.verify(folder) is None
     assert size(SHIPPED) < 25e6
     assert not any(file.name == "optimizer.safetensors" for file in folder.iterdir())

@@ -12,6 +12,7 @@ from training import SMALL, assert_same_run, config, go, metrics, weights
 
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, preset
 from pico import train as module
+from pico.folder import checkpoints, create
 from pico.model import Pico
 from pico.optimizers import build_optimizers, set_learning_rate
 from pico.train import Training, train
@@ -49,7 +50,7 @@ def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, dat
         return line
 
     monkeypatch.setattr(Training, "optimizer_step", watched)
-    go(checkpoint.create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
+    go(create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
     assert seen == {0: {(0.0, 0.0)}, 1: {again}}
 
 
@@ -162,9 +163,9 @@ def test_the_best_checkpoint_is_kept(path, data, monkeypatch):
     monkeypatch.setattr(module, "score", lambda *_, **__: type("Score", (), {"bits_per_byte": next(values)}))
     settings = dict(validation_interval=3, checkpoint_interval=2, keep_last=1)
     go(path, "r", data, config(**settings, max_steps=8))
-    assert [p.name for p in checkpoint.checkpoints(path / "r")] == ["00000006", "00000008"]
+    assert [p.name for p in checkpoints(path / "r")] == ["00000006", "00000008"]
     go(path, "r", data, config(**settings), resume=True)
-    assert [p.name for p in checkpoint.checkpoints(path / "r")] == ["00000006", "00000012"]
+    assert [p.name for p in checkpoints(path / "r")] == ["00000006", "00000012"]
     assert torch.equal(weights(path, "r", "best")["heads.weight"], weights(path, "r", 6)["heads.weight"])
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from pico import hub
 from pico.config import DataConfig, PicoError
-from pico.documents import Documents, find_files, read_files, split_name
+from pico.documents import Documents
 from pico.hub import Stream
 from pico.packing import Batches, mix, shuffled
+from pico.sources import find_files, read_files, split_name
 from pico.tables import TABLES
 
 __all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]

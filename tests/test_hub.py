@@ -4,7 +4,7 @@ import json
 import socket
 
 import pytest
-from test_documents import write_parquet
+from helpers import write_parquet
 
 from pico import data, hub
 from pico.config import DataConfig, PicoError

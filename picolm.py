@@ -44,7 +44,7 @@ DATA = options(
 TRAINING = options(
     TrainConfig,
     {
-        "Length": "epochs max_steps max_minutes",
+        "Length": "epochs max_steps max_minutes max_flops",
         "Batch": "context_len batch_size grad_accumulation_steps seed",
         "Optimizer": "optimizer learning_rate warmup_steps weight_decay ngram_dropout dropout gradient_clip "
         "router_loss_weight",

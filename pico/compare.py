@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pico import checkpoint
 from pico.analysis import Tally
+from pico.budget import progress, step_flops
 from pico.config import Config, Count, DataConfig, ModelConfig, PicoError, Positive, TrainConfig, preset
 from pico.data import open_data
 from pico.evaluate import traces
@@ -30,13 +31,14 @@ from pico.files import write_json
 from pico.folder import Locked, create, differences, read_config, read_record
 from pico.machine import pick_device
 from pico.metrics import read_metrics
-from pico.model import flops_per_byte
 from pico.report import model_facts
 from pico.statistics import bootstrap, paired_test, summary
 
-BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes")  # of TrainConfig: not a configuration's to set
+BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set
 CHECKS = 10  # validations on the way, where the number of steps is known
 NEVER = 10**9
+COSTS = ("flops", "bytes", "seconds")  # of a run, as its metrics count them
+SUMMED = ("bits_per_byte", "routed_fraction", "charged_flops_per_byte", "executed_flops_per_byte", *COSTS)
 WAIT = 5  # seconds between looks at a run that another process is training
 
 
@@ -55,17 +57,13 @@ class Budget(Config):
             raise ValueError(f"budget: expected one of minutes, flops, steps, bytes, not {given or 'none'}")
         return self
 
-    def limit(self, model: ModelConfig, train: dict) -> dict:
-        """The TrainConfig field that ends a run of this shape."""
+    def limit(self, train: dict) -> dict:
+        """The TrainConfig field that ends a run."""
         if self.minutes:
             return {"max_minutes": self.minutes}
-        if self.steps:
-            return {"max_steps": self.steps}
-        plain = TrainConfig.build(**train)
-        step = plain.context_len * plain.batch_size * plain.grad_accumulation_steps  # bytes
-        if self.bytes:
-            return {"max_steps": max(1, round(self.bytes / step))}
-        return {"max_steps": max(1, round(self.flops / (step * flops_per_byte(model, plain.context_len)[1])))}
+        if self.flops:
+            return {"max_flops": self.flops}
+        return {"max_steps": self.steps or max(1, round(self.bytes / TrainConfig.build(**train).step_bytes))}
 
 
 class Configuration(Config):
@@ -108,10 +106,13 @@ class Experiment(Config):
 
     def settings(self, configuration: Configuration, seed: int) -> TrainConfig:
         values = {**self.base.train, **configuration.train}
-        limit = self.budget.limit(self.shape(configuration), values)
-        checks = -(-limit["max_steps"] // CHECKS) if "max_steps" in limit else NEVER
-        quiet = {"validation_interval": checks, "sample_interval": NEVER, "keep_last": 1}
-        return TrainConfig.build(**{**quiet, **values, **limit, "seed": seed})
+        limit = self.budget.limit(values)
+        plain = TrainConfig.build(**{**values, **limit, "seed": seed})
+        steps = plain.max_steps or CHECKS * NEVER
+        if plain.max_flops:  # about: what is routed decides
+            steps = plain.max_flops / step_flops(self.shape(configuration), plain)
+        quiet = {"validation_interval": math.ceil(steps / CHECKS), "sample_interval": NEVER, "keep_last": 1}
+        return TrainConfig.build(**{**quiet, **plain.model_dump(include={*values, *limit, "seed"})})
 
 
 def read_experiment(file: str | Path, dataset: str | None = None) -> Experiment:
@@ -228,9 +229,7 @@ def finished(run: Path, settings: TrainConfig) -> bool:
     if newest is None:
         return False
     state = checkpoint.read_state(newest)
-    if settings.max_steps:
-        return state["step"] >= settings.max_steps
-    return state["seconds"] >= 60 * settings.max_minutes
+    return progress(settings, settings.max_steps, state) >= 1
 
 
 def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, validation, device: str) -> dict:
@@ -271,12 +270,10 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
         for seed in experiment.seed_list():
             run = folder / configuration.name / f"seed-{seed}"
             if f"{configuration.name}/seed-{seed}" not in failed:
-                runs[seed] = run_facts(run, shape, experiment.settings(configuration, seed).context_len)
-        facts = model_facts(shape, experiment.settings(configuration, 0).context_len)
-        row = {"name": configuration.name, "parameters": facts["parameters"], "runs": runs}
-        row |= {key: facts[key] for key in ("training_flops_per_byte", "forward_flops_per_byte")}
+                runs[seed] = run_facts(run, experiment.settings(configuration, seed))
+        row = {"name": configuration.name, "parameters": model_facts(shape)["parameters"], "runs": runs}
         if runs:
-            for key in ("bits_per_byte", "routed_fraction", "flops", "bytes", "seconds"):
+            for key in SUMMED:
                 row[key] = summary([facts[key] for facts in runs.values()])
         rows.append(row)
     for row in rows[1:]:
@@ -296,23 +293,21 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
     }
 
 
-def run_facts(run: Path, shape: ModelConfig, context_len: int) -> dict:
-    """What one run reached and spent. FLOPs count the bytes it really routed."""
+def run_facts(run: Path, settings: TrainConfig) -> dict:
+    """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks."""
     lines = read_metrics(run / "metrics.jsonl")
     score = json.loads((run / "score.json").read_text())
-    routed = sum(line["routed"] for line in lines) / len(lines)
-    per_byte = flops_per_byte(shape.model_copy(update={"latent_capacity_factor": routed}), context_len)[1]
-    end = lines[-1]
-    curve = [(line["bytes"], line["seconds"], line["validation_bpb"]) for line in lines if "validation_bpb" in line]
+    end, positions = lines[-1], lines[-1]["step"] * settings.step_bytes
     return {
         "bits_per_byte": score["bits_per_byte"],
         "routed_fraction": score["routed_fraction"],
-        "flops": end["bytes"] * per_byte,
-        "bytes": end["bytes"],
-        "seconds": end["seconds"],
+        **{cost: end[cost] for cost in COSTS},
+        "charged_flops_per_byte": end["flops"] / positions,
+        "executed_flops_per_byte": end["executed_flops"] / positions,
         "curve": [
-            {"bytes": size, "seconds": seconds, "flops": size * per_byte, "bits_per_byte": bpb}
-            for size, seconds, bpb in curve
+            {cost: line[cost] for cost in COSTS} | {"bits_per_byte": line["validation_bpb"]}
+            for line in lines
+            if "validation_bpb" in line
         ],
         "units": (score["unit_bits"], score["unit_bytes"]),
     }

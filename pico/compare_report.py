@@ -28,28 +28,31 @@ def markdown(results: dict) -> str:
     ]
     if results["entropy_floor"] is not None:
         lines[-1] += f" Entropy floor: {results['entropy_floor']:.4f}."
-    heads = ["configuration", "parameters", "MFLOP a byte", "text", "seconds", "routed", "bits per byte", "95 %"]
-    heads += [f"against {first}", "p", "by documents"]
+    heads = ["configuration", "parameters", "MFLOP a byte", "executed", "text", "seconds", "routed"]
+    heads += ["bits per byte", "95 %", f"against {first}", "p", "by documents"]
     lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' + '---:|' * (len(heads) - 1)}"]
     for row in results["configurations"]:
         lines.append(f"| {' | '.join(cells(row))} |")
     lines += [
         "",
-        "bits per byte: mean ± sd over seeds, and its 95 % t interval. Against the first: mean of the paired "
-        "differences (negative is better) with p of a paired t test over seeds; by documents: 95 % bootstrap interval "
-        "of the same difference over the documents of the validation text, for these trained models.",
+        "MFLOP a byte: of training, charged by the bytes that were routed, and executed, with the empty slots of the "
+        "latent buffer. bits per byte: mean ± sd over seeds, and its 95 % t interval. Against the first: mean of the "
+        "paired differences (negative is better) with p of a paired t test over seeds; by documents: 95 % bootstrap "
+        "interval of the same difference over the documents of the validation text, for these trained models.",
     ]
     lines += [f"- failed: {run}: {why}" for run, why in results["failed"].items()]
     return "\n".join(lines) + "\n"
 
 
 def cells(row: dict) -> list[str]:
-    name = [row["name"], count(row["parameters"]), f"{row['training_flops_per_byte'] / 1e6:.2f}"]
+    name = [row["name"], count(row["parameters"])]
     if not row["runs"]:
-        return name + ["failed"] + [""] * 7
+        return name + ["failed"] + [""] * 9
     bpb = row["bits_per_byte"]
     out = [
         *name,
+        f"{row['charged_flops_per_byte']['mean'] / 1e6:.2f}",
+        f"{row['executed_flops_per_byte']['mean'] / 1e6:.2f}",
         count(row["bytes"]["mean"], "B"),
         f"{row['seconds']['mean']:.0f}",
         f"{row['routed_fraction']['mean']:.1%}",

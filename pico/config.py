@@ -194,6 +194,7 @@ class TrainConfig(Config):
     epochs: Positive | None = Field(None, description="passes over the data (default 1 if no other limit)")
     max_steps: Count | None = Field(None, description="optimizer steps")
     max_minutes: Positive | None = Field(None, description="wall-clock training time")
+    max_flops: Positive | None = Field(None, description="FLOPs of training, charged by the bytes that were routed")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         50, description="linear warm-up; then the rate falls on a line to zero"
     )
@@ -209,3 +210,13 @@ class TrainConfig(Config):
         "none", description="where metrics go besides metrics.jsonl"
     )
     tracker_project_name: str = Field("pico", description="project of the tracker")
+
+    @property
+    def step_chunks(self) -> int:
+        """Chunks that an optimizer step reads, over all processes."""
+        return self.batch_size * self.grad_accumulation_steps
+
+    @property
+    def step_bytes(self) -> int:
+        """Positions that an optimizer step reads, over all processes."""
+        return self.step_chunks * self.context_len

@@ -32,6 +32,7 @@ class Output(NamedTuple):
     router_weight: Tensor  # (B, T) fp32 gate in [0, 1]
     routed: Tensor  # (B, T) bool, True where the latent blocks ran
     skipped: Tensor  # () fraction of the bytes to be routed that met a full training buffer
+    slots: int  # positions of each row that the latent blocks ran on, those that hold no routed byte included
     loss: Tensor | None = None  # () multi-byte loss, nats
     head_nll: Tensor | None = None  # (N,) nats per byte of each head
     router_loss: Tensor | None = None  # () the router's own loss, nats
@@ -228,7 +229,8 @@ class Pico(nn.Module):
         routing = self.router(x, tokens, before[0], positions, exact=not self.training)
         router_loss = self.router.loss(x, routing) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
-        if self.latent and not disable_latent and routing.index.shape[1]:
+        slots = routing.index.shape[1] if self.latent and not disable_latent else 0
+        if slots:
             x = self.think(x, routing, backend, latent)
 
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
@@ -238,7 +240,7 @@ class Pico(nn.Module):
             cache.advance(tokens, routed)
 
         skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
-        out = Output(None, x, routing.weight, routed, skipped, router_loss=router_loss)
+        out = Output(None, x, routing.weight, routed, skipped, slots, router_loss=router_loss)
         if targets is None:
             return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=VOCABULARY))
         loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), self.heads.weight, targets)
@@ -318,8 +320,11 @@ class Pico(nn.Module):
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
 
 
-def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]:
-    """(forward, training) FLOPs per byte: 2 a multiply-add of matmuls and attention; training is 3 forwards of all."""
+def flops_per_byte(config: ModelConfig, context_len: int, routed: float | None = None) -> tuple[float, float]:
+    """(forward, training) FLOPs per byte: 2 a multiply-add of matmuls and attention; training is 3 forwards of all.
+
+    routed: fraction of the bytes that the latent blocks run on; None is the rate that the config names.
+    """
     c, width = config, config.head_dim
     linear = c.dim * width * (c.att_q_heads + 2 * c.att_kv_heads) + c.att_q_heads * width * c.dim
     linear += 3 * c.dim * c.mlp_dim
@@ -329,7 +334,8 @@ def flops_per_byte(config: ModelConfig, context_len: int) -> tuple[float, float]
         seen = (window + 1) * (1 - window / max(length, 1) / 2)  # keys of an average query; the first ones have fewer
         return linear + 2 * c.att_q_heads * width * seen
 
-    routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)
+    if routed is None:
+        routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)
     local = 2 * c.fb_num_blocks * block(c.fb_att_window_size, context_len)
     latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
     lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP

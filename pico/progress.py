@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from pico.report import routed_text, underscored
+from pico.report import count, routed_text, underscored
 
 PLAIN_SECONDS = 10.0  # between plain lines
 
@@ -35,6 +35,8 @@ class Summary:
     floor: float | None
     seconds: float
     bytes: int
+    flops: int  # charged by routed bytes
+    executed_flops: int  # with the empty slots of the latent buffer
     folder: Path
     stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): exit codes 0, 130, 143
 
@@ -104,6 +106,7 @@ class Display:
         rows = {
             "steps": f"{end.steps:,}",
             "text seen": f"{end.bytes / 1e6:,.2f} MB in {duration(end.seconds)}",
+            "training cost": f"{count(end.flops, 'FLOP')}, {count(end.executed_flops, 'FLOP')} with empty slots",
             "validation": f"{end.bpb:.4f} bits per byte" if end.bpb is not None else "none",
             "best": f"{best['bits_per_byte']:.4f} at step {best['step']}" if best else "none",
             "entropy floor": f"{end.floor:.4f}" if end.floor is not None else "unknown",

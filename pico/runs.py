@@ -1,7 +1,6 @@
 """Starting and resuming: what a run folder allows, train.json, and the weights to begin with."""
 
 import json
-import math
 import platform
 import subprocess
 from pathlib import Path
@@ -41,9 +40,8 @@ def check_resume(
         changed.append(f"dataset fingerprint {before['fingerprint']} -> {fingerprint}")
     old = TrainConfig.build(**before["train"])
     changed.append(differences(old, config, only=("optimizer", "seed", "context_len")))
-    chunks = [c.batch_size * c.grad_accumulation_steps for c in (old, config)]
-    if chunks[0] != chunks[1]:
-        changed.append(f"batch_size x grad_accumulation_steps {chunks[0]} -> {chunks[1]}")
+    if old.step_chunks != config.step_chunks:
+        changed.append(f"batch_size x grad_accumulation_steps {old.step_chunks} -> {config.step_chunks}")
     if any(changed):
         raise PicoError(f"cannot resume {folder}, this changed: {'; '.join(filter(None, changed))}")
     source, skipped = checkpoint.newest(folder)
@@ -52,18 +50,6 @@ def check_resume(
     if source:
         checkpoint.saved_config(path, source)
     return source, model, skipped
-
-
-def step_limit(config: TrainConfig, chunks: int | None) -> int | None:
-    """Optimizer steps of a whole run, None if only the clock limits it. chunks: in an epoch, None for a stream."""
-    limits, epochs = [], config.epochs or (None if config.max_steps or config.max_minutes else 1)
-    if config.max_steps:
-        limits.append(config.max_steps)
-    if epochs and chunks is None:
-        raise PicoError("the length of a stream is unknown: limit it by --max-steps or --max-minutes, not --epochs")
-    if epochs:
-        limits.append(max(1, math.ceil(epochs * chunks / (config.batch_size * config.grad_accumulation_steps))))
-    return min(limits, default=None)
 
 
 def record(model: ModelConfig, data: DataConfig, config: TrainConfig, **more) -> dict:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object, set_seed
 
-from pico import checkpoint, parallel, runs
+from pico import budget, checkpoint, parallel, runs
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
@@ -80,6 +80,7 @@ class Training:
         self.model_config, self.data, self.config, self.accelerator = model_config, data, config, accelerator
         self.documents, self.validation = open_data(data, config.seed)
         self.step = self.bytes = self.skips = 0
+        self.flops = self.executed_flops = 0  # charged, and with the empty slots of the latent buffer
         self.seconds = self.rate = 0.0
         self.best: dict | None = None
         self.bpb: float | None = None  # of the newest validation
@@ -132,7 +133,7 @@ class Training:
         # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
         numbers = math.prod(self.model.ngrams.table.weight.shape) if self.model.ngrams else 0
         self.short = getattr(self.documents, "bytes", math.inf) < numbers
-        self.total_steps = runs.step_limit(config, self.batches.chunks_per_epoch)
+        self.total_steps = budget.step_limit(config, self.batches.chunks_per_epoch)
         on_main(self.write_record)
         if config.tracker != "none":
             settings = {**config.model_dump(), **self.data.model_dump(), **self.model_config.model_dump()}
@@ -158,6 +159,7 @@ class Training:
             optimizer.load_state_dict(optimizer_state)
         self.step = self.saved = state["step"]
         self.seconds, self.bytes = state["seconds"], state["bytes"]
+        self.flops, self.executed_flops = state["flops"], state["executed_flops"]
         self.best, self.bpb = state["best"], state["validation_bpb"]
         self.batches.load_state_dict(state["data"])
         if self.accelerator.process_index < len(state["rng"]):
@@ -211,7 +213,8 @@ class Training:
                 out = self.forward(tokens[:, :length].clamp(min=0), targets=tokens[:, 1:])
                 accelerator.backward((1 - share) * out.loss + share * out.router_loss)
             nats = out.head_nll[0] * (tokens[:, 1 : length + 1] >= 0).sum()
-            sums = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, nats
+            filled = nats.new_tensor(out.slots / length)
+            sums = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, filled, nats
             totals = totals + torch.stack([x.detach().float() for x in sums])
         norm = parallel.whole(accelerator.clip_grad_norm_(self.model.dense_parameters(), config.gradient_clip))
         # All that the host must know, in one transfer a step. It waits for the backward pass just before the optimizer
@@ -224,7 +227,7 @@ class Training:
             clock = float(numbers[-1])
         *means, nats, norm, text, interrupted, terminated, _ = numbers.tolist()
         parts = accelerator.num_processes * config.grad_accumulation_steps
-        loss, router_loss, routed, skipped = (mean / parts for mean in means)
+        loss, router_loss, routed, skipped, filled = (mean / parts for mean in means)
         self.seconds = clock
         self.stopped = "interrupted" if interrupted else "terminated" if terminated else None
         finite = math.isfinite(nats + loss + router_loss + norm)
@@ -233,6 +236,8 @@ class Training:
                 optimizer.step()
             self.model.update_router()
             self.step, self.bytes, self.skips = self.step + 1, self.bytes + int(text), 0
+            self.flops += budget.step_flops(self.model_config, config, routed)
+            self.executed_flops += budget.step_flops(self.model_config, config, filled)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         if not finite:
@@ -250,6 +255,8 @@ class Training:
             "learning_rate": rate,
             "grad_norm": norm / accelerator.num_processes,
             "bytes": self.bytes,
+            "flops": self.flops,
+            "executed_flops": self.executed_flops,
             "seconds": round(self.seconds, 3),
             "kB_per_s": round(self.rate / 1000, 2),
         }
@@ -266,10 +273,9 @@ class Training:
             )
 
     def progress(self) -> float:
-        """Fraction of the run that is done, by steps or by the clock, whichever is further; 0 if nothing limits it."""
-        limit = self.config.max_minutes
-        by_clock = self.seconds / (60 * limit) if limit else 0.0
-        return min(1.0, max(by_clock, self.step / self.total_steps if self.total_steps else 0.0))
+        """Fraction of the run that is done, by steps, clock or FLOPs, whichever is furthest; 0 if nothing limits it."""
+        spent = {"step": self.step, "seconds": self.seconds, "flops": self.flops}
+        return budget.progress(self.config, self.total_steps, spent)
 
     def remaining(self) -> float | None:
         """Seconds to go, if the rest is as fast as the run so far."""
@@ -313,6 +319,8 @@ class Training:
         state = {
             "seconds": self.seconds,
             "bytes": self.bytes,
+            "flops": self.flops,
+            "executed_flops": self.executed_flops,
             "best": self.best,
             "validation_bpb": self.bpb,
             "data": self.position,
@@ -335,7 +343,8 @@ class Training:
     def finish(self) -> Summary:
         """The plot, the table, the next command."""
         stopped = self.stopped or "finished"
-        summary = Summary(self.step, self.bpb, self.floor, self.seconds, self.bytes, self.folder, stopped)
+        spent = self.seconds, self.bytes, self.flops, self.executed_flops
+        summary = Summary(self.step, self.bpb, self.floor, *spent, self.folder, stopped)
         if self.accelerator.is_main_process and self.step:
             plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
         self.display.summary(summary, self.best, self.saved)

@@ -1,7 +1,6 @@
 """Comparisons: budgets are equal, nothing is trained twice, figures are those of the runs, mistakes are one line."""
 
 import json
-import math
 from contextlib import ExitStack
 
 import pytest
@@ -11,10 +10,10 @@ from pico import compare as module
 from pico import train as training
 from pico.compare import Budget, compare, read_experiment
 from pico.compare_report import markdown, mean_curve
-from pico.config import ModelConfig, TrainConfig, preset
+from pico.config import ModelConfig, TrainConfig
 from pico.evaluate import score
 from pico.folder import create, lock, read_config
-from pico.model import flops_per_byte
+from pico.metrics import read_metrics
 
 SMALL = dict(
     dim=16, next_tokens=1, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
@@ -59,16 +58,36 @@ def run(plan, folder, **settings):
 
 
 def test_each_budget_becomes_the_limit_of_a_run():
-    shape, plain = preset("tiny"), {"context_len": 100, "batch_size": 5, "grad_accumulation_steps": 2}
-    assert Budget(minutes=2).limit(shape, plain) == {"max_minutes": 2}
-    assert Budget(steps=7).limit(shape, plain) == {"max_steps": 7}
-    assert Budget(bytes=12_400).limit(shape, plain) == {"max_steps": 12}
-    flops = flops_per_byte(shape, 100)[1]
-    assert Budget(flops=12_400 * flops).limit(shape, plain) == {"max_steps": 12}
-    dear = preset("tiny", router="all")
-    steps = Budget(flops=1e12).limit(dear, plain)["max_steps"]
-    assert steps < Budget(flops=1e12).limit(shape, plain)["max_steps"]
-    assert steps * 1000 * flops_per_byte(dear, 100)[1] == pytest.approx(1e12, rel=0.02)
+    plain = {"context_len": 100, "batch_size": 5, "grad_accumulation_steps": 2}
+    assert Budget(minutes=2).limit(plain) == {"max_minutes": 2}
+    assert Budget(steps=7).limit(plain) == {"max_steps": 7}
+    assert Budget(bytes=12_400).limit(plain) == {"max_steps": 12}
+    assert Budget(flops=1e12).limit(plain) == {"max_flops": 1e12}
+
+
+def test_a_budget_of_flops_is_spent_by_what_each_run_routed(tmp_path, values):
+    """`space` names another rate than it routes at, and is not charged for it."""
+    routers = [{"name": name, "model": {"router": name}} for name in ("stride", "space", "none")]
+    plan = experiment(tmp_path, values, budget={"flops": 8e7}, configurations=routers, seeds=1)
+    results, stopped, _ = run(plan, tmp_path / "out")
+    assert stopped == "finished" and not results["failed"]
+    step, costs = 4 * 32, {}
+    for row in results["configurations"]:
+        (facts,), lines = row["runs"].values(), read_metrics(tmp_path / "out" / row["name"] / "seed-0/metrics.jsonl")
+        assert lines[-2]["flops"] < 8e7 <= lines[-1]["flops"] == facts["flops"]
+        assert facts["charged_flops_per_byte"] == lines[-1]["flops"] / len(lines) / step
+        assert facts["executed_flops_per_byte"] == lines[-1]["executed_flops"] / len(lines) / step
+        assert [check["flops"] for check in facts["curve"]] == [x["flops"] for x in lines if "validation_bpb" in x]
+        assert 4 <= len(facts["curve"]) <= 12  # validations on the way
+        costs[row["name"]] = facts["charged_flops_per_byte"], facts["executed_flops_per_byte"]
+        shown = [f"{cost / 1e6:.2f}" for cost in costs[row["name"]]]
+        assert f"| {' | '.join(shown)} |" in markdown(results)
+    assert costs["none"][0] == costs["none"][1] < costs["stride"][0] == costs["stride"][1]
+    assert costs["space"][0] < costs["space"][1]  # rows with fewer spaces leave slots empty
+    settings = plan.settings(plan.configurations[0], 0)
+    assert module.finished(tmp_path / "out/stride/seed-0", settings)
+    dearer = settings.model_copy(update={"max_flops": 1e9})
+    assert not module.finished(tmp_path / "out/stride/seed-0", dearer)
 
 
 def test_a_comparison_end_to_end(tmp_path, values):
@@ -140,7 +159,8 @@ def test_the_clock_ends_a_run_of_minutes(tmp_path, values):
     from pico.model import Pico
 
     for step, seconds, done in ((5, 59.0, False), (6, 60.1, True)):
-        checkpoint.save(folder / "r", step, Pico(read_config(folder)), [], {"seconds": seconds})
+        spent = {"seconds": seconds, "flops": 0}
+        checkpoint.save(folder / "r", step, Pico(read_config(folder)), [], spent)
         assert module.finished(folder / "r", settings) is done
     assert not module.finished(folder / "other", settings)
 
@@ -248,11 +268,7 @@ def test_the_shipped_experiments_are_valid():
     assert len(files) >= 3
     for file in files:
         plan = read_experiment(file)
-        spent = []
         for each in plan.configurations:
             shape, settings = plan.shape(each), plan.settings(each, 0)
             assert isinstance(shape, ModelConfig) and isinstance(settings, TrainConfig)
-            if plan.budget.flops:
-                step = settings.context_len * settings.batch_size
-                spent.append(settings.max_steps * step * flops_per_byte(shape, settings.context_len)[1])
-        assert all(math.isclose(x, plan.budget.flops, rel_tol=0.01) for x in spent)
+            assert settings.max_flops == plan.budget.flops

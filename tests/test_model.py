@@ -342,6 +342,11 @@ def test_flops_per_byte_counts_what_a_forward_does(router, length, monkeypatch):
             Pico(config).eval().requires_grad_(False)(tokens[:, :length], targets=targets)
         actual = (counter.get_total_flops() + 4 * pairs) / length  # scores and weighted sum, 2 for a multiply-add
         assert flops_per_byte(config, length)[targets is not None] == pytest.approx(counted_as * actual, rel=1e-3)
+    rate = {"all": 1.0, "none": 0.0}.get(router, 0.25)
+    assert flops_per_byte(config, length) == flops_per_byte(config, length, rate)
+    if router == "stride":  # what was routed counts, whatever the config names
+        other = config.model_copy(update={"latent_capacity_factor": 0.5})
+        assert flops_per_byte(other, length, 0.25) == flops_per_byte(config, length)
 
 
 @pytest.mark.parametrize(

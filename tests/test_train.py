@@ -12,8 +12,8 @@ from training import SMALL, assert_same_run, config, go, metrics, weights
 
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, preset
 from pico import train as module
-from pico.folder import checkpoints, create
-from pico.model import Pico
+from pico.folder import checkpoints, create, read_config
+from pico.model import Pico, flops_per_byte
 from pico.optimizers import build_optimizers, set_learning_rate
 from pico.train import Training, train
 
@@ -62,6 +62,55 @@ def test_epochs_and_steps_whichever_ends_first(path, data):
     assert 0.7 * text < metrics(path, "epoch")[-1]["bytes"] < 1.3 * text
 
 
+@pytest.mark.parametrize("router", ["topk", "threshold", "space", "stride", "all", "none"])
+def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, monkeypatch):
+    """Over batches accumulated, over skipped bytes, and over a resume, which repeats the count exactly."""
+    outputs, original = [], Pico.forward
+
+    def forward(self, *arguments, **options):
+        out = original(self, *arguments, **options)
+        if out.loss is not None:
+            outputs.append((out.routed.float().mean().item(), out.slots / out.routed.shape[1]))
+        return out
+
+    monkeypatch.setattr(Pico, "forward", forward)
+    shape = read_config(path).model_copy(update={"router": router})
+    limit = 11.5 * 4 * 32 * flops_per_byte(shape, 32)[1]
+    settings = config(max_steps=None, max_flops=limit, batch_size=2, grad_accumulation_steps=2)
+    whole = go(path, "whole", data, settings, router=router)
+    lines = metrics(path, "whole")
+    flops = executed = 0
+    for i, line in enumerate(lines):
+        assert line["learning_rate"] == pytest.approx(0.01 * min(1, (i + 1) / 4) * (1 - flops / limit))
+        pair = outputs[2 * i : 2 * i + 2]
+        routed, slots = (sum(column) / 2 for column in zip(*pair))
+        assert line["flops"] - flops == pytest.approx(4 * 32 * flops_per_byte(shape, 32, routed)[1], rel=1e-6)
+        assert line["executed_flops"] - executed == pytest.approx(
+            4 * 32 * flops_per_byte(shape, 32, slots)[1], rel=1e-6
+        )
+        flops, executed = line["flops"], line["executed_flops"]
+    assert lines[-2]["flops"] < limit <= flops == whole.flops and executed == whole.executed_flops
+    assert flops == executed if router in ("stride", "all", "none") else flops < executed
+    if router in ("stride", "all", "none"):
+        assert len(lines) == 12  # they route at the rate that they name
+    with monkeypatch.context() as patch:
+        step = Training.optimizer_step
+        patch.setattr(
+            Training, "optimizer_step", lambda self, p: self.signals.update({2: self.step == 6}) or step(self, p)
+        )
+        assert go(path, "r", data, settings, router=router).stopped == "interrupted"
+    go(path, "r", data, settings, resume=True)
+    assert_same_run(path, "whole", "r")
+    state = checkpoint.read_state(checkpoint.newest(path / "r")[0])
+    assert (state["flops"], state["executed_flops"]) == (flops, executed)
+
+
+def test_the_limit_that_is_furthest_rules(path, data):
+    step = 4 * 32 * flops_per_byte(read_config(path), 32)[1]
+    assert go(path, "steps", data, config(max_steps=3, max_flops=100 * step)).steps == 3
+    assert go(path, "flops", data, config(max_steps=100, max_minutes=60, max_flops=2.9 * step)).steps == 3
+
+
 @pytest.mark.parametrize("limits", [dict(max_steps=None), dict(epochs=1)])
 def test_a_stream_needs_a_limit_that_can_be_counted(path, tmp_path, limits):
     from pyarrow import parquet, table
@@ -71,7 +120,7 @@ def test_a_stream_needs_a_limit_that_can_be_counted(path, tmp_path, limits):
     parquet.write_table(table({"text": ["a cat sat on a mat"] * 40}), folder / "train-00000-of-00001.parquet")
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n")
     data = DataConfig(dataset=str(folder), streaming=True)
-    with pytest.raises(PicoError, match="--max-steps or --max-minutes, not --epochs"):
+    with pytest.raises(PicoError, match="--max-steps, --max-minutes or --max-flops, not --epochs"):
         go(path, "r", data, config(**limits))
     assert go(path, "r", data, config(max_steps=2)).steps == 2
 

@@ -142,7 +142,8 @@ def read_experiment(file: str | Path, dataset: str | None = None) -> Experiment:
         if taken := [key for key in BY_BUDGET if key in section.train]:
             problems.append(f"{section.name}: train sets {', '.join(taken)}: the budget and the seeds do that")
     builds = [("data", experiment.data_config)]
-    builds += [(each.name, partial(experiment.settings, each, 0)) for each in experiment.configurations]
+    for each in experiment.configurations:
+        builds += [(each.name, partial(experiment.shape, each)), (each.name, partial(experiment.settings, each, 0))]
     for owner, build in builds:
         try:
             build()

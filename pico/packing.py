@@ -14,8 +14,6 @@ from pico.documents import Documents
 from pico.hub import Stream
 from pico.vocab import BOS, EOS
 
-RELEASE_ROWS = 32  # chunks between releases of mapped pages: touching a byte may map 2 MB
-
 
 class Batches:
     """Endless batches of packed chunks: (batch_size / world, context_len + next_tokens) int64, padding is -100.
@@ -45,7 +43,6 @@ class Batches:
         self.rows = batch_size // world
         self.first = rank * self.rows
         self._offsets = np.arange(context_len + next_tokens)
-        self._read_rows = 0
         self._open(0)
         if self.length <= context_len:
             raise PicoError(
@@ -111,27 +108,18 @@ class Batches:
             ahead = np.arange(turns[0], min(turns[-1] + 4096, self.chunks))
             self._drawn, self._drawn_from = shuffled(ahead, self.chunks, self.seed, self.number, 1), turns[0]
             first, last = 0, len(turns) - 1
-            self._block.expect(self._place(self._drawn[:, None] * self.context_len + self._offsets[::512])[0])
         return self._drawn[first : last + 1]
-
-    def _place(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in the epoch's string -> (positions in the buffer, which document of the order)."""
-        document = np.minimum(np.searchsorted(self._ends, position, side="right"), len(self._ends) - 1)
-        return position + self._shifts[document], document
 
     def _read(self, chunks: np.ndarray) -> np.ndarray:
         """chunks (R,) -> tokens (R, context_len + next_tokens)."""
-        position = chunks[:, None] * self.context_len + self._offsets
-        place, document = self._place(position)
-        tokens = np.take(self._block.data, place, mode="clip").astype(np.int64)
-        tokens[position == self._begins[document]] = BOS
-        end = self._ends[document] - 1
+        position = chunks[:, None] * self.context_len + self._offsets  # in the epoch's string
+        document = np.minimum(np.searchsorted(self._ends, position, side="right"), len(self._ends) - 1)
+        begin, end = self._begins[document], self._ends[document] - 1  # where its BOS and EOS are
+        tokens = np.full(position.shape, -100, np.int64)
+        tokens[position == begin] = BOS
         tokens[position == end] = EOS
-        tokens[position > end] = -100
-        self._read_rows += len(chunks)
-        if self._read_rows >= RELEASE_ROWS:
-            self._block.release()
-            self._read_rows = 0
+        inside = (position > begin) & (position < end)
+        tokens[inside] = self._block.take((position + self._shifts[document])[inside])
         return tokens
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pico.config import PicoError
 from pico.documents import Documents, collect, open_file
+from pico.storage import stamp, unchanged
 from pico.tables import TABLES, read_table
 
 CLUTTER = {"__pycache__", "node_modules"}
@@ -19,14 +20,15 @@ SPLIT_WORDS = {
 def read_files(files: list[Path], column: str | None = None, raw: bool = False) -> Documents:
     """Documents of these files: the rows of a table, else one a file. `raw` takes tables as plain bytes, too.
 
-    Raises PicoError if a file cannot be read or has no such column.
+    Raises PicoError if a file cannot be read, changes meanwhile, or has no such column.
     """
     try:
         if len(files) == 1 and (raw or files[0].suffix.lower() not in TABLES):
             return open_file(files[0])
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stamps = [stamp(file.stat()) for file in files]
+        stats = [(str(file.resolve()), *was) for file, was in zip(files, stamps, strict=True)]
         parts = ([file] if raw or file.suffix.lower() not in TABLES else read_table(file, column) for file in files)
-        return collect(chain.from_iterable(parts), key=f"{stats} {column} {raw}")
+        return collect(chain.from_iterable(map(unchanged, files, stamps, parts)), key=f"{stats} {column} {raw}")
     except OSError as error:
         raise PicoError(f"cannot read {error.filename or files[0]}: {error.strerror or error}") from None
 

@@ -6,7 +6,7 @@ import os
 import pytest
 from helpers import write, write_parquet
 
-from pico import documents as module
+from pico import storage
 from pico.config import PicoError
 from pico.sources import read_files
 from pico.tables import choose_column
@@ -63,7 +63,7 @@ def test_any_bytes_survive_in_csv_and_parquet(tmp_path):
 
 
 def test_changed_file_is_read_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SMALL", 1)
+    monkeypatch.setattr(storage, "SMALL", 1)
     file = write(tmp_path / "a.jsonl", '{"text": "before"}')
     assert list(read_files([file])) == [b"before"]
     write(file, '{"text": "behind"}')

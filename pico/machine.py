@@ -8,7 +8,10 @@ import os
 import queue
 import re
 import signal
+import statistics
 import threading
+import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 
 from pico.config import PicoError, TrainConfig
+
+PROBE, PROBES = 3.0, 5  # seconds, and times, that work is tried with one thread and with all
 
 
 def pick_dtype(precision: str, device: str | torch.device) -> torch.dtype:
@@ -84,6 +89,38 @@ def wandb_login() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def threads_chosen() -> bool:
+    """Whether the user, or whoever started us, has said how many threads to compute with; or there is but one."""
+    named = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()  # without a word from anyone: one a core, or one for two that share a core
+    return named or threads == 1 or threads not in (cores, cores // 2, os.cpu_count())
+
+
+def pick_threads(work: Callable[[], object], say: Callable[[str], object] = lambda _: None) -> int:
+    """Computes on the CPU with one thread from now on, or with all, whichever does `work` faster; says so if with one.
+
+    On a machine that others use too, threads wait for each other longer than they help. `work` is done a few times,
+    for about PROBE seconds if it is short. Nothing is measured where the number is chosen (`threads_chosen`).
+    """
+    every = torch.get_num_threads()
+    if threads_chosen():
+        return every
+    took, began = {every: [], 1: []}, time.perf_counter()
+    work()  # the first time allocates
+    while not took[1] or (len(took[1]) < PROBES and time.perf_counter() - began < PROBE):
+        for threads, times in took.items():
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+    best = min(took, key=lambda threads: statistics.median(took[threads]))
+    torch.set_num_threads(best)
+    if best < every:
+        say(f"computing with one of {every} threads: that was faster here; OMP_NUM_THREADS={every} takes all")
+    return best
 
 
 def keep_memory() -> None:

@@ -9,6 +9,7 @@ CPU a resumed run repeats the uninterrupted one bit for bit.
 
 import json
 import math
+import os
 import signal
 import time
 from contextlib import ExitStack
@@ -22,9 +23,18 @@ from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
 from pico.files import write_json
-from pico.folder import lock, read_config, run_folder
+from pico.folder import lock, read_config, read_record, run_folder
 from pico.generate import generate
-from pico.machine import Prefetch, catch_signals, explained, keep_memory, make_accelerator, pick_dtype
+from pico.machine import (
+    Prefetch,
+    catch_signals,
+    explained,
+    keep_memory,
+    make_accelerator,
+    pick_dtype,
+    pick_threads,
+    threads_chosen,
+)  # fmt: skip
 from pico.metrics import truncate_metrics
 from pico.model import Pico
 from pico.optimizers import set_learning_rate
@@ -129,6 +139,7 @@ class Training:
         )
         if source:
             self.restore(source)
+        self.pick_threads(resume)
         self.position = self.batches.state_dict()
         # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
         numbers = math.prod(self.model.ngrams.table.weight.shape) if self.model.ngrams else 0
@@ -141,12 +152,32 @@ class Training:
             options = {"wandb": {"name": self.run_name, "dir": str(self.folder)}}
             accelerator.init_trackers(config.tracker_project_name, settings, options)
 
+    def pick_threads(self, resume: bool) -> None:
+        """On a CPU: what is faster for a new run, as many as before for a resumed one: sums round in their order."""
+        if self.accelerator.device.type != "cpu":
+            return
+        if resume and (threads := read_record(self.folder).get("threads")):
+            torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        elif self.accelerator.num_processes == 1 and not threads_chosen():
+            shape = min(2, self.config.batch_size), self.config.context_len + self.model_config.next_tokens
+            with torch.random.fork_rng(devices=[]):
+                tokens = torch.randint(256, shape)
+
+            def work() -> None:
+                out = self.model(tokens[:, : self.config.context_len], targets=tokens[:, 1:])
+                (out.loss + out.router_loss).backward()
+
+            pick_threads(work, self.display.say)
+            self.model.zero_grad()
+            self.model.router.seen.zero_()
+
     def write_record(self) -> None:
         """train.json, and metrics.jsonl cut back to the step we start from."""
         more = {
             "fingerprint": self.documents.fingerprint,
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            "threads": torch.get_num_threads(),
         }
         truncate_metrics(self.folder, self.step)
         record = runs.record(self.model_config, self.data, self.config, **more)

@@ -71,6 +71,11 @@ class Documents:
             self.buffer.take(places) if isinstance(self.buffer, File) else np.frombuffer(self.buffer, np.uint8)[places]
         )
 
+    def expect(self, places: np.ndarray) -> None:
+        """That these places of the buffer will be taken soon."""
+        if isinstance(self.buffer, File) and len(self.buffer) > storage.SMALL:
+            self.buffer.expect(np.clip(places, 0, len(self.buffer) - 1))
+
     def block(self, number: int, place: dict | None = None) -> "Documents":
         """What is read in epoch `number`: always the same here, new documents for stories and streams."""
         return self

@@ -108,18 +108,24 @@ class Batches:
             ahead = np.arange(turns[0], min(turns[-1] + 4096, self.chunks))
             self._drawn, self._drawn_from = shuffled(ahead, self.chunks, self.seed, self.number, 1), turns[0]
             first, last = 0, len(turns) - 1
+            self._block.expect(self._place(self._drawn[:, None] * self.context_len + self._offsets[::512])[0])
         return self._drawn[first : last + 1]
+
+    def _place(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the epoch's string -> (places in the buffer, which document of the order)."""
+        document = np.minimum(np.searchsorted(self._ends, position, side="right"), len(self._ends) - 1)
+        return position + self._shifts[document], document
 
     def _read(self, chunks: np.ndarray) -> np.ndarray:
         """chunks (R,) -> tokens (R, context_len + next_tokens)."""
         position = chunks[:, None] * self.context_len + self._offsets  # in the epoch's string
-        document = np.minimum(np.searchsorted(self._ends, position, side="right"), len(self._ends) - 1)
+        place, document = self._place(position)
         begin, end = self._begins[document], self._ends[document] - 1  # where its BOS and EOS are
         tokens = np.full(position.shape, -100, np.int64)
         tokens[position == begin] = BOS
         tokens[position == end] = EOS
         inside = (position > begin) & (position < end)
-        tokens[inside] = self._block.take((position + self._shifts[document])[inside])
+        tokens[inside] = self._block.take(place[inside])
         return tokens
 
 

@@ -124,6 +124,21 @@ def test_descriptors_are_given_back(tmp_path, on_disk):
         assert len(os.listdir(folder)) <= before + 1
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="a call of Linux")
+def test_what_will_be_read_is_asked_for_ahead(tmp_path, on_disk, monkeypatch):
+    asked, taken, real = set(), set(), storage.File.take
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, __: asked.update(range(start, start + length)))
+
+    def take(file, places):
+        taken.update(places.tolist())
+        return real(file, places)
+
+    monkeypatch.setattr(storage.File, "take", take)
+    batches = Batches(read_files([write(tmp_path / "a.txt", os.urandom(3_000_000))]), 512, 2, 8, seed=0)
+    list(islice(batches, 20))
+    assert len(taken) > 50_000 and len(taken - asked) < 0.02 * len(taken)  # a chunk may end on the next page
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 TEXTS = [b"x" * 30 + bytes([i]) for i in range(20)]

@@ -27,7 +27,7 @@ from pico.yardsticks import last_bytes, yardsticks
 RULE = (
     "each document is BOS, its bytes, EOS; windows of context_len bytes advance by stride; each byte is scored once, "
     "by head 0, in the first window that reaches it, with the routing of generation; bits of EOS count, its byte "
-    "does not"
+    "does not; head k is shown the k true bytes before the one it predicts, as when its drafts are right"
 )
 BLOCK = 4096  # bytes: what is resampled where there are too few documents
 FEW = 30  # documents
@@ -49,7 +49,7 @@ class Tally:
     def add(self, trace: Trace, recalls) -> None:
         self.score.add(trace)
         n = len(trace.data)
-        starts = np.arange(0, n, BLOCK)
+        starts = np.arange(0, max(n, 1), BLOCK)
         self.block_bits += np.add.reduceat(trace.bits, starts).tolist()  # the last one's with EOS
         self.block_bytes += np.diff(np.append(starts, n)).tolist()
         where = bins(np.arange(n), FIRST_POSITIONS)
@@ -216,8 +216,6 @@ def analyse(
 
     max_bytes: only the first so many. full: other routings too. say: told what is being done.
     """
-    if max_bytes is not None and max_bytes < 1:
-        raise PicoError(f"max-bytes = {max_bytes}: expected 1 or more")
     stride = max(1, context_len // 2)
     stories = texts.stories or []
 

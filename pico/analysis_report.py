@@ -56,7 +56,8 @@ def report_table(report: dict) -> Table:
         row(name, figures["alone"], f"{after:.4f} after the training text" if after else "")
     table.add_row()
     for head in report["heads"]:
-        row(f"head {head['head']}", f"{head['bits']:.3f}", f"bits, likeliest byte right {head['accuracy']:.1%}")
+        right = f"bits, likeliest byte right {head['accuracy']:.1%}"
+        row(f"head {head['head']}", f"{head['bits']:.3f}", right + ", after right drafts" * (head["head"] > 0))
     table.add_row()
     routing = report["routing"]
     row("routed", share(routing["realised_fraction"]), f"wanted {share(routing['target_fraction'])}")
@@ -169,9 +170,9 @@ def plots(report: dict) -> list[Plot]:
     made.append(Plot("Bits per byte, by place in the document", "bytes from its start", lines, log=True))
     if len(report["heads"]) > 1:
         lines = {"bits": [(h["head"], h["bits"]) for h in report["heads"]]}
-        made.append(Plot("Bits of each head", "head: bytes ahead, less one", lines))
+        made.append(Plot("Bits of each head, after right drafts", "head: bytes ahead, less one", lines))
         lines = {"accuracy": [(h["head"], h["accuracy"]) for h in report["heads"]]}
-        made.append(Plot("Likeliest byte right, by head", "head: bytes ahead, less one", lines))
+        made.append(Plot("Likeliest byte right, by head, after right drafts", "head: bytes ahead, less one", lines))
     if "gaps" in report["routing"]:
         rate = report["routing"]["realised_fraction"]
         share_of = report["routing"]["gaps"]["histogram"][:24]

@@ -1,12 +1,13 @@
 """Causal bits per byte, and what every byte cost.
 
 Rule: a document is BOS, its bytes, EOS. It is read in windows of `context_len` that advance by `stride`, each byte is
-scored once, by head 0, in the first window that reaches it, in eval mode: the routing is the one generation uses.
-bits per byte = all bits, EOS included, over the number of raw bytes (control symbols cost but do not count).
+scored once, by head 0, in the first window that reaches it, in eval mode: the routing is the one generation uses, at the
+positions that generation would have. bits per byte = all bits, EOS included, over the number of raw bytes (control symbols cost but do not count).
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class Trace:
     weight: np.ndarray  # (n + 1,) router weight of BOS and each byte as it was read
     routed: np.ndarray  # (n + 1,) bool
     correct: np.ndarray  # (n + 1,) bool, head 0's likeliest byte was each byte, and EOS
+    # of each head as drafting uses it, shown the true bytes before the one it predicts (`Pico.right_draft_logits`)
     head_bits: np.ndarray  # (N,) sum over targets that exist
     head_correct: np.ndarray  # (N,) targets that were the most likely byte
     head_count: np.ndarray  # (N,) targets
@@ -52,12 +54,15 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Total bits, control symbols' included, over raw bytes."""
+        """Total bits, control symbols' included, over raw bytes. Raises PicoError where there are none."""
+        if not self.bytes:
+            raise PicoError("nothing to score: the text has no bytes; expected at least one")
         return sum(self.document_bits) / self.bytes
 
     @property
     def routed_fraction(self) -> float:
-        return self.routed / self.read
+        """Of what was read, BOS included; 0 of nothing."""
+        return self.routed / max(1, self.read)
 
     def add(self, trace: Trace) -> None:
         self.document_bits.append(float(trace.bits.sum()))
@@ -80,7 +85,7 @@ def score(
     """Causal bits per byte of the documents; see the module for the rule.
 
     max_bytes scores the first so many bytes, as if the document they end in ended there. Raises PicoError for an
-    impossible stride.
+    impossible stride or max_bytes.
     """
     total = Score(context_len, stride or max(1, context_len // 2))
     for trace in traces(model, documents, context_len, stride, max_bytes, disable_latent):
@@ -101,6 +106,8 @@ def traces(
     stride = stride or max(1, context_len // 2)
     if not 1 <= stride <= context_len:
         raise PicoError(f"stride = {stride}: expected 1 to context_len = {context_len}, so that no byte is passed over")
+    if max_bytes is not None and max_bytes < 1:
+        raise PicoError(f"max-bytes = {max_bytes}: expected 1 or more")
     training = model.training
     model.eval()
     try:
@@ -128,6 +135,16 @@ def _groups(documents, max_bytes, size) -> Iterator[list[bytes]]:
         yield group
 
 
+class Window(NamedTuple):
+    """A piece of a document: it reads ids[start:end] and predicts ids[start + 1 : end + 1]."""
+
+    document: int
+    start: int
+    scored: int  # targets that earlier windows have scored
+    end: int
+    ids: np.ndarray  # from start to the last byte that any head predicts
+
+
 @torch.inference_mode()
 def _read(model, documents, context_len, stride, disable_latent, batch_size) -> list[Trace]:
     heads, device = model.config.next_tokens, next(model.parameters()).device
@@ -137,35 +154,34 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size) -> 
         per_head = np.zeros((3, heads))
         out.append(Trace(data, np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head))
         ids = np.concatenate([[BOS], np.frombuffer(data, np.uint8), [EOS]]).astype(np.int64)
-        scored = 0  # targets scored so far; window [start, end) reads ids and predicts ids[start + 1 : end + 1]
-        start = 0
+        scored = start = 0
         while scored < n:
             end = min(start + context_len, n)
-            windows.append((d, start, scored, end, ids[start : end + heads]))
+            windows.append(Window(d, start, scored, end, ids[start : end + heads]))
             scored, start = end, start + stride
-    windows.sort(key=lambda window: window[3] - window[1])  # rows of a batch have about the same length
+    windows.sort(key=lambda window: window.end - window.start)  # rows of a batch have about the same length
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
-        length = max(end - start for _, start, _, end, _ in batch)
+        length = max(w.end - w.start for w in batch)
         tokens = np.full((len(batch), length + heads), -100, np.int64)
-        for row, (*_, ids) in enumerate(batch):
-            tokens[row, : len(ids)] = ids
+        for row, w in enumerate(batch):
+            tokens[row, : len(w.ids)] = w.ids
         tokens = torch.from_numpy(tokens).to(device)
-        result = model(tokens[:, :length].clamp(min=0), disable_latent=disable_latent)
+        text = tokens[:, :-1].clamp(min=0)
+        start = torch.tensor([w.start for w in batch], device=device)  # generation counts on, so windows do too
+        result = model(text[:, :length], disable_latent=disable_latent, start=start)
         targets = head_targets(tokens[:, 1:], length, heads)  # (B, T, N)
-        logits = result.logits.float()
+        logits = model.right_draft_logits(result.stream, text).float()
         chosen = logits.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-        bits = ((logits.logsumexp(-1) - chosen) / LN2).double().cpu().numpy()  # (B, T, N)
+        bits = ((logits.logsumexp(-1) - chosen) / LN2).cpu().double().numpy()  # (B, T, N)
         correct = (logits.argmax(-1) == targets).cpu().numpy()
         exists = (targets >= 0).cpu().numpy()
         weight, routed = result.router_weight.cpu().numpy(), result.routed.cpu().numpy()
-        for row, (d, start, scored, end, _) in enumerate(batch):
-            new = slice(scored - start, end - start)  # positions in the window that no earlier window covered
-            trace = out[d]
-            trace.bits[scored:end] = bits[row, new, 0]
-            trace.weight[scored:end] = weight[row, new]
-            trace.routed[scored:end] = routed[row, new]
-            trace.correct[scored:end] = correct[row, new, 0]
+        for row, w in enumerate(batch):
+            new = slice(w.scored - w.start, w.end - w.start)  # positions in the window that no earlier window covered
+            trace, at = out[w.document], slice(w.scored, w.end)
+            trace.bits[at], trace.correct[at] = bits[row, new, 0], correct[row, new, 0]
+            trace.weight[at], trace.routed[at] = weight[row, new], routed[row, new]
             seen = exists[row, new]
             trace.head_bits += (bits[row, new] * seen).sum(0)
             trace.head_correct += (correct[row, new] & seen).sum(0)

@@ -204,23 +204,26 @@ class Pico(nn.Module):
         targets: Tensor | None = None,
         cache: Cache | None = None,
         disable_latent: bool = False,
+        start: Tensor | None = None,
     ) -> Output:
         """tokens (B, T) integers, targets (B, T + N - 1) with -100 where there is none.
 
-        With a cache the bytes continue what it holds (T <= MAX_FEED) and the cache moves on.
+        With a cache the bytes continue what it holds (T <= MAX_FEED) and the cache moves on. start (B,): where in its
+        text each row begins (0 if not given), for the routers that go by position.
         """
         tokens = tokens.long()
         backend = choose_backend(tokens.device, self.attention_backend)
         length = tokens.shape[1]
         if cache is None:
             history = tokens.new_full((len(tokens), self.config.history), BOS)
-            positions = torch.arange(length, device=tokens.device).expand_as(tokens)
+            start = tokens.new_zeros(len(tokens)) if start is None else start
             local = latent = None
         else:
+            assert start is None, "a cache knows where its texts are"
             assert length <= MAX_FEED, f"feed at most {MAX_FEED} bytes at a time"
-            history, local, latent = cache.history, cache.local, cache.latent
-            positions = cache.length[:, None] + torch.arange(length, device=tokens.device)
+            history, local, latent, start = cache.history, cache.local, cache.latent, cache.length
             local.open(length, backend)
+        positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
         before = self.before(tokens, history)
         embedding = x = self.embed(tokens, before)  # (B, T, D)
         for layer, block in enumerate(self.local_in):
@@ -270,12 +273,31 @@ class Pico(nn.Module):
         if not self.chain:
             return [x] + [later] * (self.config.next_tokens - 1)
         shown = torch.arange(x.shape[1], device=x.device)[:, None] % 2
-        ahead = [F.pad(embedding[:, k:], (0, 0, 0, k)) for k in range(1, self.config.next_tokens)]
+        ahead = self.ahead(embedding, x.shape[1])
         return [x, *(self.chained(later, e * shown, k) for k, e in enumerate(ahead, start=1))]
+
+    def ahead(self, embedding: Tensor, length: int) -> list[Tensor]:
+        """What stands 1, 2, ... N - 1 bytes after each of the first `length`: each (B, length, D), 0 past the end."""
+        padded = F.pad(embedding, (0, 0, 0, self.config.next_tokens - 1))
+        return [padded[:, k : k + length] for k in range(1, self.config.next_tokens)]
 
     def chained(self, x: Tensor, embedding: Tensor, head: int) -> Tensor:
         """What head `head` > 0 reads: the stream, and the embedding of the byte before the one that it predicts."""
         return norm(x + self.chain[head - 1](norm(embedding)))
+
+    def right_draft_logits(self, x: Tensor, text: Tensor) -> Tensor:
+        """(B, T, N, V): what every head says after the stream x (B, T, D) where all drafts before its own were right.
+
+        Head k at t, which predicts byte t + 1 + k, is shown the true bytes t + 1 to t + k, as `draft_logits` is when
+        they were drawn. text (B, T + N - 1): the T bytes read, and the N - 1 after them.
+        """
+        read = [x] * self.config.next_tokens
+        if self.chain:
+            embedding = self.embed(text, self.before(text, text.new_full((len(text), self.config.history), BOS)))
+            ahead = self.ahead(embedding, x.shape[1])
+            read = [x, *(self.chained(x, e, k) for k, e in enumerate(ahead, start=1))]
+        heads = self.heads.weight.to(x.dtype).chunk(len(read))
+        return torch.stack([F.linear(y, head) for y, head in zip(read, heads)], dim=2)
 
     def draft_logits(self, x: Tensor, drawn: Tensor, history: Tensor) -> Tensor:
         """(B, V) of head k after the stream x (B, D), given the k bytes drawn (B, k) since, by the heads before it.

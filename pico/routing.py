@@ -136,7 +136,7 @@ class Router(nn.Module):
                 return spacelike(tokens) & (~spacelike(previous) | (tokens > 255))
             case "stride":
                 return positions % round(1 / self.capacity) == 0
-            case "random":  # a hash of position and byte, so that generation repeats what evaluation saw
+            case "random":  # a hash of the byte and of where it is in its text: the same however it is read
                 mixed = (positions * 0x9E3779B1 + tokens * 0x85EBCA6B) & 0xFFFFFFFF
                 mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
                 return ((mixed ^ (mixed >> 13)) & 0xFFFF) < self.capacity * 0x10000

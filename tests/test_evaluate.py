@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pico.config import PicoError
 from pico.evaluate import score, traces
+from pico.generate import generate
 from pico.vocab import BOS, EOS, VOCABULARY
 
 TEXTS = [b"The cat sat.", b"", b"A", bytes(range(0, 256, 5)), "Zoë sang, à voix basse".encode()]
@@ -24,7 +25,8 @@ def plain(model, data, context_len, stride, **options):
         start = 0
         while target > start + context_len:
             start += stride
-        logits = model(torch.tensor([ids[start:target]]), **options).logits[0, -1, 0].double()
+        out = model(torch.tensor([ids[start:target]]), start=torch.tensor([start]), **options)
+        logits = out.logits[0, -1, 0].double()
         bits.append((logits.logsumexp(0) - logits[ids[target]]).item() / math.log(2))
     return bits
 
@@ -110,31 +112,75 @@ def test_training_mode_does_not_change_the_score():
         model(random_tokens(2, 200)).logits.sum().backward()
 
 
-@pytest.mark.parametrize("router", ["topk", "space", "stride", "all", "none"])
-def test_routing_is_reported_as_the_model_routes(router):
-    model, data = tiny(router), bytes(random_tokens(50).tolist())
-    trace = next(traces(model, [data], 100))
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("capacity", [0.5, 1 / 3])  # every third byte: 3 divides neither window nor stride
+def test_evaluation_routes_as_generation_over_several_windows(router, capacity):
+    """A window that begins in the middle of a text counts on as generation does, and costs what one long read does."""
+    model = tiny(router, latent_capacity_factor=capacity, latent_num_blocks=1)
+    data = bytes(random_tokens(400).tolist())
+    (trace,) = traces(model, [data], 100, 20)
+    steps = list(generate(model, data, max_bytes=1, echo=True))[: len(data)]
+    assert trace.routed[1:].tolist() == [step.routed for step in steps]
+    np.testing.assert_allclose(trace.weight[1:], [step.weight for step in steps], rtol=1e-3, atol=1e-5)
     with torch.no_grad():
         out = model(torch.tensor([[BOS, *data]]))
     assert trace.routed.tolist() == out.routed[0].tolist()
-    np.testing.assert_allclose(trace.weight, out.router_weight[0], rtol=1e-4)
+    nats = torch.nn.functional.cross_entropy(out.logits[0, :, 0], torch.tensor([*data, EOS]), reduction="none")
+    np.testing.assert_allclose(trace.bits, nats / math.log(2), rtol=1e-3, atol=1e-3)
     assert score(model, [data] * 3, 100).routed_fraction == pytest.approx(out.routed.float().mean().item())
     assert score(model, [data], 100, disable_latent=True).routed_fraction == 0
 
 
-def test_every_head_is_scored_against_its_own_byte():
-    model, data = tiny("topk"), b"heads look further and further ahead"
-    trace = next(traces(model, [data], 100))
-    ids = torch.tensor([BOS, *data, EOS])
-    logits = model(ids[None, :-1]).logits[0]
-    for k in range(4):
-        targets = ids[1 + k :]
-        nats = torch.nn.functional.cross_entropy(logits[: len(targets), k], targets, reduction="sum").item()
-        assert trace.head_bits[k] == pytest.approx(nats / math.log(2), rel=1e-4)
-        assert trace.head_correct[k] == (logits[: len(targets), k].argmax(-1) == targets).sum().item()
+@pytest.mark.parametrize("chained", [True, False])
+def test_every_head_is_scored_as_it_drafts(chained):
+    """Head k by `draft_logits`, a byte at a time: shown the true bytes before the one it predicts."""
+    model, data = tiny("topk", chained_heads=chained), b"heads look further and further ahead"
+    ids = [BOS, *data, EOS]
+    (trace,) = traces(model, [data], 100)
+    with torch.no_grad():
+        stream = model(torch.tensor([ids[:-1]])).stream
+    nats, right = [0.0] * 4, [0] * 4
+    for t in range(len(data) + 1):
+        history = torch.tensor([[BOS] * model.config.history + ids[: t + 1]])[:, -model.config.history :]
+        for k in range(min(4, len(data) + 1 - t)):
+            drawn = torch.tensor([ids[t + 1 : t + 1 + k]], dtype=torch.long)
+            with torch.no_grad():
+                logits = model.draft_logits(stream[:, t], drawn, history)[0] if k else model.heads(stream[0, t])[:264]
+            nats[k] -= logits.log_softmax(0)[ids[t + 1 + k]].item()
+            right[k] += logits.argmax().item() == ids[t + 1 + k]
+    assert trace.head_bits.tolist() == pytest.approx([n / math.log(2) for n in nats], rel=1e-4)
+    assert trace.head_correct.tolist() == right
     total = score(model, [data, data], 100)
     assert total.head_bits[2] == pytest.approx(2 * trace.head_bits[2], rel=1e-4)
     assert total.document_bits[0] == pytest.approx(trace.head_bits[0], rel=1e-4)
+
+
+def test_heads_past_the_end_of_a_window_are_shown_what_is_there():
+    """In windows that end in the middle of a text the last positions' drafts lie beyond the window."""
+    model, data = tiny("stride", fb_num_blocks=0, latent_num_blocks=1, latent_att_window_size=1), b"Zoe sang " * 30
+    (whole,), (cut,) = traces(model, [data], 1000), traces(model, [data], 32, 8)
+    np.testing.assert_allclose(cut.head_bits, whole.head_bits, rtol=1e-3)
+
+
+@pytest.mark.parametrize("context_len", [1, 2, 3])
+def test_a_window_may_be_shorter_than_the_heads_look(context_len):
+    model = tiny(next_tokens=8)
+    (trace,) = traces(model, [b"a short text"], context_len)
+    np.testing.assert_allclose(trace.bits, plain(model, b"a short text", context_len, 1), rtol=1e-3)
+    tokens = random_tokens(2, context_len + 8)
+    out = model.train()(tokens[:, :context_len], targets=tokens[:, 1:])
+    out.loss.backward()
+    assert out.head_nll.isfinite().all() and model.chain[-1].weight.grad is not None
+
+
+@pytest.mark.parametrize("documents", [[], [b""], [b"", b""]])
+def test_no_bytes_are_a_line_not_a_division_by_zero(documents):
+    result = score(tiny(), documents, 16)
+    assert result.bytes == 0 and result.read == len(documents)
+    with pytest.raises(PicoError, match="nothing to score"):
+        _ = result.bits_per_byte
+    with pytest.raises(PicoError, match="max-bytes = 0"):
+        score(tiny(), [b"text"], 16, max_bytes=0)
 
 
 def test_many_documents_come_back_in_order():

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from pico.attention import ring_bias
-from pico.config import ModelConfig
+from pico.config import MAX_FEED, ModelConfig
 from pico.vocab import BOS
-
-MAX_FEED = 64  # bytes that one forward may add; longer prompts are fed in pieces
 
 
 class Ring:

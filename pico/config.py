@@ -8,15 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pico.vocab import VOCABULARY
+
 
 class PicoError(Exception):
     """Something the user can mend. The message is one line: what was wrong, what was expected, what to type."""
 
 
+MAX_FEED = 64  # bytes that one forward of generation may read; longer prompts are fed in pieces
 RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]
 Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -48,26 +50,28 @@ def _problem(error: dict) -> str:
 class ModelConfig(Config):
     """The shape of a Pico model. Widths in channels, windows in positions before the current one."""
 
-    dim: Count = Field(128, description="width D of the residual stream")
-    next_tokens: Count = Field(4, description="prediction heads N: bytes predicted at once")
-    att_q_heads: Count = Field(9, description="query heads H")
-    att_kv_heads: Count = Field(3, description="key/value heads, divides the query heads")
+    dim: Count = Field(128, le=2**16, description="width D of the residual stream")
+    next_tokens: Count = Field(4, le=64, description="prediction heads N: bytes predicted at once")
+    att_q_heads: Count = Field(9, le=2**10, description="query heads H")
+    att_kv_heads: Count = Field(3, le=2**10, description="key/value heads, divides the query heads")
     ngram_max: Annotated[int, Field(ge=0, le=16)] = Field(
         6, description="longest n-gram looked up for every byte, from 2 bytes on; 0 is off"
     )
-    ngram_rows: Count = Field(32768, description="rows of the hash table of each n-gram length")
-    ngram_dim: Count = Field(32, description="width of an n-gram's embedding")
+    ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
+    ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
     qk_norm: bool = Field(True, description="normalise queries and keys")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
     chained_heads: bool = Field(True, description="show heads the bytes drafted before theirs")
-    mlp_ratio: Positive = Field(1.0, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
-    fb_num_blocks: Annotated[int, Field(ge=0)] = Field(
+    mlp_ratio: Positive = Field(1.0, le=64, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
+    fb_num_blocks: Annotated[int, Field(ge=0, le=1000)] = Field(
         2, description="local blocks before, and again after, the latent stack"
     )
-    fb_att_window_size: Count = Field(16, description="attention window of the local blocks, in bytes")
-    latent_capacity_factor: Fraction = Field(0.25, description="fraction of bytes sent through the latent blocks")
-    latent_num_blocks: Annotated[int, Field(ge=0)] = Field(12, description="latent blocks")
-    latent_att_window_size: Count = Field(512, description="window of the latent blocks, in routed bytes")
+    fb_att_window_size: Count = Field(16, le=2**20, description="attention window of the local blocks, in bytes")
+    latent_capacity_factor: Annotated[float, Field(ge=1e-4, le=1)] = Field(
+        0.25, description="fraction of bytes sent through the latent blocks"
+    )
+    latent_num_blocks: Annotated[int, Field(ge=0, le=1000)] = Field(12, description="latent blocks")
+    latent_att_window_size: Count = Field(512, le=2**20, description="window of the latent blocks, in routed bytes")
     router: RouterName = Field("topk", description="which bytes are routed")
 
     @property
@@ -87,13 +91,43 @@ class ModelConfig(Config):
 
     @property
     def drafts(self) -> int:
-        """Bytes drafted ahead in generation: by each head after the first, and two more if the last one can go on."""
-        return self.next_tokens - 1 + 2 * (self.chained_heads and self.next_tokens > 1)
+        """Bytes drafted ahead in generation: by each head after the first, and two more if the last one can go on.
+
+        One forward reads them together with the byte before them.
+        """
+        drafts = self.next_tokens - 1 + 2 * (self.chained_heads and self.next_tokens > 1)
+        return min(drafts, MAX_FEED - 1)
 
     @property
     def mlp_dim(self) -> int:
         """SwiGLU hidden width, rounded up to a multiple of 8."""
         return 8 * math.ceil(self.dim * self.mlp_ratio / 8)
+
+    @property
+    def matrices(self) -> dict[str, list[tuple[int, int, int]]]:
+        """{part: [(how many, rows, columns)]} of every parameter: a vector counts as a row. Nothing has to be built."""
+        c, attention, lookup = self, self.att_q_heads * self.head_dim, self.ngram_orders * self.ngram_dim
+        qkv = attention + 2 * c.att_kv_heads * c.head_dim
+        block = [(1, qkv, c.dim), (1, c.dim, attention), (1, 2 * c.mlp_dim, c.dim), (1, c.dim, c.mlp_dim)]
+        block.append((int(c.qk_norm), 1, 1))
+        local = [(c.fb_num_blocks * n, *shape) for n, *shape in [*block, (int(c.embedding_skip), 1, 2)]]
+        latent = 0 if c.router == "none" else c.latent_num_blocks
+        ngrams = {"ngrams": [(1, c.ngram_orders * c.ngram_rows, c.ngram_dim), (1, c.dim, lookup)]}
+        return {
+            "embedding": [(1, VOCABULARY, c.dim)],
+            **(ngrams if c.ngram_max else {}),
+            "local_in": local,
+            "router": [(1, 1, c.dim), (1, 1, 1)],
+            "latent": [(latent * n, *shape) for n, *shape in block],
+            "local_out": local,
+            "heads": [(1, c.next_tokens * VOCABULARY, c.dim)],
+            "chain": [((c.next_tokens - 1) * c.chained_heads, c.dim, c.dim)],
+        }
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many there are in each part."""
+        return {part: sum(n * r * c for n, r, c in shapes) for part, shapes in self.matrices.items()}
 
     @field_validator("dim")
     @classmethod
@@ -123,6 +157,20 @@ class ModelConfig(Config):
         if not blocks and info.data.get("fb_num_blocks") == 0:
             raise ValueError("expected at least 1 when fb_num_blocks = 0: the model would have no blocks at all")
         return blocks
+
+    @field_validator("router")
+    @classmethod
+    def _whole_stride(cls, router, info):
+        """Every k-th byte is a fraction of 1/k: three figures of it are enough, such as 0.333."""
+        fraction = info.data.get("latent_capacity_factor", 1)  # missing when it was wrong itself
+        near = [1 / math.floor(1 / fraction), 1 / math.ceil(1 / fraction)]
+        if router == "stride" and f"{fraction:.3g}" not in [f"{x:.3g}" for x in near]:
+            more, less = (f"{x:.4g}" for x in near)
+            raise ValueError(
+                f"routes every k-th byte, so it needs a latent_capacity_factor of 1/k, not {fraction:g}: "
+                f"try {more} or {less}"
+            )
+        return router
 
 
 SEED = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False, chained_heads=False)

@@ -65,7 +65,8 @@ class _Stack:
             for b in blocks
         ]
         # what a head's query, of length 1 once normalised, and its key are multiplied by; None without QK-norm
-        self.sharpness = [b.attention.sharpness and self._sharpness(b.attention.sharpness.item()) for b in blocks]
+        learned = [b.attention.sharpness for b in blocks]
+        self.sharpness = [s if s is None else self._sharpness(s.item()) for s in learned]
         # a normalised query and key of width E score at most sharpness sqrt(E), which exp may then be able to take
         self.bounded = config.qk_norm and all(abs(s[0, 0]) * self.width**0.5 < LARGEST for s in self.sharpness)
         self.mixes = [b.mix if b.mix is None else b.mix.tolist() for b in blocks]

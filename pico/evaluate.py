@@ -1,8 +1,9 @@
 """Causal bits per byte, and what every byte cost.
 
 Rule: a document is BOS, its bytes, EOS. It is read in windows of `context_len` that advance by `stride`, each byte is
-scored once, by head 0, in the first window that reaches it, in eval mode: the routing is the one generation uses, at the
-positions that generation would have. bits per byte = all bits, EOS included, over the number of raw bytes (control symbols cost but do not count).
+scored once, by head 0, in the first window that reaches it, in eval mode: the routing is the one generation uses, at
+the positions that generation would have. bits per byte = all bits, EOS included, over the number of raw bytes (control
+symbols cost but do not count).
 """
 
 from collections.abc import Iterable, Iterator

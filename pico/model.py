@@ -24,6 +24,7 @@ from pico.routing import Router, gather, scatter
 from pico.vocab import BOS, VOCABULARY
 
 SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
+EPS = torch.finfo(torch.float32).eps  # of every norm, whatever its dtype: decode.py has the same
 
 
 class Output(NamedTuple):
@@ -53,8 +54,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        scale = x.shape[-1] ** 0.5 / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = scale.clamp(max=1e3).to(x.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -66,8 +67,11 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def norm(x: Tensor) -> Tensor:
-    """RMSNorm (arXiv 1910.07467) without a gain: the Linear that follows every norm absorbs it."""
-    return _RMSNorm.apply(x) if x.requires_grad and not x.is_cuda else F.rms_norm(x, x.shape[-1:])
+    """RMSNorm (arXiv 1910.07467) without a gain: the Linear that follows every norm absorbs it.
+
+    x / sqrt(mean(x^2) + EPS), in training as in evaluation.
+    """
+    return F.rms_norm(x, x.shape[-1:], eps=EPS) if x.is_cuda else _RMSNorm.apply(x)
 
 
 def thin(update: Tensor, share: float) -> Tensor:

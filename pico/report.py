@@ -147,12 +147,9 @@ def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
 
 def model_facts(config: ModelConfig, context_len: int = 512) -> dict:
     """Parameters of each part, FLOPs per byte at that context, bytes of key/value cache. Builds no weights."""
-    import torch
+    from pico.model import cache_bytes, flops_per_byte
 
-    from pico.model import Pico, cache_bytes, flops_per_byte
-
-    with torch.device("meta"):
-        parts = Pico(config).parts()
+    parts = config.parameters
     forward, training = flops_per_byte(config, context_len)
     return {
         "parameters": sum(parts.values()),

@@ -50,6 +50,17 @@ def test_problems_say_what_was_expected():
         (ModelConfig, dict(latent_capacity_factor=float("nan"))),
         (ModelConfig, dict(mlp_ratio=float("inf"))),
         (ModelConfig, dict(fb_num_blocks=-1)),
+        (ModelConfig, dict(latent_num_blocks=10**9)),
+        (ModelConfig, dict(fb_num_blocks=10**9)),
+        (ModelConfig, dict(dim=10**9)),
+        (ModelConfig, dict(next_tokens=1000)),
+        (ModelConfig, dict(att_q_heads=10**6, att_kv_heads=1)),
+        (ModelConfig, dict(ngram_rows=10**23)),
+        (ModelConfig, dict(ngram_dim=10**23)),
+        (ModelConfig, dict(mlp_ratio=1e300)),
+        (ModelConfig, dict(fb_att_window_size=10**12)),
+        (ModelConfig, dict(latent_att_window_size=10**12)),
+        (ModelConfig, dict(latent_capacity_factor=1e-300)),
         (TrainConfig, dict(learning_rate=-1e-3)),
         (TrainConfig, dict(learning_rate=0)),
         (TrainConfig, dict(learning_rate=float("nan"))),
@@ -81,6 +92,46 @@ def test_edges_that_are_allowed():
         ModelConfig.build(**good)
     TrainConfig.build(weight_decay=0, router_loss_weight=0, warmup_steps=0, epochs=0.1)
     DataConfig.build(validation_size=0.5)
+
+
+@pytest.mark.parametrize("fraction", [1, 0.5, 1 / 3, 0.3333, 0.333, 0.25, 0.167, 0.143, 1e-3])
+def test_a_stride_routes_the_fraction_it_is_given(fraction):
+    """1/k, or what three figures of it say."""
+    config = ModelConfig.build(router="stride", latent_capacity_factor=fraction)
+    assert 1 / round(1 / config.latent_capacity_factor) == pytest.approx(fraction, rel=5e-3)
+
+
+@pytest.mark.parametrize("fraction, near", [(0.4, "0.5 or 0.3333"), (0.7, "1 or 0.5"), (0.33, "0.3333 or 0.25")])
+def test_a_stride_that_cannot_be_met_names_the_nearest(fraction, near):
+    found = problems(ModelConfig, router="stride", latent_capacity_factor=fraction)
+    assert len(found) == 1 and f"not {fraction}: try {near}" in found[0]
+    ModelConfig.build(router="topk", latent_capacity_factor=fraction)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.sampled_from([(4, 2), (9, 3), (1, 1)]),
+    st.sampled_from([0, 2, 6]),
+    st.sampled_from(["topk", "none", "space"]),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    st.tuples(st.integers(1, 3), st.integers(0, 3)),
+)
+def test_sizes_are_known_before_a_model_is_built(quarter, heads, attention, longest, router, switches, blocks):
+    import torch
+
+    from pico.model import Pico
+
+    config = ModelConfig(
+        dim=4 * quarter, next_tokens=heads, att_q_heads=attention[0], att_kv_heads=attention[1], ngram_max=longest,
+        ngram_rows=50, ngram_dim=12, router=router, qk_norm=switches[0], embedding_skip=switches[1],
+        chained_heads=switches[2], fb_num_blocks=blocks[0], latent_num_blocks=blocks[1], mlp_ratio=8 / 3,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Pico(config)
+    assert config.parameters == model.parts()
+    shapes = [s for part in config.matrices.values() for n, *s in part for _ in range(n)]
+    assert sorted(shapes) == sorted([1] * (2 - p.ndim) + list(p.shape) for p in model.parameters())
 
 
 def test_unknown_preset_names_the_known_ones():

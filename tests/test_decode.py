@@ -49,6 +49,19 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
             torch.testing.assert_close(ours, logits, atol=1e-5, rtol=1e-4)
 
 
+def test_a_sharpness_may_be_learned_away():
+    """At exactly 0 a layer looks at all keys alike, but for their distance."""
+    model = awake(Pico(preset("tiny", dim=32, latent_num_blocks=2, ngram_rows=64))).eval()
+    for block in (*model.local_in, *model.latent[:1]):
+        torch.nn.init.zeros_(block.attention.sharpness)
+    text, tokens = TextReader(model), torch.randint(0, 256, (1, 60))
+    text.read(tokens.numpy())
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            torch.from_numpy(text.logits())[None], model(tokens).logits[:, :, 0], atol=1e-5, rtol=1e-4
+        )
+
+
 def test_memory_does_not_grow():
     model = Pico(preset("tiny", dim=16, latent_num_blocks=1)).eval()
     text = TextReader(model)

@@ -48,6 +48,18 @@ def test_fixed_rules_route_what_they_say():
     assert torch.equal(route("random", tokens)[1].routed, route("random", tokens)[1].routed)  # no hidden state
 
 
+@pytest.mark.parametrize("text", ["one byte", "noise"])
+@pytest.mark.parametrize("capacity", [0.001, 0.1, 1 / 3, 0.5, 0.9])
+def test_a_coin_is_fair_at_any_rate_and_in_any_text(text, capacity):
+    """Within four standard deviations of a million throws, and with the gaps of a coin."""
+    count, router = 10**6, Router(tiny_config("random", latent_capacity_factor=capacity))
+    tokens = torch.full((1, count), 97) if text == "one byte" else random_tokens(1, count)
+    routed = router.wanted(torch.zeros(1, count), tokens, tokens, torch.arange(count)[None])[0]
+    assert abs(routed.float().mean().item() - capacity) < 4 * (capacity * (1 - capacity) / count) ** 0.5 + 2**-16
+    gaps = torch.diff(routed.nonzero().flatten()).float()
+    assert (gaps.std() / gaps.mean()).item() == pytest.approx((1 - capacity) ** 0.5, rel=0.08)
+
+
 @pytest.mark.parametrize("rule", ["stride", "random"])
 def test_positional_rules_use_the_positions_given(rule):
     """Generation passes absolute positions, so the tail of a text is routed as in the whole."""

@@ -36,8 +36,8 @@ MODEL = options(
 DATA = options(
     DataConfig,
     {
-        "Data": "column_name format =document_separator train_file validation_file train_split validation_split "
-        "validation_size =streaming"
+        "Data": "column_name format =document_separator csv_separator train_file validation_file train_split "
+        "validation_split validation_size =streaming"
     },
     prefix="dataset_",
 )

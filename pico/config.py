@@ -208,6 +208,9 @@ class DataConfig(Config):
     column_name: str | None = Field(None, description="column that holds the text")
     format: Literal["auto", "bytes"] = Field("auto", description="'bytes' reads any file as raw bytes")
     document_separator: str | None = Field(None, description="what stands between documents in a file")
+    csv_separator: str | None = Field(
+        None, description="what stands between the cells of a .csv file, 'tab' for a tab (default: found)"
+    )
     train_file: str | None = Field(None, description="file of the dataset to train on")
     validation_file: str | None = Field(None, description="file of the dataset to validate on")
     train_split: str | None = Field(None, description="split to train on (default: train)")
@@ -216,6 +219,14 @@ class DataConfig(Config):
         None, description="held out: a fraction below 1, or a number of documents (default 1 %)"
     )
     streaming: bool = Field(False, description="stream a Hub dataset instead of downloading it")
+
+    @field_validator("csv_separator")
+    @classmethod
+    def _one(cls, separator):
+        separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+        if separator is not None and not (len(separator) == 1 and separator.isascii() and separator not in '"\r\n\0'):
+            raise ValueError("expected one ASCII character that is neither a quote nor a line's end")
+        return separator
 
 
 class TrainConfig(Config):

@@ -5,6 +5,7 @@ for tokens in Batches(train, context_len=512, next_tokens=8, batch_size=8, seed=
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 from pico import hub
 from pico.config import DataConfig, PicoError
 from pico.documents import Documents
+from pico.formats import DATA, TABLES, suffix
 from pico.hub import Stream
 from pico.packing import Batches, mix, shuffled
-from pico.sources import find_files, read_files, split_name
-from pico.tables import TABLES
+from pico.reading import Reading, amount, named
+from pico.sources import Found, find_files, read_files, split_name
 
 __all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]
 
@@ -28,65 +30,124 @@ STORIES_PER_EPOCH, VALIDATION_STORIES = 5000, 1000
 FIRST_TRAINING_STORY = 1_000_000  # stories before it are never trained on, whatever the seed
 
 
-def open_data(config: DataConfig, seed: int) -> tuple[Documents | Stream, Documents]:
+@dataclass
+class Part:
+    """A split that can be read. `read` fills a Reading; `stream` is there instead of it where data is streamed."""
+
+    read: Callable[[Reading], Documents] | None = None
+    stream: object = None
+    files: list[Path] = field(default_factory=list)
+
+
+def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> tuple[Documents | Stream, Documents]:
     """(training, validation) documents, which never overlap; see DataConfig for what chooses them.
 
-    Raises PicoError if the dataset is missing, empty, unreadable, or has no such column, split or file.
+    reading: is told what was read. Raises PicoError if the dataset is missing, empty, unreadable, or has no such
+    column, split or file.
     """
+    reading = Reading() if reading is None else reading
     if config.dataset == "stories":
-        return Stories(seed), story_documents(0, 0, _story_count(config))
-    splits = _splits(config)
+        train, validation = Stories(seed), story_documents(0, 0, _story_count(config))
+        reading.tell("training", f"stories without end, new ones every epoch of {STORIES_PER_EPOCH:,}")
+        reading.tell("validation", amount(validation), "never trained on")
+        return train, validation
+    splits = _splits(config, reading)
     train, validation = _choose(config, splits)
     if train is None or train == validation:
         raise PicoError(
             f"'{config.dataset}' leaves nothing to train on besides its validation part: give a different "
             "--dataset-train-file or --dataset-train-split"
         )
-    if callable(splits[train]):
-        documents = splits[train]()
-        return (documents, splits[validation]()) if validation else hold_out(documents, config.validation_size)
+    _leave_out(splits, (train, validation), reading)
+    if splits[train].stream is not None:
+        return _open_stream(config, splits, train, validation, reading)
+    documents, files = splits[train].read(reading), splits[train].files
     if validation:
-        return Stream(splits[train], train, config), _read_stream(splits[validation], validation, config)
-    held = _held_rows(config.validation_size)
-    stream = Stream(splits[train], train, config, lambda row: not held(row))
-    return stream, _read_stream(splits[train], train, config, held)
+        held, how, others = splits[validation].read(reading), _why(config), splits[validation].files
+    else:
+        (documents, held), how, others = hold_out(documents, config.validation_size), _held_out(documents, config), []
+    reading.tell("training", amount(documents), named(files) if files else f"split '{train}'")
+    reading.tell("validation", amount(held), named(others) if others else "", how)
+    return documents, held
 
 
-def open_evaluation(config: DataConfig, seed: int = 0) -> Documents:
+def open_evaluation(config: DataConfig, seed: int = 0, reading: Reading | None = None) -> Documents:
     """What `eval` scores: the validation part where the flags or the dataset define one, else all of it."""
+    reading = Reading() if reading is None else reading
+    documents, *how = _open_evaluation(config, reading)
+    reading.tell("text", amount(documents), *how)
+    return documents
+
+
+def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
     if config.dataset == "stories":
-        return story_documents(0, 0, _story_count(config))
-    splits = _splits(config)
+        return story_documents(0, 0, _story_count(config)), "built-in stories that are never trained on"
+    splits = _splits(config, reading)
     train, validation = _choose(config, splits)
-    part = splits[validation or train]
-    if not callable(part):
-        held = _held_rows(config.validation_size) if config.validation_size and not validation else None
-        stream = Stream(part, validation or train, config, held)
-        return _filled(stream.collect(rows=STREAM_ROWS if held else None), config)
-    if validation or not config.validation_size:
-        return part()
-    return hold_out(part(), config.validation_size)[1]
+    name = validation or train
+    part = splits[name]
+    _leave_out(splits, (name,), reading)
+    where = named(part.files) if part.files else f"split '{name}'"
+    held = not validation and config.validation_size
+    if part.stream is not None:
+        stream = Stream(part.stream, name, config, _held_rows(config.validation_size) if held else None)
+        return _filled(stream.collect(rows=STREAM_ROWS if held else None), config), where, "streamed"
+    documents = part.read(reading)
+    if held:
+        return hold_out(documents, config.validation_size)[1], where, _held_out(documents, config)
+    return documents, where, _why(config) if validation else "all of it"
+
+
+def _open_stream(config: DataConfig, splits: dict[str, Part], train: str, validation: str | None, reading: Reading):
+    stream, held = splits[train].stream, None
+    if validation:
+        documents, how = _read_stream(splits[validation].stream, validation, config), f"split '{validation}'"
+    else:
+        held = _held_rows(config.validation_size)
+        documents, how = _read_stream(stream, train, config, held), "of the stream's first rows, not trained on"
+    training = Stream(stream, train, config, held and (lambda row: not held(row)))
+    reading.tell("training", f"a stream, split '{train}'", f"column '{training.column}'")
+    reading.tell("validation", amount(documents), how)
+    return training, documents
+
+
+def _leave_out(splits: dict[str, Part], used: tuple, reading: Reading) -> None:
+    for name, part in splits.items():
+        if name not in used:
+            reading.left_out[f"split '{name}'" + (f" {named(part.files)}" if part.files else "")] += 1
+
+
+def _why(config: DataConfig) -> str:
+    if config.validation_file:
+        return "by --dataset-validation-file"
+    return "by --dataset-validation-split" if config.validation_split else "by its name"
+
+
+def _held_out(documents: Documents, config: DataConfig) -> str:
+    part = config.validation_size or HELD_OUT
+    if len(documents) == 1:
+        return f"the last {part:.3g} of the one document"
+    return "held out of the training documents at random" + (f", {100 * part:.3g} %" if part < 1 else "")
 
 
 # --- choosing the parts ----------------------------------------------------------------------------------------------
 
 
-def _splits(config: DataConfig) -> dict:
-    """Split name -> a function that reads it, or the `datasets` stream."""
+def _splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     try:
-        return _find_splits(config)
+        return _find_splits(config, reading)
     except OSError as error:
         raise PicoError(f"cannot read {error.filename or config.dataset}: {error.strerror or error}") from None
 
 
-def _find_splits(config: DataConfig) -> dict:
+def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     path, raw = Path(config.dataset).expanduser(), config.format == "bytes"
     named_files = config.train_file or config.validation_file
     if path.is_dir() and not raw and not named_files and hub.is_repository(path):
         return _hub_splits(config)
     if not path.exists():
         name = config.dataset.partition(":")[0]
-        if path.suffix.lower() in TABLES | {".txt"} or not (Path(name).is_dir() or hub.is_name(config.dataset)):
+        if suffix(path) in DATA or not (Path(name).is_dir() or hub.is_name(config.dataset)):
             raise PicoError(
                 f"no file or folder '{config.dataset}': give a path that exists, a Hub dataset or 'stories'"
             )
@@ -94,10 +155,10 @@ def _find_splits(config: DataConfig) -> dict:
             return _hub_splits(config)
         path = hub.download(config)
     if path.is_dir():
-        found, as_text = find_files(path, raw)
+        found = find_files(path, raw)
     else:
-        found, as_text, path = {"train": [path]}, raw, path.parent
-    splits = {split: (files, as_text) for split, files in found.items()}
+        found, path = Found({"train": [path]}, raw), path.parent
+    splits = {split: (files, found.raw) for split, files in found.splits.items()}
     for split, pattern in ("train", config.train_file), ("validation", config.validation_file):
         if pattern:
             splits[split] = _named(path, pattern), raw
@@ -105,25 +166,52 @@ def _find_splits(config: DataConfig) -> dict:
     for split in others:  # no file belongs to two parts
         files, as_text = splits.get(split, ([], raw))
         splits[split] = [file for file in files if file not in splits.get(first, [[]])[0]], as_text
-    splits = {split: partial(_read_local, *part, config) for split, part in splits.items() if part[0]}
+    chosen = {file for files, _ in splits.values() for file in files}
+    passed = [file for files in found.splits.values() for file in files if file not in chosen]
+    reading.left_out.update(found.left_out)
+    reading.left_out["files not named"] += len(passed)
+    splits = {split: part for split, part in splits.items() if part[0]}
     if not splits:
-        raise PicoError(f"no text files in '{config.dataset}': --dataset-format bytes reads any files as raw bytes")
-    return splits
+        passed = f" but {reading.passed_over()}" if reading.passed_over() else ""
+        raise PicoError(
+            f"no text files in '{config.dataset}'{passed}: --dataset-format bytes reads any files as raw bytes"
+        )
+    return {
+        split: Part(partial(_read_local, files, as_text, config), files=files)
+        for split, (files, as_text) in splits.items()
+    }
 
 
-def _hub_splits(config: DataConfig) -> dict:
+def _hub_splits(config: DataConfig) -> dict[str, Part]:
     loaded = hub.load(config)
     if config.streaming:
-        return loaded
-    return {split: partial(_read_hub, dataset, config) for split, dataset in loaded.items()}
+        return {split: Part(stream=dataset) for split, dataset in loaded.items()}
+    return {split: Part(partial(_read_hub, dataset, config)) for split, dataset in loaded.items()}
 
 
-def _read_local(files: list[Path], raw: bool, config: DataConfig) -> Documents:
-    return _filled(read_files(files, config.column_name, raw).split(config.document_separator), config)
+def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Reading) -> Documents:
+    say = partial(reading.tell, "tables")
+    documents = read_files(files, config.column_name, raw, config.csv_separator, say)
+    tables = not raw and any(suffix(file) in TABLES for file in files)
+    reading.left_out["rows without text" if tables else "empty files"] += documents.empty
+    return _separated(documents, config, reading)
 
 
-def _read_hub(dataset, config: DataConfig) -> Documents:
-    return _filled(hub.read(dataset, config).split(config.document_separator), config)
+def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
+    documents = hub.read(dataset, config)
+    reading.tell("tables", f"column '{hub.text_column(dataset, config)}'")
+    reading.left_out["rows without text"] += documents.empty
+    return _separated(documents, config, reading)
+
+
+def _separated(documents: Documents, config: DataConfig, reading: Reading) -> Documents:
+    """Cut at the --document-separator."""
+    cut = documents.split(config.document_separator)
+    if config.document_separator and cut.bytes == documents.bytes:
+        reading.warnings.append(
+            f"--document-separator {config.document_separator!r} never occurs in {amount(documents)} of text"
+        )
+    return _filled(cut, config)
 
 
 def _read_stream(dataset, split: str, config: DataConfig, selects: Callable | None = None) -> Documents:
@@ -152,7 +240,7 @@ def _named(folder: Path, pattern: str) -> list[Path]:
 def _choose(config: DataConfig, splits: dict) -> tuple[str | None, str | None]:
     """The names of the training split and of the validation split; None where there is none."""
 
-    def named(wanted: str, flag: str) -> str:
+    def known(wanted: str, flag: str) -> str:
         for name in wanted, split_name(wanted):
             if name in splits:
                 return name
@@ -162,17 +250,17 @@ def _choose(config: DataConfig, splits: dict) -> tuple[str | None, str | None]:
     if config.validation_file:
         validation = "validation"
     elif config.validation_split:
-        validation = named(config.validation_split, "--dataset-validation-split")
+        validation = known(config.validation_split, "--dataset-validation-split")
     if config.train_split:
-        train = named(config.train_split, "--dataset-train-split")
+        train = known(config.train_split, "--dataset-train-split")
     else:
         others = [name for name in splits if name != validation]
         train = "train" if "train" in splits else others[0] if len(others) == 1 else None
     if train is None and not validation:
         raise PicoError(f"which split of {', '.join(splits)} is for training? choose with --dataset-train-split")
     if not validation and not config.validation_size:
-        known = [name for split in ("validation", "test") for name in splits if split_name(name) == split]
-        validation = next((name for name in known if name != train), None)
+        fitting = [name for split in ("validation", "test") for name in splits if split_name(name) == split]
+        validation = next((name for name in fitting if name != train), None)
     return train, validation
 
 

@@ -29,6 +29,7 @@ class Documents:
 
     def __init__(self, buffer: bytes | File, starts: np.ndarray, lengths: np.ndarray):
         kept = np.asarray(lengths) > 0
+        self.empty = int((~kept).sum())  # how many were dropped
         self.buffer = buffer
         self.starts = np.asarray(starts, np.int64)[kept]
         self.lengths = np.asarray(lengths, np.int64)[kept]

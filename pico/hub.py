@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 from pico.config import DataConfig, PicoError
 from pico.documents import Documents, collect
-from pico.tables import HEAD, as_bytes, choose_column, row_kinds
+from pico.tables import as_bytes, choose_column, learn
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 4096, 16 << 20  # a block of a stream ends at whichever comes first
 TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
@@ -135,7 +134,7 @@ def text_column(dataset, config: DataConfig) -> str:
         types = {name: getattr(f, "dtype", type(f).__name__) for name, f in dataset.features.items()}
         kinds = {name: names.get(kind, kind) for name, kind in types.items()}
     else:
-        kinds = row_kinds(islice(dataset, HEAD))
+        kinds = {name: kind for name, kind in learn(dataset, config.column_name).items() if "." not in name}
     return choose_column(kinds, config.column_name, f"dataset '{config.dataset}'")
 
 
@@ -162,7 +161,7 @@ class Stream:
         self.column = text_column(dataset, config)
         self.dataset = dataset.select_columns([self.column])
         self.config, self.selects = config, selects
-        said = json.dumps([split, self.column, *config.model_dump(exclude={"column_name"}).values()])
+        said = json.dumps([split, self.column, *config.model_dump(exclude={"column_name", "csv_separator"}).values()])
         self.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         self._start = self.dataset.state_dict()
         self._seek({"pass": 0, "row": 0, "dataset": self._start})

@@ -207,7 +207,7 @@ def test_errors(tmp_path):
         ("e.txt", {}, "dataset '.*e.txt' is empty"),
         ("empty", {}, "dataset '.*empty' is empty"),
         ("nothing", {}, "no text files in '.*nothing'"),
-        ("pictures", {}, "no text files in '.*pictures': --dataset-format bytes"),
+        ("pictures", {}, r"no text files in '.*pictures' but .png \(binary\): --dataset-format bytes"),
         ("one.txt", {}, "cannot hold out 0.01 of a single document of 1 bytes"),
         ("d", dict(column_name="body"), r"no column 'body' in .*train.jsonl, it has text \(text\)"),
         ("d", dict(train_split="all"), "no split 'all' in .*, it has train, validation: .*--dataset-train-split"),

@@ -1,13 +1,17 @@
 """Which files of a folder are read, as what, and for which split."""
 
+from pathlib import Path
+
+import pytest
 from helpers import write
 
-from pico.sources import find_files, split_name
+from pico.sources import find_files, find_splits, split_name
 
 
 def found(root, raw=False):
-    splits, as_text = find_files(root, raw)
-    return {split: [file.relative_to(root).as_posix() for file in files] for split, files in splits.items()}, as_text
+    files = find_files(root, raw)
+    splits = {split: [file.relative_to(root).as_posix() for file in part] for split, part in files.splits.items()}
+    return splits, files.raw
 
 
 def fill(root, *names):
@@ -16,14 +20,81 @@ def fill(root, *names):
         write(root / name, f"text of {name}")
 
 
-def test_split_names():
-    for name, split in [
-        ("train.jsonl", "train"), ("training.txt", "train"),
-        ("valid.jsonl", "validation"), ("my-dev.csv", "validation"),
-        ("val/a.txt", "validation"), ("data/validation-00000-of-00001.parquet", "validation"), ("test_2.txt", "test"),
-        ("TinyStoriesV2-GPT4-train.txt", "train"), ("trainer.txt", ""), ("contest.txt", ""), ("valley.txt", ""),
-    ]:  # fmt: skip
-        assert split_name(name) == split, name
+def told(*names):
+    return {str(name): split for name, split in find_splits(map(Path, names)).items()}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train.jsonl": "train", "valid.jsonl": "validation", "test.jsonl": "test"},
+        {"training.txt": "train", "dev.csv": "validation", "evaluation.csv": "test"},
+        {"data/train-00000-of-00002.parquet": "train", "data/test-0.parquet": "test"},
+        {"data/train-00000-of-00001-a1b2c3d4e5f60718.parquet": "train"},
+        {"data/validation-00000-of-00001.parquet": "validation", "data/validation.00.jsonl.gz": "validation"},
+        {"train/0.parquet": "train", "val/a.txt": "validation", "test/en/b.txt": "test", "dev/2.csv": "validation"},
+        {"main/train/0.parquet": "train", "main/test/0.parquet": "test"},
+        {"train_part_1.csv": "train", "test_set.csv": "test", "valid-data.tsv": "validation", "test_2.txt": "test"},
+        {"TinyStories-train.txt": "train", "TinyStories-valid.txt": "validation"},
+        {"TinyStories-valid.txt": "validation"},
+        {"TinyStoriesV2-GPT4-train.txt": "train", "TinyStoriesV2-GPT4-valid.txt": "validation"},
+        {"wiki.train.tokens": "train", "wiki.valid.tokens": "validation", "wiki.test.tokens": "test"},
+        {"europarl.train": "train", "europarl.dev": "validation"},
+        {"en/my-train-0.csv": "train", "en/my-dev-0.csv": "validation"},
+        {"train.tsv": "train", "dev_matched.tsv": "validation", "test_mismatched.tsv": "test"},
+        {"books-train/a.txt": "train", "books-test/b.txt": "test"},
+    ],
+)
+def test_splits_are_told_where_data_sets_name_them(names):
+    assert told(*names) == names
+
+
+def test_books_are_no_splits():
+    names = ["moby.txt", "test-drive.txt", "dev-diary.txt", "the-turing-test.txt", "trainer.txt", "contest.txt"]
+    assert told(*names, "valley.txt", "evaluation-of-art.txt", "val-d-or.txt", "my-dev.csv", "latest.txt") == {}
+    assert told("train/moby.txt", "train/test-drive.txt") == {
+        "train/moby.txt": "train",
+        "train/test-drive.txt": "train",
+    }
+    assert set(told("night-train.txt", "test-drive.txt").values()) == {"train"}
+
+
+def test_names_of_splits():
+    for name, split in [("valid", "validation"), ("validation_matched", "validation"), ("test_en", "test")]:
+        assert split_name(name) == split
+    assert split_name("all") == split_name("contest") == split_name("") == ""
+
+
+def test_every_book_is_read(tmp_path):
+    books = [
+        "copying-machines.txt",
+        "dev-diary.txt",
+        "licence-to-sail.txt",
+        "moby.txt",
+        "readme-to-me.txt",
+        "test-drive.txt",
+    ]
+    fill(tmp_path, *books, "README.md", "LICENSE.txt", "COPYING")
+    assert found(tmp_path) == ({"train": books}, False)
+    assert find_files(tmp_path).left_out == {"README.md": 1, "LICENSE.txt": 1, "COPYING": 1}
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    fill(
+        tmp_path,
+        *(f"{i}.txt" for i in range(6)),
+        "a.zip",
+        "b.zip",
+        "c.tar.gz",
+        "d",
+        ".git/x",
+        ".git/y/z",
+        "__pycache__/a.pyc",
+    )
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    left_out = {".zip": 2, ".tar.gz": 1, "without ending": 1, "hidden": 2, "__pycache__": 1, "broken link": 1}
+    assert find_files(tmp_path).left_out == left_out
+    assert len(found(tmp_path)[0]["train"]) == 6
 
 
 def test_data_folder_with_splits(tmp_path):

@@ -26,6 +26,7 @@ def table_files(folder):
     import csv
 
     yield write(folder / "a.jsonl", "\n\n".join(json.dumps({"id": i, "text": t}) for i, t in enumerate(TEXTS)))
+    yield write(folder / "a.ndjson", "\n".join(json.dumps(text) for text in TEXTS))
     yield write(folder / "list.json", json.dumps([{"id": 1, "text": text} for text in TEXTS], indent=1))
     yield write(folder / "strings.json", json.dumps(TEXTS))
     yield write(folder / "nested.json", json.dumps({"version": 2, "data": [{"text": text} for text in TEXTS]}))
@@ -139,3 +140,116 @@ def test_unreadable_file(tmp_path, monkeypatch):
         file.chmod(0)
     with pytest.raises(PicoError, match=r"cannot read .*a.txt: Permission denied"):
         read_files([file])
+
+
+# --- .csv and .tsv ---------------------------------------------------------------------------------------------------
+
+
+def csv_file(folder, *lines, name="a.csv"):
+    return write(folder / name, "".join(f"{line}\n" for line in lines))
+
+
+def refused(file, message, **settings):
+    with pytest.raises(PicoError, match=message) as error:
+        read_files([file], **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_of_another_width_are_refused_with_their_line(tmp_path):
+    rows = ["text,id", "fine,1", "hello, this is, a text,2"]
+    refused(csv_file(tmp_path, *rows), r"a.csv, line 3: 4 cells, the header has 2: quote .*--dataset-csv-separator")
+    refused(csv_file(tmp_path, "text,id", '"two\nlines",1', "alone"), r"a.csv, line 4: 1 cells, the header has 2")
+    refused(csv_file(tmp_path, "text", "hello, world"), r"a.csv, line 2: 2 cells, the header has 1")
+    refused(csv_file(tmp_path, "text\tid", "a\tb\tc", name="a.tsv"), r"a.tsv, line 2: 3 cells, the header has 2")
+    assert list(read_files([csv_file(tmp_path, "text,id", "fine,1,", "", "too,2")])) == [b"fine", b"too"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+def test_separators_are_found(tmp_path, separator):
+    story = '"It was happy, and; the dog | came\tby."'
+    file = csv_file(tmp_path, f"id{separator}text", *(f"{i}{separator}{story}" for i in range(5)))
+    said = []
+    assert list(read_files([file], say=said.append)) == [story.strip('"').encode()] * 5
+    assert said[-1] == "column 'text'" and (separator in ",\t" or said[0] == f"cells separated by {separator!r}")
+    assert list(read_files([file], separator=separator)) == [story.strip('"').encode()] * 5
+
+
+def test_unclear_separator_is_asked_for(tmp_path):
+    file = csv_file(tmp_path, "id;text,more", "1;a,b", "2;c,d")
+    refused(file, "may be separated by ',' or ';': choose with --dataset-csv-separator", column="text")
+    assert list(read_files([file], "text,more", separator=";")) == [b"a,b", b"c,d"]
+    refused(
+        csv_file(tmp_path, "text;id", "a;1"), "no column 'text' in .*, it has text;id", column="text", separator=","
+    )
+
+
+def test_a_table_without_header_is_refused(tmp_path):
+    for first in ('"first row is no header"', "It rained.", "17,The cat sat on the mat with the dog", "1,2"):
+        refused(csv_file(tmp_path, first, first), "a.csv, line 1: no names of columns .*--dataset-column-name")
+    file = csv_file(tmp_path, "What do you think of it all?", "much")
+    assert list(read_files([file], "What do you think of it all?")) == [b"much"]
+    refused(csv_file(tmp_path, "text,text", "a,b"), "several columns named 'text'")
+
+
+def test_wrong_quotes_are_refused_with_their_line(tmp_path):
+    refused(csv_file(tmp_path, "text,id", "a,1", '"never closed,2', "b,3"), "a.csv, line 3: unexpected end of data")
+    refused(csv_file(tmp_path, "text,id", '"he said \\"no\\", then",2'), "a.csv, line 2: .*quotes .* written twice")
+
+
+def test_columns_are_told_from_their_first_values_however_late(tmp_path):
+    empty = 500
+    lines = ["id,text", *(f"{i}," for i in range(empty)), "1,late"]
+    assert list(read_files([csv_file(tmp_path, *lines)])) == [b"late"]
+    assert list(read_files([csv_file(tmp_path, *(line.replace("text", "b") for line in lines))])) == [b"late"]
+    for start in ({"text": None, "n": 1}, {"n": 1}, {}):
+        rows = [json.dumps(start)] * empty + ['{"text": "late"}']
+        assert list(read_files([write(tmp_path / "a.jsonl", "\n".join(rows))])) == [b"late"]
+        assert list(read_files([tmp_path / "a.jsonl"], "text")) == [b"late"]
+    assert read_files([tmp_path / "a.jsonl"], "text").empty == empty
+
+
+def test_a_column_that_changes_its_name_is_an_error(tmp_path):
+    for half in (5, 300):
+        rows = ['{"id": "x", "text": "old"}'] * half + ['{"id": "x", "content": "new"}'] * half
+        for lines in rows, rows[::-1]:
+            place = half + 1 if lines is rows else 1
+            file = write(tmp_path / "a.ndjson", "\n".join(lines))
+            for column in None, "text":
+                message = rf"a.ndjson, line {place}: column 'content' instead of 'text'"
+                refused(
+                    file,
+                    "several columns" if column is None and lines is not rows and half > 5 else message,
+                    column=column,
+                )
+    rows = ['{"id": "no text"}', '{"id": "x", "text": "old"}', '{"id": "none"}', "{}", '{"text": null}']
+    documents = read_files([write(tmp_path / "b.jsonl", "\n".join(rows))])
+    assert list(documents) == [b"old"] and documents.empty == 4
+
+
+def test_columns_of_different_length(tmp_path):
+    refused(
+        write(tmp_path / "a.json", '{"text": ["a", "b"], "id": [1]}'), r"a.json: columns of different length \(text 2"
+    )
+
+
+# --- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def test_categories_and_structs_of_parquet(tmp_path):
+    import pyarrow
+
+    texts = ["one", None, "one", "three"]
+    category = pyarrow.array(texts).dictionary_encode()
+    for column in (category, category.cast(pyarrow.dictionary(pyarrow.int8(), pyarrow.large_string()))):
+        file = write_parquet(tmp_path / "a.parquet", text=column)
+        assert list(read_files([file])) == list(read_files([file], "text")) == [b"one", b"one", b"three"]
+    rows = [{"text": text, "n": 1, "deep": {"er": "x"}} for text in texts]
+    file = write_parquet(tmp_path / "b.parquet", meta=[*rows[:2], None, rows[3]], id=[1] * 4)
+    assert list(read_files([file], "meta.text")) == [b"one", b"three"]
+    assert list(read_files([file], "meta.deep.er")) == [b"x"] * 3
+    refused(file, r"several columns of .*it has meta.text \(text\), meta.n \(int64\), meta.deep.er \(text\), id")
+    refused(file, r"no column 'meta' in .*, it has meta.text", column="meta")
+    file = write_parquet(tmp_path / "c.parquet", **{"meta.text": texts, "meta": rows})
+    assert list(read_files([file], "meta.text")) == [b"one", b"one", b"three"]
+    lines = "\n".join(json.dumps({"id": 1, "meta": {"text": text, "by": "x"}}) for text in texts)
+    assert list(read_files([write(tmp_path / "a.jsonl", lines)], "meta.text")) == [b"one", b"one", b"three"]

@@ -13,7 +13,6 @@ from pathlib import Path
 from pico.config import PicoError
 from pico.formats import open_content, suffix
 
-
 SEPARATORS = ",;\t|"
 SAMPLE = 1 << 16  # bytes looked at where the header allows several separators
 

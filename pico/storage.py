@@ -120,7 +120,11 @@ def check_unchanged(name: str | Path, before: tuple[int, int], now: tuple[int, i
 
 def unchanged(path: Path, before: tuple[int, int], documents: Iterable) -> Iterator:
     """The documents read from a file. Raises PicoError at their end if the file has another stamp than before."""
-    yield from documents
+    try:
+        yield from documents
+    except PicoError:  # which a file may well cause that is read half old, half new
+        check_unchanged(path, before, stamp(path.stat()))
+        raise
     check_unchanged(path, before, stamp(path.stat()))
 
 

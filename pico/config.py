@@ -3,8 +3,9 @@
 All problems of a config are reported at once, each with what was expected.
 """
 
+import difflib
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,22 +30,40 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
-    def build(cls, **values):
+    def build(cls, /, **values):
         """Like the constructor, but raises PicoError with every problem in one line."""
         try:
             return cls(**values)
         except ValidationError as error:
-            raise PicoError(f"{cls.__name__}: " + "; ".join(map(_problem, error.errors()))) from None
+            raise PicoError(f"{cls.__name__}: " + "; ".join(_problem(cls, each) for each in error.errors())) from None
 
 
-def _problem(error: dict) -> str:
+def _problem(config: type[Config], error: dict) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{name}'"
+        return f"unknown key '{name}': {_keys(config, error['loc'])}"
     return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys(config: type[Config], place: tuple) -> str:
+    """What could have been meant by the unknown key at this place, and all that is valid there."""
+    *way, key = place
+    for step in way:
+        if isinstance(step, str):  # a number is a place in a list of the same kind
+            config = part(config.model_fields[step].annotation)
+    near = difflib.get_close_matches(str(key), config.model_fields, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}valid: {', '.join(config.model_fields)}"
+
+
+def part(annotation) -> type[Config] | None:
+    """The Config inside of an annotation such as `list[Configuration]`, or None."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    return next(filter(None, map(part, get_args(annotation))), None)
 
 
 class ModelConfig(Config):

@@ -1,8 +1,9 @@
-"""How sure a figure is: bootstrap intervals over documents, t intervals and paired t tests over seeds.
+"""How sure a figure is: bootstrap intervals over documents; over seeds t intervals, paired t tests, Holm's correction.
 
-from pico.statistics import bootstrap, paired_test
+from pico.statistics import bootstrap, holm, paired_test
 low, high = bootstrap(document_bits, document_bytes)
 paired_test([1.21, 1.22, 1.20], [1.25, 1.27, 1.24])["p"]
+holm([0.01, 0.04, 0.03])
 """
 
 import math
@@ -72,3 +73,16 @@ def paired_test(ours: list[float], theirs: list[float]) -> dict:
         return found | {"t": None, "p": None}
     t = found["mean"] / (found["sd"] / math.sqrt(found["n"]))
     return found | {"t": t, "p": t_two_sided(t, found["n"] - 1)}
+
+
+def holm(ps: list[float]) -> list[float]:
+    """p values adjusted for their number: below x, the chance of even one false finding among them is below x.
+
+    The smallest is multiplied by how many there are, the next by one less, and so on; none comes out below one that was
+    smaller, or above 1 (S. Holm, A simple sequentially rejective multiple test procedure, 1979).
+    """
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = highest
+    return adjusted

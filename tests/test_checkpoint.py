@@ -315,7 +315,9 @@ def test_create_refuses_to_overwrite(saved):
     [
         ("{", "cannot be read as JSON"),
         ("[1]", "not a JSON object"),
-        ('{"dim": 16, "depth": 3}', "unknown key 'depth'"),
+        ('{"dim": 16, "depth": 3}', "unknown key 'depth': valid: dim, "),
+        ('{"dims": 16}', "unknown key 'dims': did you mean dim\\? valid: dim, "),
+        ('{"cls": 16}', "unknown key 'cls'"),
         ('{"dim": -4, "att_q_heads": 0}', "dim = -4.*att_q_heads = 0"),
         ("\xff", "cannot be read as JSON"),
     ],

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pico.statistics import bootstrap, paired_test, summary, t_quantile, t_two_sided
+from pico.statistics import bootstrap, holm, paired_test, summary, t_quantile, t_two_sided
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,20 @@ def test_bootstrap_weighs_by_bytes_repeats_itself_and_needs_two_units():
     low, high = bootstrap(bits, lengths)
     assert low <= 4010 / 1010 <= high and low > 3.5
     assert bootstrap([1.0], [1]) is None
+
+
+def test_holm_by_hand():
+    # sorted 0.01 0.02 0.03 0.04 0.5: 5 x 0.01, 4 x 0.02, 3 x 0.03, then 2 x 0.04 = 0.08 is raised to the 0.09 before it
+    assert holm([0.04, 0.01, 0.5, 0.02, 0.03]) == pytest.approx([0.09, 0.05, 0.5, 0.08, 0.09])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02] and holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.001, 0.999))
+def test_holm_rejects_what_the_step_down_procedure_rejects(ps, level):
+    rejected = set()
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        if (len(ps) - rank) * ps[i] > level:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(holm(ps)) if p <= level} == rejected

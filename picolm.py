@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pico.config import PRESETS, DataConfig, ModelConfig, PicoError, RouterName, TrainConfig, preset
+from pico.experiment import form
 from pico.flags import flags, options
 
 app = typer.Typer(
@@ -287,11 +288,14 @@ def evaluate(
         show(report_table(result))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK, epilog=f"The keys of an experiment file:\n\n\b\n{form()}")
 def compare(
     experiment: argument(Path, "JSON file; there are examples in benchmarks/"),
     out: option(Path | None, "folder of the runs and results (default: models/compare/NAME)") = None,
     dataset: option(str | None, "train and score on this instead of the file's dataset") = None,
+    only: option(str | None, "train only these configurations, as a,b") = None,
+    seeds: option(str | None, "how many seeds, as 2, or which, as 0,3 (default: the file's)") = None,
+    dry_run: switch("--dry-run", "train a few steps of each configuration and say how long all will take") = False,
     device: Device = None,
     quiet: switch("--quiet", "say nothing of each training but warnings") = False,
 ):
@@ -300,16 +304,28 @@ def compare(
     Stopped at any time, the same command goes on where it was. Started several times, once per core or GPU, it shares
     the work: each process trains what no other does, and all end with the same table.
     """
-    from pico.compare import compare as start
-    from pico.compare import read_experiment
+    from pico.experiment import read_experiment
 
-    plan = read_experiment(experiment, dataset)
+    file = read_experiment(experiment, dataset, say)
+    plan = file.plan(only, seeds)
     name = experiment.stem + (f"-{Path(dataset).stem}" if dataset else "")
     out = out or Path("models/compare") / name
-    results, stopped = start(plan, out, device, quiet, say)
+    if dry_run:
+        from pico.estimate import estimate
+
+        text, stopped = estimate(file, out, device, say, plan)
+    else:
+        from pico.compare import compare as start
+
+        results, stopped = start(file, out, device, quiet, say, plan)
     if stopped != "finished":
-        say("stopped; the same command goes on from here")
-        raise typer.Exit({"interrupted": 130, "terminated": 143}[stopped])
+        say("stopped" if dry_run else "stopped; the same command goes on from here")
+        from pico.progress import EXIT_CODES
+
+        raise typer.Exit(EXIT_CODES[stopped])
+    if dry_run:
+        print(text, end="")
+        return
     print((out / "compare.md").read_text(encoding="utf-8"), end="")
     say(f"wrote {out}/compare.md, compare.json and compare.png")
     raise typer.Exit(1 if results["failed"] else 0)

@@ -6,162 +6,54 @@ Every run is an ordinary run folder made by pico/train.py, so a comparison that 
 any of its models can be sampled. The same command started once per core or GPU shares the work: each process takes
 what no other is training. All are scored on the same validation text, causally, at their last step; no checkpoint is
 picked by it. Differences to the first configuration are tested seed by seed (paired t test), so that what all seeds
-share cancels. With several configurations, expect one in twenty to reach p < 0.05 by chance.
+share cancels, and p is corrected for the number of configurations (Holm). With only some of the runs made, the table
+holds those that are there and names the others.
 """
 
 import json
 import math
-import re
 import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, field_validator, model_validator
 
 from pico import checkpoint
 from pico.analysis import Tally
-from pico.budget import progress, step_flops
-from pico.config import Config, Count, DataConfig, ModelConfig, PicoError, Positive, TrainConfig, preset
+from pico.budget import progress
+from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import open_data
 from pico.evaluate import traces
+from pico.experiment import Configuration, Experiment
 from pico.files import write_json
 from pico.folder import Locked, create, differences, read_config, read_record
 from pico.machine import pick_device
 from pico.metrics import read_metrics
 from pico.report import model_facts
-from pico.statistics import bootstrap, paired_test, summary
+from pico.statistics import bootstrap, holm, paired_test, summary
 
-BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set
-CHECKS = 10  # validations on the way, where the number of steps is known
-NEVER = 10**9
 COSTS = ("flops", "bytes", "seconds")  # of a run, as its metrics count them
 SUMMED = ("bits_per_byte", "routed_fraction", "charged_flops_per_byte", "executed_flops_per_byte", *COSTS)
+SCORED = {"bits_per_byte", "routed_fraction", "bytes", "unit_bits", "unit_bytes"}
 WAIT = 5  # seconds between looks at a run that another process is training
-
-
-class Budget(Config):
-    """What every run may spend; one of these."""
-
-    minutes: Positive | None = None
-    flops: Positive | None = None
-    steps: Count | None = None
-    bytes: Positive | None = None
-
-    @model_validator(mode="after")
-    def _one(self):
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"budget: expected one of minutes, flops, steps, bytes, not {given or 'none'}")
-        return self
-
-    def limit(self, train: dict) -> dict:
-        """The TrainConfig field that ends a run."""
-        if self.minutes:
-            return {"max_minutes": self.minutes}
-        if self.flops:
-            return {"max_flops": self.flops}
-        return {"max_steps": self.steps or max(1, round(self.bytes / TrainConfig.build(**train).step_bytes))}
-
-
-class Configuration(Config):
-    """Differences: a preset, fields of ModelConfig and of TrainConfig."""
-
-    name: str = "base"
-    preset: str | None = None
-    model: dict = Field({})
-    train: dict = Field({})
-
-    @field_validator("name")
-    @classmethod
-    def _folder(cls, name):
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ValueError("expected a folder name of letters, digits and . + - _")
-        return name
-
-
-class Experiment(Config):
-    """An experiment file."""
-
-    title: str = ""
-    data: dict = Field({"dataset": "stories"})
-    budget: Budget
-    seeds: Count | list[Annotated[int, Field(ge=0)]] = 3
-    validation_bytes: Count | None = None
-    context_len: Count | None = Field(None, description="scored at (default: each as it was trained)")
-    base: Configuration = Configuration()
-    configurations: list[Configuration] = Field(min_length=1)
-
-    def seed_list(self) -> list[int]:
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
-
-    def data_config(self) -> DataConfig:
-        return DataConfig.build(**self.data)
-
-    def shape(self, configuration: Configuration) -> ModelConfig:
-        values = {**self.base.model, **configuration.model}
-        return preset(configuration.preset or self.base.preset or "tiny", **values)
-
-    def settings(self, configuration: Configuration, seed: int) -> TrainConfig:
-        values = {**self.base.train, **configuration.train}
-        limit = self.budget.limit(values)
-        plain = TrainConfig.build(**{**values, **limit, "seed": seed})
-        steps = plain.max_steps or CHECKS * NEVER
-        if plain.max_flops:  # about: what is routed decides
-            steps = plain.max_flops / step_flops(self.shape(configuration), plain)
-        quiet = {"validation_interval": math.ceil(steps / CHECKS), "sample_interval": NEVER, "keep_last": 1}
-        return TrainConfig.build(**{**quiet, **plain.model_dump(include={*values, *limit, "seed"})})
-
-
-def read_experiment(file: str | Path, dataset: str | None = None) -> Experiment:
-    """Reads and checks an experiment, every configuration of it. Raises PicoError with all that is wrong."""
-    try:
-        values = json.loads(Path(file).read_text())
-        if not isinstance(values, dict):
-            raise ValueError("expected a JSON object")
-    except OSError as error:
-        raise PicoError(f"cannot read {file}: {error.strerror}; there are examples in benchmarks/") from None
-    except ValueError as error:
-        raise PicoError(f"{file} cannot be read as JSON: {error}") from None
-    if dataset:
-        values["data"] = {"dataset": dataset}
-    try:
-        experiment = Experiment.build(**values)
-    except PicoError as error:
-        raise PicoError(f"{file}: {error}") from None
-    problems = []
-    names = [each.name for each in experiment.configurations]
-    if len(set(names)) < len(names):
-        problems.append(f"two configurations have the same name: {', '.join(names)}")
-    seeds = experiment.seed_list()
-    if not seeds or len(set(seeds)) < len(seeds):
-        problems.append(f"seeds {seeds}: expected different numbers, or how many")
-    for section in (experiment.base, *experiment.configurations):
-        if taken := [key for key in BY_BUDGET if key in section.train]:
-            problems.append(f"{section.name}: train sets {', '.join(taken)}: the budget and the seeds do that")
-    builds = [("data", experiment.data_config)]
-    for each in experiment.configurations:
-        builds += [(each.name, partial(experiment.shape, each)), (each.name, partial(experiment.settings, each, 0))]
-    for owner, build in builds:
-        try:
-            build()
-        except PicoError as error:
-            problems.append(f"{owner}: {error}")
-    if problems:
-        raise PicoError(f"{file}: {'; '.join(problems)}")
-    return experiment
+FEWEST_SEEDS = 3  # that say anything by their spread
+FAR = 0.1  # of a router's rate from its target, relative
+Plan = list[tuple[Configuration, int]]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 def compare(
-    experiment: Experiment, folder: str | Path, device: str | None = None, quiet: bool = False, say: Callable = print
+    experiment: Experiment,
+    folder: str | Path,
+    device: str | None = None,
+    quiet: bool = False,
+    say: Callable = print,
+    plan: Plan | None = None,
 ) -> tuple[dict, str]:
     """Trains what is not trained yet, scores what is not scored yet, and writes compare.json, .md and .png in folder.
 
+    plan: the runs to make, by default all of the experiment's; the results hold every run that the folder has.
     Returns the results and how the last training ended: 'finished', or what stopped it. A run that fails is named in
     the results, and the others go on. Raises PicoError where the folder holds runs of another experiment.
     """
@@ -169,13 +61,9 @@ def compare(
     from pico.train import train
 
     folder, data = Path(folder), experiment.data_config()
-    seeds, device = experiment.seed_list(), str(pick_device(device))
-    plan = [(configuration, seed) for seed in seeds for configuration in experiment.configurations]
-    for configuration, seed in plan:
-        check_folder(experiment, configuration, seed, folder)
-    validation = open_data(data, seeds[0])[1]
-    if not len(validation):
-        raise PicoError(f"'{data.dataset}' has no validation text to compare on: give a validation_size in data")
+    plan, device = plan or experiment.plan(), str(pick_device(device))
+    check_folder(experiment, plan, folder)
+    validation = open_validation(data)
     failed: dict[str, str] = {}
     queue, elsewhere = deque(enumerate(plan, start=1)), set()
     while queue:
@@ -185,7 +73,7 @@ def compare(
         if not (path / "model.json").exists():
             create(path, experiment.shape(configuration))
         try:
-            if not finished(path / run, settings):
+            if done(path / run, settings) < 1:
                 if number not in elsewhere:
                     say(f"{head}: training")
                 resume = (path / run / "train.json").exists()
@@ -204,13 +92,36 @@ def compare(
         except PicoError as error:
             say(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)
-    results = gather(experiment, folder, validation, failed)
+    results = gather(experiment, folder, validation, failed, plan)
+    for warning in results["warnings"]:
+        say(f"warning: {warning}")
     write_report(results, folder)
     return results, "finished"
 
 
-def check_folder(experiment: Experiment, configuration: Configuration, seed: int, folder: Path) -> None:
-    """Raises PicoError if the run's folder holds a model or a run that is not this experiment's."""
+def open_validation(data: DataConfig):
+    """The validation documents, the same whatever the training seed. Raises PicoError where there are none."""
+    validation = open_data(data, seed=0)[1]
+    if not len(validation):
+        raise PicoError(f"'{data.dataset}' has no validation text to compare on: give a validation_size in data")
+    return validation
+
+
+def all_seeds(experiment: Experiment, plan: Plan, folder: Path) -> list[int]:
+    """The file's seeds, those of the plan, and those that the folder has runs of."""
+    runs = [run for each in experiment.configurations for run in (folder / each.name).glob("seed-*")]
+    found = {int(run.name[5:]) for run in runs if run.name[5:].isdecimal()} | {seed for _, seed in plan}
+    return [*experiment.seed_list(), *sorted(found - {*experiment.seed_list()})]
+
+
+def check_folder(experiment: Experiment, plan: Plan, folder: Path) -> None:
+    """Raises PicoError if the folder holds a model or a run that is not this experiment's."""
+    for configuration in experiment.configurations:
+        for seed in all_seeds(experiment, plan, folder):
+            check_run(experiment, configuration, seed, folder)
+
+
+def check_run(experiment: Experiment, configuration: Configuration, seed: int, folder: Path) -> None:
     path, run = folder / configuration.name, folder / configuration.name / f"seed-{seed}"
     changed = ""
     if (path / "model.json").exists():
@@ -224,24 +135,18 @@ def check_folder(experiment: Experiment, configuration: Configuration, seed: int
         raise PicoError(f"{run} is of another experiment ({changed}): remove it, or give another --out")
 
 
-def finished(run: Path, settings: TrainConfig) -> bool:
-    """Whether the run's newest valid checkpoint has spent the budget."""
+def done(run: Path, settings: TrainConfig) -> float:
+    """The fraction of the budget that the run's newest valid checkpoint has spent."""
     newest, _ = checkpoint.newest(run) if run.is_dir() else (None, [])
-    if newest is None:
-        return False
-    state = checkpoint.read_state(newest)
-    return progress(settings, settings.max_steps, state) >= 1
+    return progress(settings, settings.max_steps, checkpoint.read_state(newest)) if newest else 0.0
 
 
 def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, validation, device: str) -> dict:
     """The run's score on the validation text, kept in its score.json."""
-    context_len = experiment.context_len or settings.context_len
-    rule = {
-        "context_len": context_len, "max_bytes": experiment.validation_bytes, "text": validation.fingerprint
-    }  # fmt: skip
-    file = path / run / "score.json"
-    if file.exists() and (found := json.loads(file.read_text()))["rule"] == rule:
+    rule = scoring_rule(experiment, settings, validation)
+    if found := read_score(path / run, rule):
         return found
+    context_len = rule["context_len"]
     model = checkpoint.load(path, run, device=device)
     tally = Tally(context_len, max(1, context_len // 2))
     documents = (validation[i] for i in range(len(validation)))
@@ -256,29 +161,61 @@ def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, 
         "unit_bits": [round(x, 3) for x in bits.tolist()],  # of documents, or blocks where they are few
         "unit_bytes": sizes.tolist(),
     }
-    write_json(file, found)
+    write_json(path / run / "score.json", found)
     return found
+
+
+def scoring_rule(experiment: Experiment, settings: TrainConfig, validation) -> dict:
+    """What a score depends on besides the weights."""
+    context_len = experiment.context_len or settings.context_len
+    return {"context_len": context_len, "max_bytes": experiment.validation_bytes, "text": validation.fingerprint}
+
+
+def read_score(run: Path, rule: dict) -> dict | None:
+    """The run's score.json; None where there is none, or one of another rule, or something else."""
+    try:
+        found = json.loads((run / "score.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and found.get("rule") == rule and found.keys() >= SCORED
+    return found if whole else None
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, str]) -> dict:
+def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, str], plan: Plan) -> dict:
     """Everything the table and the plot show, from the run folders."""
-    rows = []
+    rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, plan, folder)
+    failed = dict(failed)
     for configuration in experiment.configurations:
         shape, runs = experiment.shape(configuration), {}
-        for seed in experiment.seed_list():
-            run = folder / configuration.name / f"seed-{seed}"
-            if f"{configuration.name}/seed-{seed}" not in failed:
-                runs[seed] = run_facts(run, experiment.settings(configuration, seed))
+        for seed in seeds:
+            name, settings = f"{configuration.name}/seed-{seed}", experiment.settings(configuration, seed)
+            score = read_score(folder / name, scoring_rule(experiment, settings, validation))
+            if name in failed:
+                continue
+            if not score:
+                missing.append(name)
+                continue
+            try:
+                runs[seed] = run_facts(folder / name, settings, score)
+            except PicoError as error:
+                failed[name] = str(error)
         row = {"name": configuration.name, "parameters": model_facts(shape)["parameters"], "runs": runs}
         if runs:
             for key in SUMMED:
                 row[key] = summary([facts[key] for facts in runs.values()])
+            for warning in doubts(row, shape, settings):
+                warnings.setdefault(warning, []).append(configuration.name)
         rows.append(row)
     for row in rows[1:]:
         row["against_first"] = against(row["runs"], rows[0]["runs"])
+    tested = [
+        row["against_first"] for row in rows[1:] if row["against_first"] and row["against_first"]["p"] is not None
+    ]
+    for found, p in zip(tested, holm([found["p"] for found in tested])):
+        found["p_holm"] = p
     for row in rows:
         for facts in row["runs"].values():
             del facts["units"]
@@ -286,22 +223,42 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
         "title": experiment.title,
         "dataset": experiment.data_config().dataset,
         "budget": experiment.budget.model_dump(exclude_none=True),
-        "seeds": experiment.seed_list(),
+        "seeds": seeds,
         "validation_bytes": min(validation.bytes, experiment.validation_bytes or math.inf),
         "entropy_floor": validation.floor_bits / validation.bytes if validation.floor_bits is not None else None,
         "configurations": rows,
         "failed": failed,
+        "missing": missing,
+        "warnings": [f"{', '.join(names)}: {warning}" for warning, names in warnings.items()],
     }
 
 
-def run_facts(run: Path, settings: TrainConfig) -> dict:
+def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str]:
+    """Why a row may not show what it seems to."""
+    runs, wanted, warmup = row["runs"].values(), shape.latent_capacity_factor, settings.warmup_steps
+    if len(runs) < FEWEST_SEEDS:
+        yield f"fewer than {FEWEST_SEEDS} seeds, too few to tell a difference from chance: raise seeds"
+    routed = row["routed_fraction"]["mean"]
+    if shape.router not in ("all", "none") and abs(routed - wanted) > FAR * wanted:
+        yield f"routed {routed:.1%} of the bytes where latent_capacity_factor asks for {wanted:.1%}"
+    steps = min(facts["steps"] for facts in runs)
+    if steps <= warmup:
+        yield f"all {steps} steps are warm-up: lower warmup_steps, {warmup}, or raise the budget"
+    elif steps < 3 * warmup:
+        yield f"{warmup} of {steps} steps are warm-up: lower warmup_steps or raise the budget"
+
+
+def run_facts(run: Path, settings: TrainConfig, score: dict) -> dict:
     """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks."""
-    lines = read_metrics(run / "metrics.jsonl")
-    score = json.loads((run / "score.json").read_text())
+    file, wanted = run / "metrics.jsonl", {"step", "executed_flops", *COSTS}
+    lines = [line for line in read_metrics(file) if isinstance(line, dict) and line.keys() >= wanted]
+    if not lines:
+        raise PicoError(f"{file} does not say what the run has spent: remove {run} to train it again")
     end, positions = lines[-1], lines[-1]["step"] * settings.step_bytes
     return {
         "bits_per_byte": score["bits_per_byte"],
         "routed_fraction": score["routed_fraction"],
+        "steps": end["step"],
         **{cost: end[cost] for cost in COSTS},
         "charged_flops_per_byte": end["flops"] / positions,
         "executed_flops_per_byte": end["executed_flops"] / positions,

@@ -7,6 +7,7 @@ from pico.report import GRID, INK, SOFT, count, spread
 
 COLOURS = ["#d9670a", "#2f6fd0", "#1a8f6a", "#9a4fc4", "#8a7a1f", "#c2385a", "#3aa6b9", "#6b6b6b", "#7fae2e"]
 COSTS = {"flops": "training FLOPs", "seconds": "seconds of training", "bytes": "bytes of text read"}
+LEVEL = 0.05  # of p, corrected: below it a difference is one
 UNITS = {"flops": "FLOP", "minutes": "min", "bytes": "bytes of text", "steps": "optimizer steps"}
 
 
@@ -29,25 +30,52 @@ def markdown(results: dict) -> str:
     if results["entropy_floor"] is not None:
         lines[-1] += f" Entropy floor: {results['entropy_floor']:.4f}."
     heads = ["configuration", "parameters", "MFLOP a byte", "executed", "text", "seconds", "routed"]
-    heads += ["bits per byte", "95 %", f"against {first}", "p", "by documents"]
+    heads += ["bits per byte", "95 %", f"against {first}", "p", "p (Holm)", "by documents"]
     lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' + '---:|' * (len(heads) - 1)}"]
     for row in results["configurations"]:
         lines.append(f"| {' | '.join(cells(row))} |")
     lines += [
         "",
         "MFLOP a byte: of training, charged by the bytes that were routed, and executed, with the empty slots of the "
-        "latent buffer. bits per byte: mean ± sd over seeds, and its 95 % t interval. Against the first: mean of the "
-        "paired differences (negative is better) with p of a paired t test over seeds; by documents: 95 % bootstrap "
-        "interval of the same difference over the documents of the validation text, for these trained models.",
+        "latent buffer. bits per byte: mean ± sd over seeds. 95 %: where the mean of very many seeds probably lies (t "
+        f"interval over these). against {first}: mean difference of runs with the same seed; negative is better. p: "
+        "paired t test of it over seeds. p (Holm): the same, corrected for the number of comparisons in this table. "
+        "by documents: where that difference of these same trained models probably lies on other text of the same kind "
+        "(95 % bootstrap interval over the documents); of other seeds it says nothing.",
+        "",
     ]
-    lines += [f"- failed: {run}: {why}" for run, why in results["failed"].items()]
-    return "\n".join(lines) + "\n"
+    notes = [f"- failed: {run}: {why}" for run, why in results["failed"].items()]
+    notes += [f"- missing: {', '.join(results['missing'])}"] if results["missing"] else []
+    notes += [f"- warning: {warning}" for warning in results["warnings"]]
+    return "\n".join([*lines, *notes, *[""] * bool(notes), verdict(results)]) + "\n"
+
+
+def verdict(results: dict) -> str:
+    """One sentence: which configurations differ from the first after correction, and by how much."""
+    first, *others = results["configurations"]
+    head = "Verdict so far" if results["missing"] or results["failed"] else "Verdict"
+    if not others:
+        return f"{head}: there is nothing to compare {first['name']} with."
+    if not first["runs"]:
+        return f"{head}: nothing can be said, because {first['name']}, which the others are compared to, has no run."
+    tested = [row for row in others if "p_holm" in (row["against_first"] or {})]
+    if not tested:
+        return f"{head}: nothing can be said, because a difference needs two seeds at least."
+    sure = [row for row in tested if row["against_first"]["p_holm"] < LEVEL]
+    number = f"{len(tested)} comparison{'s' * (len(tested) > 1)}"
+    if not sure:
+        return f"{head}: no difference to {first['name']} survives Holm's correction for {number}."
+    said = [(row["name"], row["against_first"]["mean"]) for row in sure]
+    found = ", ".join(f"{name} is {'better' if mean < 0 else 'worse'} by {abs(mean):.4f}" for name, mean in said)
+    rest = len(tested) - len(sure)
+    tail = f"; the other {rest} may be chance" if rest > 1 else "; the other one may be chance" if rest else ""
+    return f"{head}: against {first['name']}, after Holm's correction for {number}, {found} bits per byte{tail}."
 
 
 def cells(row: dict) -> list[str]:
     name = [row["name"], count(row["parameters"])]
     if not row["runs"]:
-        return name + ["failed"] + [""] * 9
+        return name + ["no run"] + [""] * 10
     bpb = row["bits_per_byte"]
     out = [
         *name,
@@ -61,10 +89,13 @@ def cells(row: dict) -> list[str]:
     ]
     against = row.get("against_first")
     if not against:
-        return [*out, "", "", ""]
-    p = against["p"]
-    shown = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-    return [*out, f"{against['mean']:+.4f}", shown, pair(against["document_interval"], sign=True)]
+        return [*out, "", "", "", ""]
+    shown = [probability(against["p"]), probability(against.get("p_holm"))]
+    return [*out, f"{against['mean']:+.4f}", *shown, pair(against["document_interval"], sign=True)]
+
+
+def probability(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def pair(interval, sign: bool = False) -> str:

@@ -54,9 +54,13 @@ def _keys(config: type[Config], place: tuple) -> str:
     for step in way:
         if isinstance(step, str):  # a number is a place in a list of the same kind
             config = part(config.model_fields[step].annotation)
-    near = difflib.get_close_matches(str(key), config.model_fields, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"{guess}valid: {', '.join(config.model_fields)}"
+    return meant(key, config.model_fields)
+
+
+def meant(name: str, valid) -> str:
+    """What could have been meant by an unknown name, and all names that are valid."""
+    near = difflib.get_close_matches(name, valid, n=1)
+    return "".join(f"did you mean {each}? " for each in near) + f"valid: {', '.join(valid)}"
 
 
 def part(annotation) -> type[Config] | None:

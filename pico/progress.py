@@ -26,6 +26,9 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
 
 
+EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": 143}
+
+
 @dataclass
 class Summary:
     """How a training ended. bpb and floor are bits per byte of the validation text (None where unknown)."""
@@ -38,11 +41,11 @@ class Summary:
     flops: int  # charged by routed bytes
     executed_flops: int  # with the empty slots of the latent buffer
     folder: Path
-    stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): exit codes 0, 130, 143
+    stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): see EXIT_CODES
 
     @property
     def exit_code(self) -> int:
-        return {"finished": 0, "interrupted": 130, "terminated": 143}[self.stopped]
+        return EXIT_CODES[self.stopped]
 
 
 class Display:

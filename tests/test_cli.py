@@ -250,7 +250,18 @@ def test_eval_writes_a_page_and_compare_a_table(cli, home):
     result = cli("compare plan.json --dataset text.txt --out results --device cpu --quiet")
     assert result.code == 0 and "| two |" in result.out and "results/compare.md" in result.err
     assert result.out == (home / "results/compare.md").read_text()
-    assert cli("compare plan.json --dataset text.txt --out results --device cpu --quiet").out == result.out
+    again = "compare plan.json --dataset text.txt --out results --device cpu --quiet"
+    assert cli(again).out == cli(f"{again} --only two --seeds 1").out == result.out
+    result = cli(f"{again} --dry-run")
+    assert result.code == 0 and "In all: 0 runs, 0.0 minutes" in result.out
+    refused(cli(f"{again} --only tow"), "did you mean two?")
+    refused(cli(f"{again} --seeds none"), "--seeds", "expected how many")
+
+
+def test_help_of_compare_shows_the_form_of_its_file(cli):
+    text = " ".join(cli("compare --help").out.split())
+    assert "validation_bytes: whole number; scored, from the start" in text
+    assert "configurations: list of objects, required" in text
 
 
 def test_info_knows_sizes_and_runs(cli, home):

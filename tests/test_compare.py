@@ -8,10 +8,11 @@ import pytest
 from pico import PicoError, checkpoint
 from pico import compare as module
 from pico import train as training
-from pico.compare import Budget, compare, read_experiment
+from pico.compare import compare
 from pico.compare_report import markdown, mean_curve
 from pico.config import ModelConfig, TrainConfig
 from pico.evaluate import score
+from pico.experiment import Budget, read_experiment
 from pico.folder import create, lock, read_config
 from pico.metrics import read_metrics
 
@@ -85,9 +86,9 @@ def test_a_budget_of_flops_is_spent_by_what_each_run_routed(tmp_path, values):
     assert costs["none"][0] == costs["none"][1] < costs["stride"][0] == costs["stride"][1]
     assert costs["space"][0] < costs["space"][1]  # rows with fewer spaces leave slots empty
     settings = plan.settings(plan.configurations[0], 0)
-    assert module.finished(tmp_path / "out/stride/seed-0", settings)
+    assert module.done(tmp_path / "out/stride/seed-0", settings) == 1
     dearer = settings.model_copy(update={"max_flops": 1e9})
-    assert not module.finished(tmp_path / "out/stride/seed-0", dearer)
+    assert module.done(tmp_path / "out/stride/seed-0", dearer) < 0.2
 
 
 def test_a_comparison_end_to_end(tmp_path, values):
@@ -158,11 +159,11 @@ def test_the_clock_ends_a_run_of_minutes(tmp_path, values):
     create(folder, plan.shape(plan.configurations[0]))
     from pico.model import Pico
 
-    for step, seconds, done in ((5, 59.0, False), (6, 60.1, True)):
+    for step, seconds, done in ((5, 45.0, 0.75), (6, 60.1, 1)):
         spent = {"seconds": seconds, "flops": 0}
         checkpoint.save(folder / "r", step, Pico(read_config(folder)), [], spent)
-        assert module.finished(folder / "r", settings) is done
-    assert not module.finished(folder / "other", settings)
+        assert module.done(folder / "r", settings) == done
+    assert module.done(folder / "other", settings) == 0
 
 
 def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, values, monkeypatch):

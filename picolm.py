@@ -3,22 +3,29 @@
 stdout is the product, stderr is talk. A command parses, calls pico and shows; torch is imported when one runs.
 """
 
-import json
 import sys
+
+from pico import process
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C among them is no traceback
+    process.guard()
+
+import json
+import math
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 from typer.exceptions import TyperException
 
+from pico import __version__, hints
 from pico.config import PRESETS, DataConfig, ModelConfig, PicoError, RouterName, TrainConfig, preset
 from pico.experiment import form
 from pico.flags import flags, options
 
 app = typer.Typer(
-    name="picolm.py",
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
-    epilog="Start with: python picolm.py demo",
+    epilog=f"Start with: {hints.command('demo')}",
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -89,11 +96,46 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show(renderable) -> None:
-    """Product, for people."""
+def show(renderable, **how) -> None:
+    """Product, for people. Where stdout fails, stderr has it: what took an hour to compute is not lost."""
     from rich.console import Console
 
-    Console(highlight=False).print(renderable)
+    try:
+        Console(highlight=False).print(renderable, **how)
+        sys.stdout.flush()
+    except process.StdoutFailed as failure:
+        if not failure.quiet:
+            Console(highlight=False, stderr=True).print(renderable, **how)
+        raise
+
+
+def show_json(facts: dict) -> None:
+    """Product, for programs: one line of strict JSON, where what is not a number is null."""
+    from rich.text import Text
+
+    show(Text(json.dumps(finite(facts), allow_nan=False)), soft_wrap=True)
+
+
+def finite(value):
+    """Nested facts with None in the place of infinities and NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"picolm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="show the version")] = False,
+):
+    pass
 
 
 @app.command(rich_help_panel=START)
@@ -124,7 +166,7 @@ def init(
     facts = model_facts(config)
     create(path, config)
     show(model_table(config, facts))
-    say(f"\nnext: python picolm.py train {path} my-run stories --max-minutes 3")
+    say(f"\nnext: {hints.command('train', path, 'my-run', 'stories', '--max-minutes', 3)}")
 
 
 @app.command(rich_help_panel=WORK)
@@ -268,8 +310,8 @@ def evaluate(
 ):
     """Causal bits per byte of a run's model on a dataset's validation part, or on all of it where it has none."""
     source = DataConfig.build(**{**data, "dataset": dataset})
-    if report and not report.absolute().parent.is_dir():
-        raise PicoError(f"--report {report}: there is no folder {report.parent}; make it, or write elsewhere")
+    if report:
+        check_writable(report, "--report")
     from rich.console import Console
 
     from pico.analysis import evaluate_run
@@ -279,13 +321,25 @@ def evaluate(
         result, examples = evaluate_run(
             path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update
         )
-    if report:
-        write_page(report, result, examples)
-        say(f"wrote {report}")
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show(report_table(result))
+    try:
+        if report:
+            write_page(report, result, examples)
+            say(f"wrote {report}")
+    finally:  # a page that cannot be written takes no figures with it
+        show_json(result) if as_json else show(report_table(result))
+
+
+def check_writable(file: Path, flag: str) -> None:
+    """Raises PicoError if a file cannot be written: known before the work whose result it is to hold."""
+    if not file.absolute().parent.is_dir():
+        raise PicoError(f"{flag} {file}: there is no folder {file.parent}; make it, or write elsewhere")
+    there = file.exists()
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise PicoError(f"{flag} {file}: {error.strerror}; write elsewhere") from None
+    if not there:
+        file.unlink()
 
 
 @app.command(rich_help_panel=LOOK, epilog=f"The keys of an experiment file:\n\n\b\n{form()}")
@@ -344,7 +398,7 @@ def export(
 
     made = write(path, run, target, checkpoint)
     say(f"wrote {made}, {size(target) / 1e6:.1f} MB")
-    say(f'next: python picolm.py run {target} {run} --prompt "Once upon a time"')
+    say(f"next: {hints.command('run', target, run)}")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -357,7 +411,7 @@ def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     names = [run_folder(path, run).name] if run else runs(path)
     facts = {**model_facts(config), "config": config.model_dump(), "runs": [run_facts(path, name) for name in names]}
     if as_json:
-        print(json.dumps(facts))
+        show_json(facts)
         return
     show(model_table(config, facts))
     if names:
@@ -389,7 +443,7 @@ def bench(
     trained = load(path, run, device=where) if path else None
     result = measure(kind, config, where, settings, trained, seconds)
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
         return
     from pico.report import facts_table
 
@@ -399,14 +453,33 @@ def bench(
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code. Whatever the user can mend is one line on stderr and code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    process.busy = True
     try:
-        return app(arguments or ["--help"], standalone_mode=False) or 0
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
     except PicoError as error:
         problem, code = str(error), 2
     except TyperException as error:  # a wrong flag or value
-        problem, code = f"{error.format_message()} (see --help)", error.exit_code
+        problem, code = mistyped(error), 2
+    except process.StdoutFailed as error:
+        if error.quiet:  # what a shell shows of a command that the closed pipe ended
+            return 141
+        problem, code = str(error), 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        problem, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
+    finally:
+        process.busy = False
     say(f"error: {' '.join(problem.split())}")
     return code
+
+
+def mistyped(error: TyperException) -> str:
+    """What is wrong with a command line, in the style of all errors."""
+    text = error.format_message().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    words = [context.info_name] if context and context.parent else []
+    return f"{text[0].lower()}{text[1:]} (see {hints.command(*words, '--help')})"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def resident() -> float:
     """MB of memory that this process holds now (Linux), or has ever held (elsewhere)."""
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) / 1024 for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmRSS"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

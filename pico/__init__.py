@@ -5,6 +5,8 @@ Names are imported on first use, so `import pico` costs nothing until a model is
 
 from importlib import import_module
 
+__version__ = "0.1.0"
+
 _HOME = {
     "ModelConfig": "config",
     "TrainConfig": "config",

@@ -7,7 +7,6 @@ Nothing is timed once: every figure is a median over repetitions that take turns
 (the middle half of them) beside it, so that figures of one run can be compared although the machine is shared.
 """
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -81,6 +80,17 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return max(peaks)
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        from psutil import Process
+
+        return Process().memory_info().peak_wset
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)  # there bytes, else kilobytes
+
+
 def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Whole training steps on the built-in stories, split into data, forward, backward and optimizer."""
     from pico.data import open_data
@@ -119,10 +129,7 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
             times.append(np.diff(marks))
     step = summary([sum(t) for t in times])
     rate = 1000 * batch * length / step["median"]
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device) / 2**20
-    else:  # kilobytes on Linux, bytes on macOS
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()) / 2**20
     parts = {name: summary([t[i] for t in times]) for i, name in enumerate(names)}
     flops = flops_per_byte(config, length)[1]
     return {

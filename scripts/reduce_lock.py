@@ -23,4 +23,4 @@ def reduce(text: str) -> str:
 
 
 if __name__ == "__main__":
-    LOCK.write_text(reduce(LOCK.read_text()))
+    LOCK.write_text(reduce(LOCK.read_text(encoding="utf-8")), encoding="utf-8")

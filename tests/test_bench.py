@@ -1,12 +1,16 @@
 """`bench` measures what it says: fields, parts that add up, every kind. No test looks at how fast anything is."""
 
 import json
+import sys
+from types import SimpleNamespace
 
+import numpy as np
+import psutil
 import pytest
 import torch
 
 import picolm
-from pico.bench import KINDS, bench, take_turns
+from pico.bench import KINDS, bench, peak_memory, take_turns
 from pico.config import PicoError, TrainConfig, preset
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
@@ -40,6 +44,14 @@ def test_attention_and_optimizer_rows():
     rows = run("attention")["forward_backward"]
     assert {row["backend"] for row in rows} >= {"dense", "blocked"} and all(row["ms"]["median"] > 0 for row in rows)
     assert set(run("optimizer")["ms_per_step"]) == {"soap", "soap-exact", "adamw", "muon"}
+
+
+def test_peak_memory_here_and_on_windows(monkeypatch):
+    held = np.ones(2**20)
+    assert held.nbytes < peak_memory() < 2**40
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=12345))
+    assert peak_memory() == 12345
 
 
 def test_every_task_takes_its_turn():

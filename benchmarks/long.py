@@ -22,11 +22,12 @@ pico.decode.EOS = BOS  # the last control symbol that may be drawn, and that one
 
 
 def resident() -> float:
-    """MB of memory that this process holds now (Linux), or has ever held (elsewhere)."""
+    """MB of memory that this process holds now (Linux), or has held at most (elsewhere)."""
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) / 1024 for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmRSS"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        (line,) = (line for line in status.read_text("utf-8").splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+    return peak_memory() / 2**20
 
 
 def measure(path: str, run: str, size: int, speculative: bool) -> dict:

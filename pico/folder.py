@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pico.config import ModelConfig, PicoError
 from pico.files import write_json
+from pico.hints import command
 
 try:
     import fcntl
@@ -43,7 +44,7 @@ def read_config(path: str | Path) -> ModelConfig:
     if not file.is_file():
         nearby = sorted(str(p.parent) for p in path.parent.glob("*/model.json"))
         have = f"there are {', '.join(nearby)}" if nearby else f"{path.parent} holds no model"
-        raise PicoError(f"no model at {path} ({have}); make one with: python picolm.py init {path}")
+        raise PicoError(f"no model at {path} ({have}); make one with: {command('init', path)}")
     try:
         values = json.loads(file.read_text())
         if not isinstance(values, dict):
@@ -83,7 +84,7 @@ def run_folder(path: str | Path, run: str = "") -> Path:
     wrong = f"no run '{run}' in {path}" if run else f"which run of {path}?"
     if have:
         raise PicoError(f"{wrong} (there are: {', '.join(have)})")
-    raise PicoError(f"{wrong}: it has no runs; start one with: python picolm.py train {path} {run or 'my-run'} stories")
+    raise PicoError(f"{wrong}: it has no runs; start one with: {command('train', path, run or 'my-run', 'stories')}")
 
 
 def checkpoints(run: Path) -> list[Path]:

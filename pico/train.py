@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object, set_seed
 
-from pico import budget, checkpoint, parallel, runs
+from pico import budget, checkpoint, hints, parallel, runs
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
@@ -380,7 +380,8 @@ class Training:
             plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
         self.display.summary(summary, self.best, self.saved)
         if stopped == "finished":
-            self.display.say(f'next: python picolm.py run {self.path} {self.run_name} --prompt "Once upon a time"')
+            first = hints.prompt(self.validation[0]) if len(self.validation) else []
+            self.display.say(f"next: {hints.command('run', self.path, self.run_name, *first)}")
         else:
             self.display.say("next: the same command with --resume")
         self.accelerator.end_training()

@@ -39,7 +39,7 @@ def test_a_shell_takes_the_words_apart_again(words):
         (b"Once upon a time, there was a little girl named Lily.", "Once upon a time, there was a"),
         (b"First Citizen:\nBefore we proceed", "First Citizen:"),
         (b"short", "short"),
-        ("Жили-были дед и баба, и была у них курочка".encode(), "Жили-были дед и"),
+        ("Ήταν κάποτε ένα μικρό κορίτσι".encode(), "Ήταν κάποτε ένα"),
         ("很久很久以前有一个小女孩名字叫莉莉她住在村子里".encode(), "很久很久以前有一个小"),
         (b"ACGT" * 20, "ACGT" * 8),
         (b"it's $HOME & `ls`", "it's $HOME & `ls`"),

@@ -80,7 +80,7 @@ sys.addaudithook(interrupt)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 INTERRUPTED = {  # at the import of a module, or when a file is opened
-    "train m {run} text.txt --max-minutes 5 --device cpu": "typer pydantic torch numpy torch.nn datasets /metrics.jsonl",
+    "train m {run} text.txt --max-steps 9 --device cpu": "typer torch numpy torch.nn accelerate /metrics.jsonl",
     "export m r {run}": "pico.flags numpy safetensors /model.json",
     "init {run}": "rich torch",
     "info m": "typer.main /metrics.jsonl",

@@ -6,7 +6,6 @@ The text never ends before that: the end of the document is not drawn. One JSON 
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ sys.path[:1] = [str(Path(__file__).resolve().parent.parent)]  # not this folder:
 
 import pico.decode
 from pico import generate, load
+from pico.bench import peak_memory
 from pico.vocab import BOS
 
 pico.decode.EOS = BOS  # the last control symbol that may be drawn, and that one never is

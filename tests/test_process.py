@@ -85,7 +85,7 @@ INTERRUPTED = {  # at the import of a module, or when a file is opened
     "init {run}": "rich torch",
     "info m": "typer.main /metrics.jsonl",
     "bench train --device cpu": "torch pico.optimizers",
-    "run m r --device cpu": "pico.generate /model.safetensors",
+    "run m r --device cpu": "pico.model /model.safetensors",
 }
 
 

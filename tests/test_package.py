@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with what the wheel holds, which is all that pip would put there, but for its dependencies."""
+    """A folder with what the wheel holds, which is all that pip would put there except its dependencies."""
     made, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
     build = [sys.executable, "-c", f"from hatchling.build import build_wheel; build_wheel({str(made)!r})"]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -51,8 +51,8 @@ def test_the_command_runs_in_another_folder(installed, tmp_path):
     script = tmp_path / "picolm"  # as an installer writes it
     script.write_text(f"import sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n")
     assert python(installed, tmp_path, script, "--version").stdout == f"picolm {__version__}\n"
-    size = "--preset tiny --dim 16 --latent-num-blocks 1 --fb-num-blocks 1 --ngram-rows 64".split()
-    done = python(installed, tmp_path, script, "init", "m", *size)
+    line = "init m --preset tiny --dim 16 --latent-num-blocks 1 --fb-num-blocks 1 --ngram-rows 64"
+    done = python(installed, tmp_path, script, *line.split())
     assert done.returncode == 0 and "next: picolm train m my-run" in done.stderr
     line = "train m my-run text.txt --max-steps 2 --context-len 32 --batch-size 2 --device cpu"
     done = python(installed, tmp_path, script, *line.split())

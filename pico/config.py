@@ -16,6 +16,10 @@ class PicoError(Exception):
     """Something the user can mend. The message is one line: what was wrong, what was expected, what to type."""
 
 
+class DataError(PicoError):
+    """Text that can no longer be read: its file changed, or its server is gone."""
+
+
 MAX_FEED = 64  # bytes that one forward of generation may read; longer prompts are fed in pieces
 RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pico.config import DataConfig, PicoError
+from pico.config import DataConfig, DataError, PicoError
 from pico.documents import Documents, collect
 from pico.tables import as_bytes, choose_column, learn
 
@@ -195,7 +195,7 @@ class Stream:
             try:
                 number, row = next(self._rows, (None, None))
             except Exception as error:  # as in `load`; mostly the network
-                raise PicoError(f"cannot read on in dataset '{self.config.dataset}': {_reason(error)}") from None
+                raise DataError(f"cannot read on in dataset '{self.config.dataset}': {_reason(error)}") from None
             if row is None:
                 return
             self._next = number + 1

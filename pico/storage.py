@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pico.config import PicoError
+from pico.config import DataError, PicoError
 from pico.files import sync
 
 SMALL = 64 << 20  # bytes that are simply kept in memory
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class File:
     """The bytes of an open file, used like a `bytes` object: len(file), file[start:stop], and file.take(places).
 
-    Raises PicoError from the first read on that finds it changed since it was opened. Threads may share it; it closes
+    Raises DataError from the first read on that finds it changed since it was opened. Threads may share it; it closes
     when nothing refers to it any more. checksum: of all its bytes, where it is known.
     """
 
@@ -73,10 +73,10 @@ class File:
             data = b"".join(self._span(start, length) for start, length in spans)
             now = stamp(os.fstat(self._descriptor))
         except OSError as error:
-            raise PicoError(f"cannot read {self.name}: {error.strerror or error}") from None
+            raise DataError(f"cannot read {self.name}: {error.strerror or error}") from None
         check_unchanged(self.name, self._was, now)
         if len(data) < sum(length for _, length in spans):
-            raise PicoError(f"cannot read {self.name}: it ends early")
+            raise DataError(f"cannot read {self.name}: it ends early")
         return data
 
     def _span(self, start: int, length: int) -> bytes:
@@ -109,17 +109,17 @@ def stamp(stat: os.stat_result) -> tuple[int, int]:
 
 
 def check_unchanged(name: str | Path, before: tuple[int, int], now: tuple[int, int]) -> None:
-    """Raises PicoError if two stamps of a file differ."""
+    """Raises DataError if two stamps of a file differ."""
     if before != now:
         what = f"{before[0]:,} bytes -> {now[0]:,}" if before[0] != now[0] else "as many bytes, written anew"
-        raise PicoError(
-            f"{name} changed while it was being read: {what}; put it back as it was to go on, or start anew with a "
-            "file that nothing writes to"
+        raise DataError(
+            f"{name} changed while it was being read: {what}; put it back as it was, or start anew with a file that "
+            "nothing writes to"
         )
 
 
 def unchanged(path: Path, before: tuple[int, int], documents: Iterable) -> Iterator:
-    """The documents read from a file. Raises PicoError at their end if the file has another stamp than before."""
+    """The documents read from a file. Raises DataError at their end if the file has another stamp than before."""
     try:
         yield from documents
     except PicoError:  # which a file may well cause that is read half old, half new

@@ -12,14 +12,14 @@ import math
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object, set_seed
 
 from pico import budget, checkpoint, hints, parallel, runs
-from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
+from pico.config import DataConfig, DataError, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
 from pico.files import write_json
@@ -88,7 +88,6 @@ class Training:
     def __init__(self, path, run: str, model_config, data, config: TrainConfig, accelerator, display):
         self.path, self.run_name, self.folder, self.display = path, run, Path(path) / run, display
         self.model_config, self.data, self.config, self.accelerator = model_config, data, config, accelerator
-        self.documents, self.validation = open_data(data, config.seed)
         self.step = self.bytes = self.skips = 0
         self.flops = self.executed_flops = 0  # charged, and with the empty slots of the latent buffer
         self.seconds = self.rate = 0.0
@@ -97,8 +96,6 @@ class Training:
         self.saved = -1  # step of the newest checkpoint
         self.signals = {signal.SIGINT: 0, signal.SIGTERM: 0}  # received by this process
         self.stopped: str | None = None  # agreed by all processes
-        part = self.validation if len(self.validation) else self.documents
-        self.floor = part.floor_bits / part.bytes if part.floor_bits is not None else None
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -111,10 +108,13 @@ class Training:
             runs.check_new(self.folder)
 
     def start(self, resume: bool, base_weights: str | None, router: str | None) -> None:
-        """Builds model, optimizers and batches, fresh or from a checkpoint, and writes train.json."""
+        """Opens the data, builds model, optimizers and batches, fresh or from a checkpoint, and writes train.json."""
         accelerator, config, world = self.accelerator, self.config, self.accelerator.num_processes
         if config.batch_size % world:
             raise PicoError(f"batch_size {config.batch_size} does not divide over {world} processes: use a multiple")
+        self.documents, self.validation = open_data(self.data, config.seed)
+        part = self.validation if len(self.validation) else self.documents
+        self.floor = part.floor_bits / part.bytes if part.floor_bits is not None else None
         source = None
         if resume:
             settings = self.model_config, self.data, config, self.documents.fingerprint, router
@@ -206,6 +206,7 @@ class Training:
             stack.enter_context(catch_signals(self.signals))
             prefetch = stack.enter_context(Prefetch(self.batches, self.accelerator.device))
             metrics = stack.enter_context(open(self.folder / "metrics.jsonl", "a")) if main else None
+            stack.enter_context(self.kept())
             while self.progress() < 1 and not self.stopped:
                 line = self.optimizer_step(prefetch)
                 if line is None:
@@ -227,15 +228,27 @@ class Training:
                 self.save()
         return self.finish()
 
+    @contextmanager
+    def kept(self):
+        """Saves this step before text that can no longer be read ends the run."""
+        try:
+            yield
+        except DataError as error:
+            if self.accelerator.num_processes > 1:  # the others may be in the midst of a step
+                raise
+            if self.saved != self.step:
+                self.save()
+            raise DataError(f"{error}; step {self.step} is saved, --resume goes on from there") from None
+
     def optimizer_step(self, prefetch) -> dict | None:
         """One optimizer step over grad_accumulation_steps batches. Its metrics, or None if it was not finite."""
         config, accelerator, began = self.config, self.accelerator, time.monotonic()
         length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
+        batches = [next(prefetch) for _ in range(config.grad_accumulation_steps)]  # before anything has changed
         rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
         self.model.lookahead.fill_(1 - self.progress())
         self.model.router.causal = self.progress() >= CAUSAL_FROM
-        for _ in range(config.grad_accumulation_steps):
-            tokens, count, self.position = next(prefetch)
+        for tokens, count, self.position in batches:
             again = self.short and self.position["epoch"] > 0
             self.model.drop(config.ngram_dropout * again, config.dropout * again)
             text += count

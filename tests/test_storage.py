@@ -1,6 +1,7 @@
 """Files that change while they are read, and a cache that is damaged: an error or made anew, never wrong bytes."""
 
 import gc
+import inspect
 import logging
 import os
 from itertools import islice
@@ -8,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training import config, go, weights
 
 from pico import storage
+from pico import train as module
+from pico.checkpoint import newest
 from pico.config import DataConfig, PicoError
 from pico.data import Batches, open_data
 from pico.documents import collect
@@ -282,3 +287,55 @@ def test_unwritable_cache_and_full_disk(tmp_path, monkeypatch, on_disk):
             with pytest.raises(PicoError, match=r"no room left in .* set PICO_CACHE"):
                 collect([b"x" * 101, b"y" * size], key="these")
             assert not list(folder.iterdir())
+
+
+# --- a training whose text changes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write(tmp_path / "grow.txt", b"The cat sat on the mat, and the dog came to see it.\n" * 400)
+
+
+@pytest.mark.parametrize("when", ["before a step", "between the batches of a step", "at validation"])
+def test_a_training_whose_text_changes_saves_its_step_and_can_go_on(path, text, monkeypatch, when):
+    data, before = DataConfig(dataset=str(text)), text.read_bytes()
+    interval, reader, turn = {"at validation": (5, "validate", 1)}.get(
+        when, (100, "__next__", 15 + ("between" in when))
+    )
+    settings = config(grad_accumulation_steps=2, batch_size=2, validation_interval=interval, checkpoint_interval=100)
+    times = text.stat()
+    go(path, "whole", data, settings)
+    real, reads = storage.File._read, []
+
+    def meanwhile(file, spans):
+        if reader in (frame.function for frame in inspect.stack(0)):
+            reads.append(spans)
+            if len(reads) == turn:
+                text.write_bytes(b"short text\n")
+        return real(file, spans)
+
+    monkeypatch.setattr(storage.File, "_read", meanwhile)
+    with pytest.raises(PicoError, match=r"grow.txt changed .*20,800 bytes -> 11.* step \d+ is saved") as error:
+        go(path, "cut", data, settings)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(storage.File, "_read", real)
+    step = int(newest(path / "cut")[0].name)
+    assert step == (5 if when == "at validation" else 7) and f"step {step} is saved" in str(error.value)
+
+    write(text, before)
+    os.utime(text, ns=(times.st_atime_ns, times.st_mtime_ns))
+    go(path, "cut", data, settings, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(path, "whole").values(), weights(path, "cut").values()))
+
+
+def test_a_run_is_claimed_before_its_data_is_opened(path, data, monkeypatch):
+    go(path, "a", data)
+
+    def never(*_):
+        raise AssertionError("data was opened for a run that cannot start")
+
+    monkeypatch.setattr(module, "open_data", never)
+    for run, resume, message in [("a", False, "already holds a run"), ("b", True, "no run 'b'")]:
+        with pytest.raises(PicoError, match=message):
+            go(path, run, data, resume=resume)

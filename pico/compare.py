@@ -62,7 +62,7 @@ def compare(
 
     folder, data = Path(folder), experiment.data_config()
     plan, device = plan or experiment.plan(), str(pick_device(device))
-    check_folder(experiment, plan, folder)
+    check_folder(experiment, folder)
     validation = open_validation(data)
     failed: dict[str, str] = {}
     queue, elsewhere = deque(enumerate(plan, start=1)), set()
@@ -92,7 +92,7 @@ def compare(
         except PicoError as error:
             say(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)
-    results = gather(experiment, folder, validation, failed, plan)
+    results = gather(experiment, folder, validation, failed)
     for warning in results["warnings"]:
         say(f"warning: {warning}")
     write_report(results, folder)
@@ -107,17 +107,17 @@ def open_validation(data: DataConfig):
     return validation
 
 
-def all_seeds(experiment: Experiment, plan: Plan, folder: Path) -> list[int]:
-    """The file's seeds, those of the plan, and those that the folder has runs of."""
+def all_seeds(experiment: Experiment, folder: Path) -> list[int]:
+    """The file's seeds, and others that the folder has runs of."""
     runs = [run for each in experiment.configurations for run in (folder / each.name).glob("seed-*")]
-    found = {int(run.name[5:]) for run in runs if run.name[5:].isdecimal()} | {seed for _, seed in plan}
+    found = {int(run.name[5:]) for run in runs if run.name[5:].isdecimal()}
     return [*experiment.seed_list(), *sorted(found - {*experiment.seed_list()})]
 
 
-def check_folder(experiment: Experiment, plan: Plan, folder: Path) -> None:
+def check_folder(experiment: Experiment, folder: Path) -> None:
     """Raises PicoError if the folder holds a model or a run that is not this experiment's."""
     for configuration in experiment.configurations:
-        for seed in all_seeds(experiment, plan, folder):
+        for seed in all_seeds(experiment, folder):
             check_run(experiment, configuration, seed, folder)
 
 
@@ -184,9 +184,9 @@ def read_score(run: Path, rule: dict) -> dict | None:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, str], plan: Plan) -> dict:
+def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, str]) -> dict:
     """Everything the table and the plot show, from the run folders."""
-    rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, plan, folder)
+    rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, folder)
     failed = dict(failed)
     for configuration in experiment.configurations:
         shape, runs = experiment.shape(configuration), {}

@@ -57,7 +57,7 @@ def estimate(
     `compare` would.
     """
     folder, plan, device = Path(folder), plan or experiment.plan(), str(pick_device(device))
-    check_folder(experiment, plan, folder)
+    check_folder(experiment, folder)
     validation = open_validation(experiment.data_config())
     left: dict[str, list[float]] = {}  # of each run that is to be made or scored: the share of its budget to spend
     for configuration, seed in plan:

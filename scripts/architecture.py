@@ -14,7 +14,7 @@ DRAFT = ", th"
 LEFT, PITCH, CELL = 46, 36, 28
 COLUMNS = len(TEXT) + len(DRAFT)
 NOTES = LEFT + COLUMNS * PITCH + 22
-WIDTH, HEIGHT = 1060, 880
+WIDTH, HEIGHT = 1110, 880  # room at the right for the widest of the usual fonts
 
 STYLE = """
   .page { fill: #ffffff; stroke: #d8dee4 }
@@ -129,7 +129,7 @@ def figure() -> str:
     threshold = router + 30 - 46 * 0.55
     parts.append(path(f"M{LEFT - 8} {threshold:g}H{right + 8}", "line", 1.3, 'stroke-dasharray="4 4"'))
     parts += note(
-        router - 8, "Router", "a weight w for every byte; those above a", "threshold, here one in four, go deeper"
+        router - 8, "Router", "a weight w for every byte; those above", "a threshold, here one in four, go deeper"
     )
 
     # gather, the latent stack, scatter

@@ -317,9 +317,12 @@ def evaluate(
     from pico.analysis import evaluate_run
     from pico.analysis_report import report_table, write_page
 
+    def tell(reading) -> None:
+        say("\n".join(reading.lines() + reading.warnings))
+
     with Console(stderr=True).status("scoring") as status:
         result, examples = evaluate_run(
-            path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update
+            path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update, tell
         )
     try:
         if report:

@@ -20,6 +20,7 @@ from pico.documents import Documents
 from pico.evaluate import Score, Trace, traces
 from pico.folder import read_record, run_folder
 from pico.machine import pick_device
+from pico.reading import Reading
 from pico.routing import spacelike
 from pico.statistics import bootstrap
 from pico.yardsticks import last_bytes, yardsticks
@@ -319,17 +320,21 @@ def evaluate_run(
     device=None,
     full: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    tell: Callable[[Reading], None] = lambda reading: None,
 ) -> tuple[dict, list[Trace]]:
     """`analyse` of a run's checkpoint on a dataset's validation part, or on all of it where it has none.
 
     context_len: that of the training unless given. full: yardsticks as well, whose history is the run's training text.
+    tell: shows what was read, before it is scored.
     """
     folder = run_folder(path, run)
     record = read_record(folder)
     given = {} if context_len is None else {"context_len": context_len}
     training = TrainConfig.build(**record.get("train", {}) | given)
     model = checkpoint.load(path, folder.name, step, device=pick_device(device))
-    texts = open_evaluation(data, training.seed)
+    reading = Reading()
+    texts = open_evaluation(data, training.seed, reading)
+    tell(reading)
     report, examples = analyse(model, texts, training.context_len, max_bytes, full, say)
     report |= {"dataset": data.dataset, "run": str(folder)}
     if full:

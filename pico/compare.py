@@ -28,6 +28,7 @@ from pico.files import write_json
 from pico.folder import Locked, create, differences, read_config, read_record
 from pico.machine import pick_device
 from pico.metrics import read_metrics
+from pico.reading import Reading
 from pico.report import model_facts
 from pico.statistics import bootstrap, holm, paired_test, summary
 
@@ -63,7 +64,7 @@ def compare(
     folder, data = Path(folder), experiment.data_config()
     plan, device = plan or experiment.plan(), str(pick_device(device))
     check_folder(experiment, folder)
-    validation = open_validation(data)
+    validation = open_validation(data, say)
     failed: dict[str, str] = {}
     queue, elsewhere = deque(enumerate(plan, start=1)), set()
     while queue:
@@ -77,7 +78,9 @@ def compare(
                 if number not in elsewhere:
                     say(f"{head}: training")
                 resume = (path / run / "train.json").exists()
-                stopped = train(path, run, data, settings, resume=resume, quiet=quiet, device=device).stopped
+                stopped = train(
+                    path, run, data, settings, resume=resume, quiet=quiet, device=device, head=False
+                ).stopped
                 if stopped != "finished":
                     return {}, stopped
             found = scored(experiment, path, run, settings, validation, device)
@@ -99,9 +102,15 @@ def compare(
     return results, "finished"
 
 
-def open_validation(data: DataConfig):
-    """The validation documents, the same whatever the training seed. Raises PicoError where there are none."""
-    validation = open_data(data, seed=0)[1]
+def open_validation(data: DataConfig, say: Callable = lambda text: None):
+    """The validation documents, the same whatever the training seed. Raises PicoError where there are none.
+
+    say: is told what was read.
+    """
+    reading = Reading()
+    validation = open_data(data, 0, reading)[1]
+    for line in reading.lines() + reading.warnings:
+        say(line)
     if not len(validation):
         raise PicoError(f"'{data.dataset}' has no validation text to compare on: give a validation_size in data")
     return validation

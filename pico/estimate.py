@@ -97,7 +97,7 @@ def measure(experiment: Experiment, configuration: Configuration, device: str) -
     with TemporaryDirectory() as folder:
         path = create(Path(folder) / "model", experiment.shape(configuration))
         data = experiment.data_config()
-        stopped = train(path, "run", data, TrainConfig.build(**settings), quiet=True, device=device).stopped
+        stopped = train(path, "run", data, TrainConfig.build(**settings), quiet=True, device=device, head=False).stopped
         lines = read_metrics(path / "run/metrics.jsonl")
     if stopped != "finished":
         return stopped

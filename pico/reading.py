@@ -62,14 +62,15 @@ def named(files: Iterable[Path]) -> str:
 
 def outlook(config: TrainConfig, steps: int | None, chunks: int | None) -> list[str]:
     """Phrases on the training to come. steps: of the whole run; chunks: in an epoch; None where unknown."""
-    chunks_a_step = config.batch_size * config.grad_accumulation_steps
     phrases = []
     if steps:
-        phrases.append(f"{counted(steps, 'step')} of {size(chunks_a_step * config.context_len)}")
+        phrases.append(f"{counted(steps, 'step')} of {size(config.step_bytes)}")
         if chunks:
-            phrases.append(f"{steps * chunks_a_step / chunks:.3g} epochs")
+            phrases.append(f"{steps * config.step_chunks / chunks:.3g} epochs")
     elif chunks:
-        phrases.append(f"an epoch is {counted(-(-chunks // chunks_a_step), 'step')}")
+        phrases.append(f"an epoch is {counted(-(-chunks // config.step_chunks), 'step')}")
     if config.max_minutes:
         phrases.append(f"at most {config.max_minutes:g} min")
+    if config.max_flops:
+        phrases.append(f"at most {config.max_flops:.3g} FLOP")
     return phrases

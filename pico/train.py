@@ -40,6 +40,7 @@ from pico.model import Pico
 from pico.optimizers import set_learning_rate
 from pico.parallel import on_main, whole_model
 from pico.progress import Display, Summary
+from pico.reading import Reading, counted, outlook
 from pico.report import marked, plot_losses, underscored
 from pico.state import rng_state, set_rng_state
 
@@ -60,11 +61,13 @@ def train(
     router: str | None = None,
     quiet: bool = False,
     device: str | None = None,
+    head: bool = True,
 ) -> Summary:
     """Trains the model at `path` into path/run and returns how it went.
 
     resume: continue the run's newest valid checkpoint; base_weights: start from those of another run (its folder, a
     checkpoint's folder, or the name of a run of the same model); router: train with another one than model.json's.
+    head: begin with what was read, and warn of a run that cannot be meant so.
     Raises PicoError for whatever the user can mend: an existing run, other data than the run's, out of memory, ...
     """
     model_config = read_config(path)
@@ -79,6 +82,8 @@ def train(
         training = Training(path, run, model_config, data, config, accelerator, display)
         on_main(lambda: training.claim(resume, stack))
         training.start(resume, base_weights, router)
+        if head and accelerator.is_main_process:
+            training.announce()
         return training.run()
 
 
@@ -88,6 +93,7 @@ class Training:
     def __init__(self, path, run: str, model_config, data, config: TrainConfig, accelerator, display):
         self.path, self.run_name, self.folder, self.display = path, run, Path(path) / run, display
         self.model_config, self.data, self.config, self.accelerator = model_config, data, config, accelerator
+        self.reading, self.announced = Reading(), False
         self.step = self.bytes = self.skips = 0
         self.flops = self.executed_flops = 0  # charged, and with the empty slots of the latent buffer
         self.seconds = self.rate = 0.0
@@ -112,7 +118,7 @@ class Training:
         accelerator, config, world = self.accelerator, self.config, self.accelerator.num_processes
         if config.batch_size % world:
             raise PicoError(f"batch_size {config.batch_size} does not divide over {world} processes: use a multiple")
-        self.documents, self.validation = open_data(self.data, config.seed)
+        self.documents, self.validation = open_data(self.data, config.seed, self.reading)
         part = self.validation if len(self.validation) else self.documents
         self.floor = part.floor_bits / part.bytes if part.floor_bits is not None else None
         source = None
@@ -151,6 +157,28 @@ class Training:
             settings = {key: value for key, value in settings.items() if value is not None}
             options = {"wandb": {"name": self.run_name, "dir": str(self.folder)}}
             accelerator.init_trackers(config.tracker_project_name, settings, options)
+
+    def announce(self) -> None:
+        """Before the first step: what was read, what is to come, and what cannot be meant so."""
+        self.announced = True
+        self.reading.tell("to come", *outlook(self.config, self.total_steps, self.batches.chunks_per_epoch))
+        for line in self.reading.lines():
+            self.display.say(line)
+        for warning in self.reading.warnings:
+            self.display.warn(warning)
+        if self.step and self.progress() >= 1:
+            self.display.warn(
+                f"nothing is left to train at step {self.step}, after {self.seconds / 60:.1f} min: the run was given "
+                f"{', '.join(self.reading.told['to come'])}; give more to go on"
+            )
+        elif self.total_steps and self.total_steps <= self.config.warmup_steps:
+            self.warn_of_warmup(counted(self.total_steps, "step"))
+
+    def warn_of_warmup(self, length: str) -> None:
+        self.display.warn(
+            f"a run of {length} ends in its warm-up of {self.config.warmup_steps} steps: the learning rate does not "
+            f"reach its peak; train longer, or give --warmup-steps"
+        )
 
     def pick_threads(self, resume: bool) -> None:
         """On a CPU: what is faster for a new run, as many as before for a resumed one: sums round in their order."""
@@ -392,6 +420,8 @@ class Training:
         if self.accelerator.is_main_process and self.step:
             plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
         self.display.summary(summary, self.best, self.saved)
+        if self.announced and not (self.stopped or self.total_steps) and 0 < self.step <= self.config.warmup_steps:
+            self.warn_of_warmup(counted(self.step, "step"))
         if stopped == "finished":
             first = hints.prompt(self.validation[0]) if len(self.validation) else []
             self.display.say(f"next: {hints.command('run', self.path, self.run_name, *first)}")

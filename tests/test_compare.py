@@ -201,6 +201,7 @@ def test_what_another_process_trains_is_left_to_it(tmp_path, values, monkeypatch
     results, stopped, said = run(plan, folder)
     first, rest = ("threshold", "seed-0"), [("none", "seed-0"), ("threshold", "seed-1"), ("none", "seed-1")]
     assert stopped == "finished" and calls == [first, *rest, first, first, first]
+    said = [line for line in said if line.startswith("[")]
     assert [line for line in said if "seed-0: another" in line or "threshold seed-0: training" in line] == said[:2]
     assert not results["failed"]
     for ours, theirs in zip(results["configurations"], whole["configurations"]):

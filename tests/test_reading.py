@@ -8,9 +8,10 @@ from training import SMALL, config
 
 from pico import ModelConfig
 from pico import data as module
-from pico.compare import compare, read_experiment
+from pico.compare import compare
 from pico.config import DataConfig
 from pico.data import open_data, open_evaluation
+from pico.experiment import read_experiment
 from pico.folder import create
 from pico.reading import Reading, outlook, size
 from pico.train import train

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from pico.config import DataConfig, DataError, PicoError
 from pico.documents import Documents, collect
 from pico.tables import as_bytes, choose_column, learn
@@ -22,11 +24,45 @@ TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
 
 def is_repository(folder: Path) -> bool:
     """Whether the folder's README.md starts with metadata that says where the data lies."""
-    readme = folder / "README.md"
-    if not readme.is_file():
-        return False
-    front = re.match(r"---\s*\n(.*?)\n---", readme.read_text(errors="replace"), re.DOTALL)
-    return bool(front and re.search(r"^configs:", front[1], re.MULTILINE))
+    return bool(re.search(r"^configs:", _metadata(folder / "README.md"), re.MULTILINE))
+
+
+def _metadata(file: Path) -> str:
+    """The YAML of a .yaml file, or between the --- lines that a README starts with; '' where there is none."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if file.suffix == ".yaml":
+        return text
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    return front[1] if front else ""
+
+
+def _stay_inside(folder: Path) -> None:
+    """Raises PicoError if the folder's metadata names data that lies elsewhere: whoever wrote it is not the user.
+
+    Links in the folder are followed: the Hub's own cache consists of them.
+    """
+    for name in "README.md", ".huggingface.yaml":
+        try:
+            metadata = yaml.safe_load(_metadata(folder / name))
+        except yaml.YAMLError:  # `datasets` will say so
+            continue
+        configs = metadata.get("configs") if isinstance(metadata, dict) else None
+        for entry in configs if isinstance(configs, list) else [configs]:
+            named = [entry.get(key) for key in ("data_files", "data_dir")] if isinstance(entry, dict) else []
+            for path in _strings(named):
+                if re.match(r"[/\\~]|[A-Za-z]+:", path) or ".." in re.split(r"[/\\]", path):
+                    raise PicoError(
+                        f"{name} of {folder} names data outside its folder ('{path}'), which is not followed: remove "
+                        "that line, or name the files with --dataset-train-file"
+                    )
+
+
+def _strings(value) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def is_name(dataset: str) -> bool:
@@ -44,6 +80,8 @@ def load(config: DataConfig) -> dict:
     if not Path(name).exists():
         name, _, subset = name.partition(":")
     local = Path(name).exists()
+    if local:
+        _stay_inside(Path(name))
     offline = not local and not _reachable(name)
     files = {"train": config.train_file, "validation": config.validation_file}
     files = {split: file for split, file in files.items() if file}

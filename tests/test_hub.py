@@ -298,3 +298,38 @@ def test_streaming_does_not_change_local_files(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     train, _ = open_data(DataConfig(dataset=str(tmp_path / "a.txt"), streaming=True), seed=0)
     assert isinstance(train, data.Documents)
+
+
+# --- data outside the folder ------------------------------------------------------------------------------------------
+
+OUTSIDE = ["../secret/*.txt", "main/../../secret/a.txt", "/etc/*.txt", "..\\secret\\a.txt", "C:/secret/a.txt",
+           "https://example.org/a.txt", "hf://datasets/a/b/c.txt", "~/a.txt"]  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_metadata_that_leads_out_of_its_folder_is_not_followed(repository, streaming, file, path):
+    (repository.parent / "secret").mkdir()
+    (repository.parent / "secret" / "a.txt").write_text("nobody should read this\n")
+    front = "configs:\n- config_name: main\n  data_files:\n  - split: train\n    path:\n    - main/part-*\n    - '{}'\n"
+    card = front.format(path)
+    if file == "README.md":
+        card = f"---\n{card}---\n# Innocent\n"
+    (repository / file).write_text(card)
+    for dataset in str(repository), f"{repository}:main":
+        with pytest.raises(PicoError, match=rf"{file} of .*tales names data outside its folder") as error:
+            open_data(DataConfig(dataset=dataset, streaming=streaming), seed=0)
+        assert "\n" not in str(error.value) and path in str(error.value)
+
+
+def test_data_dir_that_leads_out_and_links_of_the_user(repository, tmp_path):
+    card = "---\nconfigs:\n- config_name: main\n  data_dir: {}\n---\n"
+    (repository / "README.md").write_text(card.format("../elsewhere"))
+    with pytest.raises(PicoError, match="names data outside its folder"):
+        open_data(DataConfig(dataset=str(repository)), seed=0)
+    (repository / "other" / "a.parquet").rename(tmp_path / "blob")  # as the Hub's own cache lies
+    (repository / "other" / "a.parquet").symlink_to(tmp_path / "blob")
+    (repository / "README.md").write_text(card.format("other"))
+    train, _ = open_data(DataConfig(dataset=str(repository), column_name="a"), seed=0)
+    assert len(train) == 119

@@ -20,7 +20,7 @@ from pico.metrics import read_metrics
 from pico.report import count
 from pico.train import VALIDATION_BYTES, train
 
-WARM, STEPS = 3, 12  # steps not counted, and in all
+WARM, COUNTED, STEPS = 3, 12, 16  # steps left out, the last one counted (before `topk` turns causal), and in all
 HEADS = ("configuration", "steps", "text", "minutes a run", "runs to do", "minutes to do")
 
 
@@ -93,7 +93,7 @@ def measure(experiment: Experiment, configuration: Configuration, device: str) -
     """The cost of one configuration, or what stopped the measuring."""
     settings = experiment.settings(configuration, 0).model_dump()
     settings |= dict(max_steps=STEPS, max_minutes=None, max_flops=None, warmup_steps=0, tracker="none")
-    settings |= dict(validation_interval=STEPS - 1, checkpoint_interval=NEVER, sample_interval=NEVER)
+    settings |= dict(validation_interval=COUNTED, checkpoint_interval=NEVER, sample_interval=NEVER)
     with TemporaryDirectory() as folder:
         path = create(Path(folder) / "model", experiment.shape(configuration))
         data = experiment.data_config()
@@ -101,7 +101,7 @@ def measure(experiment: Experiment, configuration: Configuration, device: str) -
         lines = read_metrics(path / "run/metrics.jsonl")
     if stopped != "finished":
         return stopped
-    before, after, last = lines[WARM - 1], lines[STEPS - 2], lines[STEPS - 1]
+    before, after, checked = lines[WARM - 1], lines[COUNTED - 1], lines[COUNTED]
     steps = after["step"] - before["step"]
     seconds, size, flops = ((after[key] - before[key]) / steps for key in ("seconds", "bytes", "flops"))
-    return Cost(seconds, size, flops, max(0.0, last["seconds"] - after["seconds"] - seconds))
+    return Cost(seconds, size, flops, max(0.0, checked["seconds"] - after["seconds"] - seconds))

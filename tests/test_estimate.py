@@ -33,7 +33,7 @@ def test_real_steps_are_measured_and_thrown_away(tmp_path, plan):
     said = []
     text, stopped = estimate(plan(steps=50), tmp_path / "out", "cpu", said.append)
     assert stopped == "finished" and not (tmp_path / "out").exists()
-    assert said == ["one: measuring 12 steps", "two: measuring 12 steps"]
+    assert said == ["one: measuring 16 steps", "two: measuring 16 steps"]
     for name, (row, steps, size, _, left, _) in zip(("one", "two"), rows(text), strict=True):
         assert (row, steps, left) == (name, "50", "3") and size.endswith("kB")
     assert "In all: 6 runs, " in text and "cpu, 1 threads" in text

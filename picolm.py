@@ -190,9 +190,9 @@ def train(
     With --resume, settings that are not given are those of the run.
     """
     if resume:
-        from pico.folder import read_record
+        from pico.folder import read_record, run_folder
 
-        before = read_record(path / run)
+        before = read_record(run_folder(path, run))
         training, data = {**before.get("train", {}), **training}, {**before.get("data", {}), **data}
     config = TrainConfig.build(**training)
     source = DataConfig.build(**{**data, "dataset": dataset})

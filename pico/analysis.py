@@ -328,9 +328,9 @@ def evaluate_run(
     tell: shows what was read, before it is scored.
     """
     folder = run_folder(path, run)
-    record = read_record(folder)
-    given = {} if context_len is None else {"context_len": context_len}
-    training = TrainConfig.build(**record.get("train", {}) | given)
+    record = read_record(folder, strict=context_len is None)
+    known = {key: value for key, value in record.get("train", {}).items() if key in ("context_len", "seed")}
+    training = TrainConfig.build(**known | ({} if context_len is None else {"context_len": context_len}))
     model = checkpoint.load(path, folder.name, step, device=pick_device(device))
     reading = Reading()
     texts = open_evaluation(data, training.seed, reading)

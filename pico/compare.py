@@ -10,8 +10,8 @@ share cancels, and p is corrected for the number of configurations (Holm). With 
 holds those that are there and names the others.
 """
 
-import json
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ from pathlib import Path
 from pico import checkpoint
 from pico.analysis import Tally
 from pico.budget import progress
-from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
+from pico.config import Config, DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.data import open_data
 from pico.evaluate import traces
 from pico.experiment import Configuration, Experiment
-from pico.files import write_json
+from pico.files import read_json, write_json
 from pico.folder import Locked, create, differences, read_config, read_record
 from pico.machine import pick_device
 from pico.metrics import read_metrics
@@ -34,11 +34,21 @@ from pico.statistics import bootstrap, holm, paired_test, summary
 
 COSTS = ("flops", "bytes", "seconds")  # of a run, as its metrics count them
 SUMMED = ("bits_per_byte", "routed_fraction", "charged_flops_per_byte", "executed_flops_per_byte", *COSTS)
-SCORED = {"bits_per_byte", "routed_fraction", "bytes", "unit_bits", "unit_bytes"}
 WAIT = 5  # seconds between looks at a run that another process is training
 FEWEST_SEEDS = 3  # that say anything by their spread
 FAR = 0.1  # of a router's rate from its target, relative
 Plan = list[tuple[Configuration, int]]
+
+
+class Scored(Config):
+    """score.json of a run. Bits and bytes also of each unit: documents, or blocks where documents are few."""
+
+    rule: dict
+    bits_per_byte: float
+    routed_fraction: float
+    bytes: int
+    unit_bits: list[float]
+    unit_bytes: list[int]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -137,17 +147,20 @@ def check_run(experiment: Experiment, configuration: Configuration, seed: int, f
         changed = differences(read_config(path), experiment.shape(configuration))
     record = read_record(run)
     if record and not changed:
-        before = TrainConfig.build(**record["train"])
+        before = TrainConfig.build(**record.get("train", {}))
         changed = differences(before, experiment.settings(configuration, seed))
-        changed = changed or differences(DataConfig.build(**record["data"]), experiment.data_config())
+        changed = changed or differences(DataConfig.build(**record.get("data", {})), experiment.data_config())
     if changed:
         raise PicoError(f"{run} is of another experiment ({changed}): remove it, or give another --out")
 
 
 def done(run: Path, settings: TrainConfig) -> float:
     """The fraction of the budget that the run's newest valid checkpoint has spent."""
-    newest, _ = checkpoint.newest(run) if run.is_dir() else (None, [])
-    return progress(settings, settings.max_steps, checkpoint.read_state(newest)) if newest else 0.0
+    newest, _ = checkpoint.newest(run) if os.path.isdir(run) else (None, [])
+    try:
+        return progress(settings, settings.max_steps, checkpoint.read_state(newest)) if newest else 0.0
+    except (KeyError, TypeError) as error:
+        raise PicoError(f"{newest} does not say what it has spent ({error!r}): remove it") from None
 
 
 def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, validation, device: str) -> dict:
@@ -183,11 +196,10 @@ def scoring_rule(experiment: Experiment, settings: TrainConfig, validation) -> d
 def read_score(run: Path, rule: dict) -> dict | None:
     """The run's score.json; None where there is none, or one of another rule, or something else."""
     try:
-        found = json.loads((run / "score.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = Scored.build(**read_json(run / "score.json"))
+    except (FileNotFoundError, PicoError):
         return None
-    whole = isinstance(found, dict) and found.get("rule") == rule and found.keys() >= SCORED
-    return found if whole else None
+    return found.model_dump() if found.rule == rule else None
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -260,7 +272,7 @@ def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str
 def run_facts(run: Path, settings: TrainConfig, score: dict) -> dict:
     """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks."""
     file, wanted = run / "metrics.jsonl", {"step", "executed_flops", *COSTS}
-    lines = [line for line in read_metrics(file) if isinstance(line, dict) and line.keys() >= wanted]
+    lines = [line for line in read_metrics(file) if line.keys() >= wanted]
     if not lines:
         raise PicoError(f"{file} does not say what the run has spent: remove {run} to train it again")
     end, positions = lines[-1], lines[-1]["step"] * settings.step_bytes

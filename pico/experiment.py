@@ -28,6 +28,8 @@ from pico.config import (
     part,
     preset,
 )
+from pico.files import read_json
+from pico.folder import name_problem
 
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set
 OWN_FILES = ("train_file", "validation_file")  # of DataConfig: they belong to one dataset
@@ -77,6 +79,8 @@ class Configuration(Config):
     def _folder(cls, name):
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError("expected a folder name of letters, digits and . + - _")
+        if problem := name_problem(name):
+            raise ValueError(f"it {problem}: expected another name for a folder")
         return name
 
 
@@ -149,13 +153,9 @@ def read_experiment(file: str | Path, dataset: str | None = None, say: Callable 
     dataset: used instead of the file's, with the file's other data settings; `say` hears of those without effect.
     """
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("expected a JSON object")
-    except OSError as error:
-        raise PicoError(f"cannot read {file}: {error.strerror}; there are examples in benchmarks/") from None
-    except (ValueError, RecursionError) as error:
-        raise PicoError(f"{file} cannot be read as JSON: {error}") from None
+        values = read_json(file)
+    except FileNotFoundError:
+        raise PicoError(f"cannot read {file}: No such file or directory; there are examples in benchmarks/") from None
     try:
         experiment = Experiment.build(**values)
         if dataset is not None:

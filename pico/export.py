@@ -4,46 +4,90 @@ python picolm.py export models/my-model my-run models/to-share
 """
 
 import json
-from pathlib import Path
+import os
+from contextlib import suppress
+from pathlib import Path, PureWindowsPath
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from pico import checkpoint
-from pico.config import PicoError
-from pico.files import write_json
+from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
+from pico.files import reason, remove, write_json, write_whole, writing
 from pico.folder import create, read_record, run_folder
 from pico.metrics import read_metrics
+
+KNOWN = ("step", "model", "seconds", "bytes", "best", "validation_bpb")  # of a checkpoint's state, what is told
 
 
 def export(path: str | Path, run: str, target: str | Path, step: int | str = "best") -> Path:
     """Writes target/model.json and target/<run>/, which `run`, `eval` and `--base-weights` read as any other run.
 
-    Weights are fp16. Of the metrics the validations stay, of the dataset's path its last part. Returns the checkpoint's
-    folder. Raises PicoError where there is a model already, or no such run or checkpoint.
+    Weights are fp16. Of the metrics the validations stay, of paths the last part. Returns the checkpoint's folder.
+    Raises PicoError where there is a model already, no such run or checkpoint, or no room; then nothing is written.
     """
-    folder, target = run_folder(path, run), Path(target)
-    source = checkpoint.find(folder, step)
-    state = checkpoint.read_state(source)
-    config = checkpoint.saved_config(path, source)
-    record = read_record(folder)
-    if record:
-        record["data"]["dataset"] = Path(record["data"]["dataset"]).name
-    lines = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-    weights = {name: x.half() for name, x in load_file(source / checkpoint.WEIGHTS).items()}
-    if wrong := [name for name, x in weights.items() if not x.isfinite().all()]:
-        raise PicoError(f"{source}: {', '.join(wrong[:3])} does not fit into fp16")
+    source, target = run_folder(path, run), Path(target)
+    if os.path.lexists(target / "model.json") or os.path.lexists(target / source.name):
+        raise PicoError(f"{target} already exists and holds a model: choose another path, or remove that folder first")
+    record = shared(read_record(source))
+    scored = [line for line in read_metrics(source / "metrics.jsonl") if "validation_bpb" in line]
+    config, state, weights = checkpoint.reading(source, step, lambda folder: _halves(path, folder))
 
-    create(target, config)
-    made = target / folder.name / source.name
-    made.mkdir(parents=True)
-    save_file(weights, made / checkpoint.WEIGHTS)
-    kept = {key: state[key] for key in ("step", "model", "seconds", "bytes", "best", "validation_bpb") if key in state}
-    checkpoint.write_state(made, kept, [checkpoint.WEIGHTS])
-    (made / checkpoint.WEIGHTS).chmod((made / checkpoint.STATE).stat().st_mode)  # safetensors makes its files private
-    write_json(made.parent / "train.json", record)
-    scored = [json.dumps(line) + "\n" for line in lines if line.get("validation_bpb") is not None]
-    (made.parent / "metrics.jsonl").write_text("".join(scored))
-    return made
+    new = [folder for folder in (target, *target.parents) if not os.path.lexists(folder)]
+    beside = target / f".{source.name}.tmp"
+    made = beside / f"{state['step']:08d}"
+    try:
+        with writing(target):
+            made.mkdir(parents=True)
+            save_file(weights, made / checkpoint.WEIGHTS)
+            checkpoint.write_state(made, {key: state[key] for key in KNOWN if key in state}, [checkpoint.WEIGHTS])
+            mode = (made / checkpoint.STATE).stat().st_mode
+            (made / checkpoint.WEIGHTS).chmod(mode)  # safetensors makes its files private
+            write_json(beside / "train.json", record)
+            write_whole(beside / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in scored).encode())
+            beside.rename(target / source.name)
+        create(target, config)
+    except BaseException as error:
+        remove(beside)
+        remove(target / source.name)
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, SafetensorError):
+            raise PicoError(f"cannot write {target}: {reason(error)}") from None
+        raise
+    return target / source.name / made.name
+
+
+def _halves(path: str | Path, folder: Path) -> tuple[ModelConfig, dict, dict[str, torch.Tensor]]:
+    """(config, state, fp16 weights) of a checkpoint."""
+    weights = {name: x.half() for name, x in checkpoint.read_tensors(folder / checkpoint.WEIGHTS).items()}
+    if wrong := [name for name, x in weights.items() if not x.isfinite().all()]:
+        raise PicoError(f"{folder}: {', '.join(wrong[:3])} does not fit into fp16")
+    return checkpoint.saved_config(path, folder), checkpoint.read_state(folder), weights
+
+
+def shared(record: dict) -> dict:
+    """What of train.json is told to others: how the run was made, and nothing of the machine's folders and accounts."""
+    if not record:
+        return {}
+    data = DataConfig.build(**record.get("data", {})).model_dump()
+    for key in ("dataset", "train_file", "validation_file"):
+        data[key] = data[key] and last_part(data[key])
+    train = TrainConfig.build(**record.get("train", {})).model_dump(exclude={"tracker", "tracker_project_name"})
+    known = ("model", "fingerprint", "processes", "versions", "git_revision")
+    out = {"train": train, "data": data} | {key: record[key] for key in known if key in record}
+    if isinstance(device := record.get("device"), str):
+        out["device"] = device.split(":")[0]
+    if isinstance(base := record.get("base_weights"), dict):
+        out["base_weights"] = {**base, "run": last_part(str(base.get("run", "")))}
+    return out
+
+
+def last_part(path: str) -> str:
+    """The name of a file or folder, with either system's separators."""
+    return PureWindowsPath(path).name or path
 
 
 def size(folder: Path) -> int:

@@ -8,32 +8,56 @@ from pico.folder import read_config, runs
 read_config("models/my-model"), runs("models/my-model")
 """
 
-import json
+import errno
 import os
 import re
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pico.config import ModelConfig, PicoError
-from pico.files import write_json
+from pico.files import NO_LINKS, entries, read_json, remove, talk, write_json, writing
 from pico.hints import command
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; a run folder is not guarded there
-    fcntl = None
+
+    def _hold(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except ImportError:  # Windows
+    import msvcrt
+
+    def _hold(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: what is locked there, no other may read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+
+HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what _hold says of another's lock
+WRITTEN = ("train.json", "metrics.jsonl", "samples.txt", "loss.png", ".lock")  # by a training, besides checkpoints
+TAKEN = ("model.json", "readme.md")
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
 def create(path: str | Path, config: ModelConfig) -> Path:
-    """Writes path/model.json. Raises PicoError where there is a model already."""
-    path = Path(path)
-    if (path / "model.json").exists():
-        raise PicoError(f"{path}/model.json already exists: choose another path, or remove that folder first")
+    """Writes path/model.json. Raises PicoError where there is a model already, or nothing can be written: no folder
+    is left half-made."""
+    path, file = Path(path), Path(path) / "model.json"
+    if os.path.lexists(file):
+        raise PicoError(f"{file} already exists: choose another path, or remove that folder first")
+    new = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "model.json", config.model_dump())
-    except OSError as error:
-        raise PicoError(f"cannot write {path}/model.json: {error.strerror}; choose another path") from None
+        with writing(file):
+            path.mkdir(parents=True, exist_ok=True)
+        write_json(file, config.model_dump())
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     return path
 
 
@@ -41,16 +65,14 @@ def read_config(path: str | Path) -> ModelConfig:
     """The ModelConfig of a model folder. Raises PicoError: no such model, broken JSON, unknown keys, bad values."""
     path = Path(path)
     file = path / "model.json"
-    if not file.is_file():
+    try:
+        values = read_json(file)
+    except FileNotFoundError:
         nearby = sorted(str(p.parent) for p in path.parent.glob("*/model.json"))
         have = f"there are {', '.join(nearby)}" if nearby else f"{path.parent} holds no model"
-        raise PicoError(f"no model at {path} ({have}); make one with: {command('init', path)}")
-    try:
-        values = json.loads(file.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise PicoError(f"{file} cannot be read as JSON ({error}): mend it, or make a new model") from None
+        raise PicoError(f"no model at {path} ({have}); make one with: {command('init', path)}") from None
+    except PicoError as error:
+        raise PicoError(f"{error}: mend it, or make a new model") from None
     try:
         return ModelConfig.build(**values)
     except PicoError as error:
@@ -67,20 +89,57 @@ def differences(before, after, ignore=(), only=None) -> str:
     )
 
 
+# --- its runs ---------------------------------------------------------------------------------------------------------
+
+
+def name_problem(name: str) -> str | None:
+    """Why a run cannot have this name; None if it can. A run is one plain folder, whatever system it is copied to."""
+    if not name:
+        return "is empty"
+    if wrong := [letter for letter in name if letter in '/\\:*?"<>|' or not letter.isprintable()]:
+        return f"holds {wrong[0]!r}"
+    if len(name) >= 100 or len(name.encode()) > 255:
+        return "has 100 characters or more"
+    if name[0] in ".- " or name[-1] in ". ":
+        return "begins with a dot, a dash or a space, or ends with one"
+    if re.fullmatch(r"[0-9]{8}", name):
+        return "is eight digits, as a checkpoint's"
+    if name.split(".")[0].rstrip().upper() in DEVICES:
+        return "is a device on Windows"
+    if name.lower() in TAKEN:
+        return "is that of a file in the model's folder"
+    return None
+
+
+def check_name(name: str) -> str:
+    """The name of a run, if it can be one. Raises PicoError."""
+    if problem := name_problem(name):
+        shown = name if len(name) < 100 else f"{name[:20]}..."
+        raise PicoError(f"run name {shown!r} {problem}: expected one plain folder name, such as my-run")
+    return name
+
+
 def runs(path: str | Path) -> list[str]:
-    """Names of the runs of a model: its folders that hold a train.json or a checkpoint."""
-    folders = [p for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(p.name for p in folders if (p / "train.json").exists() or checkpoints(p))
+    """Names of the runs of a model: its folders that hold a train.json or a checkpoint and can be read."""
+
+    def is_run(folder: Path) -> bool:
+        try:
+            return os.path.exists(folder / "train.json") or bool(checkpoints(folder))
+        except PicoError:
+            return False
+
+    return [p.name for p in entries(path) if not name_problem(p.name) and os.path.isdir(p) and is_run(p)]
 
 
 def run_folder(path: str | Path, run: str = "") -> Path:
     """The folder of an existing run; without a name, the model's only run. PicoError lists the runs there are."""
+    path = Path(path)
     read_config(path)
     have = runs(path)
     if not run and len(have) == 1:
         run = have[0]
-    if run and (Path(path) / run).is_dir():
-        return Path(path) / run
+    if run and os.path.isdir(path / check_name(run)):
+        return path / run
     wrong = f"no run '{run}' in {path}" if run else f"which run of {path}?"
     if have:
         raise PicoError(f"{wrong} (there are: {', '.join(have)})")
@@ -88,18 +147,29 @@ def run_folder(path: str | Path, run: str = "") -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first, valid or not."""
-    return sorted(p for p in Path(run).iterdir() if p.is_dir() and re.fullmatch(r"\d{8}", p.name))
+    """What a run has in the place of checkpoints, oldest first, valid or not."""
+    return [p for p in entries(run) if re.fullmatch(r"[0-9]{8}", p.name)]
 
 
-def read_record(run: Path) -> dict:
-    """train.json of a run, {} if it has none. Raises PicoError if it cannot be read."""
+def read_record(run: Path, strict: bool = True) -> dict:
+    """train.json of a run, {} if it has none. Raises PicoError if it cannot be read; not strict, that is only said."""
+    file = run / "train.json"
     try:
-        return json.loads((run / "train.json").read_text())
+        record = read_json(file)
+        for section in ("train", "data", "model"):
+            if not isinstance(record.get(section, {}), dict):
+                raise PicoError(f"{file}: {section} is not an object")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise PicoError(f"{run}/train.json cannot be read as JSON ({error}): mend it from another run's") from None
+    except PicoError as error:
+        if strict:
+            raise PicoError(f"{error}: mend it from another run's") from None
+        talk(f"{error}: what is held out for validation may be other text than in training")
+        return {}
+    return record
+
+
+# --- one training at a time -------------------------------------------------------------------------------------------
 
 
 class Locked(PicoError):
@@ -107,20 +177,68 @@ class Locked(PicoError):
 
 
 @contextmanager
-def lock(run: Path):
-    """Keeps a run folder (made if missing) for one live training. Raises Locked if another one holds it."""
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "a+") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
+def lock(run: Path) -> Iterator[str | None]:
+    """Keeps a run folder (made if missing) for one live training, which finds it without what others left half-done.
+
+    Yields None, or why nothing is locked, in a line to show. A training that wrote nothing leaves nothing, not even the
+    folder. Raises Locked if another training holds it, PicoError if it cannot be written, or leads out of itself.
+    """
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+    descriptor = None
+    try:
+        for name in WRITTEN:
+            if os.path.lexists(run / name) and not stat.S_ISREG(os.lstat(run / name).st_mode):
+                raise PicoError(f"{run / name} is a link or no file: a run writes into its own folder alone; remove it")
+        descriptor, note = _locked(run)
+        for leftover in run.glob(".*.tmp"):
+            remove(leftover)
+        yield note
+    finally:
+        if descriptor is not None:
+            _unlock(run / ".lock", descriptor)
+        with suppress(OSError):
+            run.rmdir()  # if it is empty
+
+
+def _locked(run: Path) -> tuple[int, str | None]:
+    """(descriptor of the run's .lock, held; None or why it could not be held)."""
+    file, note = run / ".lock", None
+    for _ in range(10):
+        with writing(file):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
+        try:
+            _hold(descriptor)
+        except OSError as error:
+            if error.errno in HELD:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+                os.close(descriptor)
                 raise Locked(
-                    f"{run} is locked by a live training (process {file.read().strip() or 'unknown'}): "
+                    f"{run} is locked by a live training (process {holder}): "
                     "wait for it, stop it, or choose another run name"
                 ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            note = f"{run} is not locked ({error.strerror}): start no second training there"
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
+                break
+        os.close(descriptor)  # its holder removed it between our open and our lock
+    try:
+        with writing(file):
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, str(os.getpid()).encode())
+    except PicoError:
+        _unlock(file, descriptor)
+        raise
+    return descriptor, note
+
+
+def _unlock(file: Path, descriptor: int) -> None:
+    with suppress(OSError):
+        file.unlink()  # while it is held, so that no other's is removed; Windows refuses, and needs it closed first
+        file = None
+    os.close(descriptor)
+    if file:
+        with suppress(OSError):
+            file.unlink()

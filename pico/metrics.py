@@ -1,24 +1,54 @@
-"""metrics.jsonl, a line a logged step: read, and cut back where a run is resumed."""
+"""What a run writes line by line, read, and cut back where the run is resumed: metrics.jsonl and samples.txt."""
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
+from pico.config import PicoError
+from pico.files import cut, open_regular, reason, write_whole
 
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a line cut short by a crash is passed over."""
-    lines = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+LONGEST = 1 << 20  # bytes of a line
 
 
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Keeps the lines of metrics.jsonl up to a step: what came after it will be trained, and logged, again."""
-    file, beside = folder / "metrics.jsonl", folder / ".metrics.tmp"
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The steps in a metrics.jsonl; [] if there is no such file. Raises PicoError where it cannot be read.
+
+    Passed over is what is no step, as a line cut short by a crash, and of a step what is no finite number.
+    """
+    return [step for _, step in _steps(Path(path))]
+
+
+def cut_back(folder: Path, step: int, sample_bytes: int | None) -> None:
+    """Keeps of metrics.jsonl and samples.txt what was written up to a step: the rest will be, again.
+
+    sample_bytes: size of samples.txt then; None where that is not known, and the file is left alone.
+    """
+    file = folder / "metrics.jsonl"
     if file.exists():
-        lines = [line for line in read_metrics(file) if line["step"] <= step]
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        beside.replace(file)
+        write_whole(file, b"".join(line for line, found in _steps(file) if found["step"] <= step))
+    if sample_bytes is not None:
+        cut(folder / "samples.txt", sample_bytes)
+
+
+def _steps(file: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+    """(line, its numbers) of each step."""
+    try:
+        with open_regular(file) as stream:
+            for line in iter(lambda: stream.readline(LONGEST), b""):
+                try:
+                    found = json.loads(line.decode())
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(found, dict):
+                    found = {key: value for key, value in found.items() if _is_number(value)}
+                    if isinstance(found.get("step"), int):
+                        yield line.rstrip(b"\r\n") + b"\n", found
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PicoError(f"{file} cannot be read: {reason(error)}") from None
+
+
+def _is_number(value) -> bool:
+    return (type(value) is int and abs(value) < 1 << 63) or (type(value) is float and math.isfinite(value))

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pico.config import ModelConfig, PicoError
+from pico.files import writing
 from pico.folder import checkpoints, run_folder
 from pico.metrics import read_metrics
 from pico.vocab import characters
@@ -42,7 +43,7 @@ def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | N
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    lines = [line for line in read_metrics(metrics_path) if line.get("train_bpb") is not None]
+    lines = [line for line in read_metrics(metrics_path) if {"bytes", "train_bpb"} <= line.keys()]
     if not lines:
         raise PicoError(f"{metrics_path} holds no training step yet: nothing to plot")
     units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
@@ -50,9 +51,7 @@ def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | N
     x = [line["bytes"] / scale for line in lines]
     y = [line["train_bpb"] for line in lines]
     average = smooth(y, len(y) / 50)
-    checks = [
-        (line["bytes"] / scale, line["validation_bpb"]) for line in lines if line.get("validation_bpb") is not None
-    ]
+    checks = [(line["bytes"] / scale, line["validation_bpb"]) for line in lines if "validation_bpb" in line]
 
     figure = Figure(figsize=(8, 4.6), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -94,7 +93,8 @@ def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | N
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color("#afb8c1")
-    figure.savefig(png_path)
+    with writing(png_path):
+        figure.savefig(png_path)
 
 
 def spread(values: list[float], gap: float) -> list[float]:
@@ -165,14 +165,14 @@ def run_facts(path: str | Path, run: str) -> dict:
     """What is known of a run without loading it: its checkpoints, best and last bpb, bytes seen, settings."""
     folder = run_folder(path, run)
     facts = {"run": folder.name, "checkpoints": [int(p.name) for p in checkpoints(folder)]}
-    metrics = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-    scored = [line for line in metrics if line.get("validation_bpb") is not None]
+    metrics = read_metrics(folder / "metrics.jsonl")
+    scored = [line for line in metrics if "validation_bpb" in line]
     best = min(scored, key=lambda line: line["validation_bpb"], default={})
     return facts | {
         "best_bpb": best.get("validation_bpb"),
         "best_step": best.get("step"),
         "steps": metrics[-1]["step"] if metrics else None,
-        "bytes_seen": metrics[-1]["bytes"] if metrics else None,
+        "bytes_seen": metrics[-1].get("bytes") if metrics else None,
     }
 
 

@@ -1,6 +1,6 @@
 """Starting and resuming: what a run folder allows, train.json, and the weights to begin with."""
 
-import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -9,14 +9,15 @@ import torch
 
 from pico import checkpoint
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
-from pico.folder import checkpoints, differences
+from pico.files import entries
+from pico.folder import checkpoints, differences, read_record
 from pico.folder import runs as runs_of
 
 
 def check_new(folder: Path) -> None:
     """Raises PicoError if there is already a run here: anything visible but a train.json."""
-    there = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "train.json"]
-    if any(p.is_dir() or p.stat().st_size for p in there):
+    there = [p for p in entries(folder) if not p.name.startswith(".") and p.name != "train.json"]
+    if any(os.path.isdir(p) or os.lstat(p).st_size for p in there):
         raise PicoError(f"{folder} already holds a run: continue it with --resume, or choose another run name")
 
 
@@ -28,9 +29,11 @@ def check_resume(
     Raises PicoError, with the difference, if the model, the dataset or settings changed that the run's state depends
     on; and if there are checkpoints but none is valid. `router` None stands for the run's own.
     """
-    if not (folder / "train.json").exists():
+    before = read_record(folder)
+    if not before:
         raise PicoError(f"{folder} holds no train.json, so there is nothing to resume: leave out --resume")
-    before = json.loads((folder / "train.json").read_text())
+    if missing := [key for key in ("train", "data", "model", "fingerprint") if key not in before]:
+        raise PicoError(f"{folder}/train.json has no {', '.join(missing)}: mend it from another run's")
     was = ModelConfig.build(**before["model"])
     if router is None:
         model = model.model_copy(update={"router": was.router})
@@ -64,15 +67,47 @@ def record(model: ModelConfig, data: DataConfig, config: TrainConfig, **more) ->
     }
 
 
-def find_base(path: str | Path, base: str) -> Path:
-    """The checkpoint meant by --base-weights: the name of a run of this model, a run's folder, or a checkpoint's."""
+def take_base(model, path: str | Path, base: str) -> dict:
+    """Gives the model the weights meant by --base-weights; returns what train.json remembers of them, for load_base.
+
+    base: the name of a run of this model, a run's folder, or a checkpoint's. A folder in the model's is remembered by
+    its name, so that the model can be moved. Raises PicoError where there are none.
+    """
     for folder in (Path(path) / base, Path(base)):
-        if (folder / checkpoint.STATE).exists():
-            return checkpoint.find(folder.parent, folder.name)
-        if folder.is_dir() and checkpoints(folder):
-            return checkpoint.find(folder)
+        step: int | str = -1
+        if os.path.exists(folder / checkpoint.STATE):
+            folder, step = folder.absolute().parent, folder.absolute().name
+        elif not os.path.isdir(folder) or not checkpoints(folder):
+            continue
+        step, digest = checkpoint.reading(folder, step, lambda found: _load(model, found))
+        where = folder.resolve()
+        own = where.parent == Path(path).resolve()
+        return {"run": where.name if own else str(where), "step": step, "sha256": digest}
     have = ", ".join(runs_of(path)) or "none"
     raise PicoError(f"no weights at '{base}': expected a run of {path} ({have}), or the folder of a run or checkpoint")
+
+
+def load_base(model, path: str | Path, base: dict) -> None:
+    """Gives the model the weights that a run began with, by its train.json. Raises PicoError if they are gone."""
+    try:
+        folder = Path(path) / base["run"] / f"{base['step']:08d}"
+        problem = checkpoint.verify(folder, weights_only=True)
+        if not problem and _load(model, folder)[1] != base["sha256"]:
+            problem = f"{folder.name}: {checkpoint.WEIGHTS} is another one now"
+    except (KeyError, TypeError, ValueError):
+        raise PicoError("base_weights in train.json: expected run, step and sha256, as train writes them") from None
+    if problem:
+        raise PicoError(
+            f"the run began from the weights in {folder.parent}, and {problem}: bring them back, or start a new run "
+            "with --base-weights"
+        )
+
+
+def _load(model, folder: Path) -> tuple[int, str]:
+    """Step and checksum of the weights, which the model has then."""
+    checkpoint.load_weights(model, folder)
+    state = checkpoint.read_state(folder)
+    return state["step"], state["files"][checkpoint.WEIGHTS]
 
 
 def git_revision() -> str | None:

@@ -22,8 +22,8 @@ from pico import budget, checkpoint, hints, parallel, runs
 from pico.config import DataConfig, DataError, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.evaluate import score
-from pico.files import write_json
-from pico.folder import lock, read_config, read_record, run_folder
+from pico.files import append, size_of, write_json
+from pico.folder import check_name, lock, read_config, read_record, run_folder
 from pico.generate import generate
 from pico.machine import (
     Prefetch,
@@ -35,7 +35,7 @@ from pico.machine import (
     pick_threads,
     threads_chosen,
 )  # fmt: skip
-from pico.metrics import truncate_metrics
+from pico.metrics import cut_back
 from pico.model import Pico
 from pico.optimizers import set_learning_rate
 from pico.parallel import on_main, whole_model
@@ -70,6 +70,9 @@ def train(
     head: begin with what was read, and warn of a run that cannot be meant so.
     Raises PicoError for whatever the user can mend: an existing run, other data than the run's, out of memory, ...
     """
+    check_name(run)
+    if resume and base_weights is not None:
+        raise PicoError("--base-weights begin a new run, and --resume goes on with a run's own: leave one of them out")
     model_config = read_config(path)
     if router:
         model_config = ModelConfig.build(**{**model_config.model_dump(), "router": router})
@@ -100,6 +103,7 @@ class Training:
         self.best: dict | None = None
         self.bpb: float | None = None  # of the newest validation
         self.saved = -1  # step of the newest checkpoint
+        self.sample_bytes: int | None = 0  # size of samples.txt at the checkpoint that we start from, if it says so
         self.signals = {signal.SIGINT: 0, signal.SIGTERM: 0}  # received by this process
         self.stopped: str | None = None  # agreed by all processes
 
@@ -109,7 +113,8 @@ class Training:
         """Locks the run folder; raises PicoError if the run should exist and does not, or the other way round."""
         if resume:
             run_folder(self.path, self.run_name)
-        stack.enter_context(lock(self.folder))
+        if unlocked := stack.enter_context(lock(self.folder)):
+            self.display.warn(unlocked)
         if not resume:
             runs.check_new(self.folder)
 
@@ -121,8 +126,9 @@ class Training:
         self.documents, self.validation = open_data(self.data, config.seed, self.reading)
         part = self.validation if len(self.validation) else self.documents
         self.floor = part.floor_bits / part.bytes if part.floor_bits is not None else None
-        source = None
+        source = self.base = None
         if resume:
+            self.base = on_main(lambda: read_record(self.folder)).get("base_weights")
             settings = self.model_config, self.data, config, self.documents.fingerprint, router
             found = on_main(lambda: runs.check_resume(self.path, self.folder, *settings))
             source, self.model_config, skipped = found
@@ -136,8 +142,12 @@ class Training:
         self.model = Pico(self.model_config, config.attention_backend, dtype)
         if source:
             checkpoint.load_weights(self.model, source)
-        elif base_weights:
-            checkpoint.load_weights(self.model, runs.find_base(self.path, base_weights))
+        elif self.base is not None:
+            runs.load_base(self.model, self.path, self.base)
+        elif base_weights is not None:
+            self.base = on_main(lambda: runs.take_base(self.model, self.path, base_weights))
+            if not accelerator.is_main_process:
+                runs.load_base(self.model, self.path, self.base)
         self.forward, self.optimizers = parallel.prepare(self.model.train(), config, accelerator)
         rank, heads = accelerator.process_index, self.model_config.next_tokens
         self.batches = Batches(
@@ -184,7 +194,8 @@ class Training:
         """On a CPU: what is faster for a new run, as many as before for a resumed one: sums round in their order."""
         if self.accelerator.device.type != "cpu":
             return
-        if resume and (threads := read_record(self.folder).get("threads")):
+        threads = read_record(self.folder).get("threads") if resume else None
+        if isinstance(threads, int) and threads > 0:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
         elif self.accelerator.num_processes == 1 and not threads_chosen():
             shape = min(2, self.config.batch_size), self.config.context_len + self.model_config.next_tokens
@@ -200,29 +211,34 @@ class Training:
             self.model.router.seen.zero_()
 
     def write_record(self) -> None:
-        """train.json, and metrics.jsonl cut back to the step we start from."""
+        """train.json; metrics.jsonl and samples.txt cut back to the step we start from."""
         more = {
             "fingerprint": self.documents.fingerprint,
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "threads": torch.get_num_threads(),
+            "base_weights": self.base,
         }
-        truncate_metrics(self.folder, self.step)
+        cut_back(self.folder, self.step, self.sample_bytes)
         record = runs.record(self.model_config, self.data, self.config, **more)
         write_json(self.folder / "train.json", record)
 
     def restore(self, source: Path) -> None:
         """Everything but the weights, from a checkpoint."""
         optimizer_states, state = checkpoint.load_training(source)
-        for optimizer, optimizer_state in zip(self.optimizers, optimizer_states, strict=True):
-            optimizer.load_state_dict(optimizer_state)
-        self.step = self.saved = state["step"]
-        self.seconds, self.bytes = state["seconds"], state["bytes"]
-        self.flops, self.executed_flops = state["flops"], state["executed_flops"]
-        self.best, self.bpb = state["best"], state["validation_bpb"]
-        self.batches.load_state_dict(state["data"])
-        if self.accelerator.process_index < len(state["rng"]):
-            set_rng_state(state["rng"][self.accelerator.process_index])
+        try:
+            for optimizer, optimizer_state in zip(self.optimizers, optimizer_states, strict=True):
+                optimizer.load_state_dict(optimizer_state)
+            self.step = self.saved = state["step"]
+            self.seconds, self.bytes = state["seconds"], state["bytes"]
+            self.flops, self.executed_flops = state["flops"], state["executed_flops"]
+            self.best, self.bpb = state["best"], state["validation_bpb"]
+            self.batches.load_state_dict(state["data"])
+            if self.accelerator.process_index < len(state["rng"]):
+                set_rng_state(state["rng"][self.accelerator.process_index])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise PicoError(f"{source} is of another version of Pico or this run: {error!r}") from None
+        self.sample_bytes = state.get("sample_bytes")
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -233,7 +249,6 @@ class Training:
         with ExitStack() as stack:
             stack.enter_context(catch_signals(self.signals))
             prefetch = stack.enter_context(Prefetch(self.batches, self.accelerator.device))
-            metrics = stack.enter_context(open(self.folder / "metrics.jsonl", "a")) if main else None
             stack.enter_context(self.kept())
             while self.progress() < 1 and not self.stopped:
                 line = self.optimizer_step(prefetch)
@@ -244,9 +259,8 @@ class Training:
                     line |= self.validate()
                 if last or self.step % config.sample_interval == 0:
                     self.sample()
-                if metrics:
-                    metrics.write(json.dumps(line) + "\n")
-                    metrics.flush()
+                if main:
+                    append(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
                 self.accelerator.log(line, step=self.step)
                 new_best = self.best is not None and self.best["step"] == self.step
                 if last or new_best or self.step % config.checkpoint_interval == 0:
@@ -381,8 +395,7 @@ class Training:
         def write() -> None:
             pieces = list(marked(generate(model, max_bytes=SAMPLE_BYTES, seed=self.step)))
             self.display.sample(self.step, pieces)
-            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
-                file.write(f"step {self.step}\n{underscored(pieces)}\n\n")
+            append(self.folder / "samples.txt", f"step {self.step}\n{underscored(pieces)}\n\n")
 
         on_main(write)
 
@@ -397,13 +410,16 @@ class Training:
             "validation_bpb": self.bpb,
             "data": self.position,
             "rng": gather_object([rng_state()]),
+            "sample_bytes": size_of(self.folder / "samples.txt"),
         }
 
         model, optimizers = whole_model(self.model), [optimizer.state_dict() for optimizer in self.optimizers]
 
         def write() -> None:
             checkpoint.save(self.folder, self.step, model, optimizers, state)
-            checkpoint.prune(self.folder, self.config.keep_last, self.best and self.best["step"])
+            best = self.best and self.best["step"]
+            for problem in checkpoint.prune(self.folder, self.config.keep_last, best, self.step):
+                self.display.warn(f"removed the damaged checkpoint {problem}")
 
         on_main(write)
         self.saved = self.step
@@ -418,7 +434,10 @@ class Training:
         spent = self.seconds, self.bytes, self.flops, self.executed_flops
         summary = Summary(self.step, self.bpb, self.floor, *spent, self.folder, stopped)
         if self.accelerator.is_main_process and self.step:
-            plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
+            try:
+                plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", self.floor)
+            except PicoError as error:  # all that counts is saved
+                self.display.warn(str(error))
         self.display.summary(summary, self.best, self.saved)
         if self.announced and not (self.stopped or self.total_steps) and 0 < self.step <= self.config.warmup_steps:
             self.warn_of_warmup(counted(self.step, "step"))

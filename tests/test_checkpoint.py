@@ -13,11 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from pico import PicoError, load, preset
+from pico import PicoError, files, load, preset
 from pico import checkpoint as ck
-from pico.folder import checkpoints, create, lock, read_config
+from pico.export import export
+from pico.folder import checkpoints, create, read_config
 from pico.model import Pico
+from pico.runs import take_base
 from pico.state import pack, rng_state, set_rng_state, unpack
 
 SMALL = dict(
@@ -191,11 +194,11 @@ def test_any_flipped_bit_of_state_json_is_noticed(whole, position):
         (whole / "state.json").write_bytes(before)
 
 
-def test_load_warns_of_what_it_skips(saved):
+def test_load_says_what_it_skips_in_a_line(saved, capfd):
     flip(saved / "r" / "00000003" / "model.safetensors")
-    with pytest.warns(UserWarning, match="00000003: model.safetensors"):
-        model = load(saved, "r")
-    assert torch.equal(model.embedding.weight, embedding(2))
+    assert torch.equal(load(saved, "r").embedding.weight, embedding(2))
+    said = capfd.readouterr().err
+    assert said == "skipped checkpoint 00000003: model.safetensors does not match its checksum\n"
 
 
 def test_running_needs_no_optimizer_state(saved):
@@ -217,12 +220,12 @@ def test_prune_keeps_the_newest_and_the_best(saved):
     assert [p.name for p in checkpoints(saved / "r")] == ["00000001", "00000003"]
 
 
-@pytest.mark.parametrize("place", ["save_file", "sync", "write_text"])
+@pytest.mark.parametrize("place", ["save_file", "sync", "write_state"])
 def test_disk_full_keeps_the_previous_checkpoint(saved, monkeypatch, place):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((ck.Path, place) if place == "write_text" else (ck, place)), full)
+    monkeypatch.setattr(ck, place, full)
     with pytest.raises(PicoError, match=r"the disk is full; .*00000003 stays usable"):
         ck.save(saved / "r", 4, Pico(read_config(saved)), [], {"best": None})
     monkeypatch.undo()
@@ -251,36 +254,6 @@ except PicoError as error:
     assert done.stdout == "refused\n", done.stderr
     assert ck.newest(saved / "r") == (saved / "r" / "00000003", [])
     assert not list((saved / "r").glob(".*"))
-
-
-# --- the lock ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_folder_has_one_trainer(tmp_path):
-    run = tmp_path / "m" / "r"
-    locked = pytest.raises(PicoError, match=f"locked by a live training .process {os.getpid()}")
-    with lock(run), locked, lock(run):
-        pass
-    with lock(run):  # free again
-        pass
-
-
-def test_a_killed_trainer_holds_no_lock(tmp_path):
-    code = f"""
-from pathlib import Path
-from pico.folder import lock
-with lock(Path({str(tmp_path)!r}) / "r"):
-    print("held", flush=True)
-    input()
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(PicoError, match=f"process {holder.pid}"), lock(tmp_path / "r"):
-        pass
-    holder.kill()
-    holder.wait()
-    with lock(tmp_path / "r"):
-        pass
 
 
 def test_two_processes_may_write_one_file(tmp_path):
@@ -367,3 +340,256 @@ def test_a_checkpoint_of_another_architecture_is_refused(saved):
     other = Pico(preset("tiny", **{**SMALL, "latent_num_blocks": 2, "next_tokens": 3}))
     with pytest.raises(PicoError, match=r"another architecture: no latent.1.*more"):
         ck.load_weights(other, saved / "r" / "00000003")
+
+
+# --- damage of every kind ---------------------------------------------------------------------------------------------
+
+
+def reseal(folder, **changes):
+    """state.json with other content (None takes a key out) and checksums that are right."""
+    record = json.loads((folder / "state.json").read_text())
+    record = {key: value for key, value in {**record, **changes}.items() if value is not None}
+    files = record.get("files")
+    if isinstance(files, dict):
+        record["files"] = {name: ck._sha256(folder / name) for name in files if (folder / name).is_file()}
+    record["checksum"] = ck._checksum(record)
+    (folder / "state.json").write_text(json.dumps(record))
+
+
+def weights_with(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    reseal(folder)
+
+
+def replace_by(make):
+    def damage(folder):
+        (folder / "model.safetensors").unlink()
+        make(folder / "model.safetensors")
+
+    return damage
+
+
+def replace_folder(make):
+    def damage(folder):
+        shutil.rmtree(folder)
+        make(folder)
+
+    return damage
+
+
+def write(name, content, sealed=False):
+    def damage(folder):
+        (folder / name).write_bytes(content)
+        if sealed:
+            reseal(folder)
+
+    return damage
+
+
+def without_state(folder):
+    (folder / "state.json").unlink()
+
+
+DAMAGES = {
+    "state deep": write("state.json", b"[" * 100_000),
+    "state deep in the middle": write("state.json", b'{"a":' * 90 + b"1" + b"}" * 90),
+    "state a list": write("state.json", b"[]"),
+    "state empty": write("state.json", b""),
+    "state binary": write("state.json", bytes(range(256))),
+    "state missing": without_state,
+    "no step": lambda folder: reseal(folder, step=None),
+    "step a text": lambda folder: reseal(folder, step="3"),
+    "another step": lambda folder: reseal(folder, step=4),
+    "no files": lambda folder: reseal(folder, files=None),
+    "files a list": lambda folder: reseal(folder, files=["model.safetensors"]),
+    "files empty": lambda folder: reseal(folder, files={}),
+    "no model": lambda folder: reseal(folder, model=None),
+    "model of another kind": lambda folder: reseal(folder, model={"width": 3}),
+    "weights empty": write("model.safetensors", b"", sealed=True),
+    "weights no safetensors": write("model.safetensors", b"x" * 1000, sealed=True),
+    "header cut": write("model.safetensors", (10**6).to_bytes(8, "little") + b'{"a"', sealed=True),
+    "header of nonsense": write("model.safetensors", (4).to_bytes(8, "little") + b"null", sealed=True),
+    "header deep": write("model.safetensors", (10**5).to_bytes(8, "little") + b"[" * 10**5, sealed=True),
+    "integers": lambda folder: weights_with(
+        folder, lambda x: x.update({"embedding.weight": x["embedding.weight"].to(torch.int32)})
+    ),
+    "other shapes": lambda folder: weights_with(
+        folder, lambda x: x.update({"embedding.weight": x["embedding.weight"][1:].clone()})
+    ),
+    "a tensor missing": lambda folder: weights_with(folder, lambda x: x.pop("embedding.weight")),
+    "a tensor too many": lambda folder: weights_with(folder, lambda x: x.update({"more": torch.ones(1)})),
+    "weights a folder": replace_by(lambda place: place.mkdir()),
+    "folder a file": replace_folder(lambda place: place.write_text("")),
+}
+if os.name != "nt":
+    DAMAGES |= {
+        "weights a fifo": replace_by(os.mkfifo),
+        "weights a loop": replace_by(lambda place: place.symlink_to(place.name)),
+        "weights a device": replace_by(lambda place: place.symlink_to("/dev/zero")),
+        "state a fifo": lambda folder: (without_state(folder), os.mkfifo(folder / "state.json")),
+        "folder a fifo": replace_folder(os.mkfifo),
+        "folder a loop": replace_folder(lambda place: place.symlink_to(place.name)),
+    }
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_whatever_is_wrong_with_the_newest_the_next_is_taken(saved, damage, capfd):
+    run, last = saved / "r", saved / "r" / "00000003"
+    damage(last)
+    for weights_only in (True, False):
+        folder, skipped = ck.newest(run, weights_only)
+        assert folder == run / "00000002" and len(skipped) == 1 and skipped[0].startswith("00000003: ")
+        assert "\n" not in skipped[0] and len(skipped[0]) < 500
+    assert torch.equal(load(saved).embedding.weight, embedding(2))
+    assert capfd.readouterr().err == f"skipped checkpoint {skipped[0]}\n"
+    with pytest.raises(PicoError, match=r"checkpoint .*00000003: ") as error:
+        load(saved, checkpoint=3)
+    assert "\n" not in str(error.value)
+    model, state = Pico(read_config(saved)), {"best": None}
+    ck.save(run, 3, model, [], state)  # written again, it is whole
+    assert ck.verify(last) is None and not last.is_symlink()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+def test_what_the_system_will_not_read_is_passed_over(saved, monkeypatch, number, name):
+    opened = os.open
+
+    def broken(file, *rest, **more):
+        if str(file).endswith(f"00000003/{name}"):
+            raise OSError(number, os.strerror(number), str(file))
+        return opened(file, *rest, **more)
+
+    monkeypatch.setattr(files.os, "open", broken)
+    folder, (problem,) = ck.newest(saved / "r")
+    assert folder.name == "00000002"
+    assert problem.startswith(f"00000003: {name} cannot be read") and os.strerror(number) in problem
+
+
+def test_half_precision_is_no_damage(saved):
+    def halve(tensors):
+        for name in list(tensors):
+            tensors[name] = tensors[name].bfloat16()
+
+    weights_with(saved / "r" / "00000003", halve)
+    assert ck.verify(saved / "r" / "00000003") is None
+
+
+def test_training_state_that_does_not_fit_is_one_line(saved):
+    folder = saved / "r" / "00000003"
+    reseal(folder, optimizer={"momentum": {"$tensor": "nowhere"}})
+    with pytest.raises(PicoError, match="does not describe what optimizer"):
+        ck.load_training(folder)
+
+
+def test_running_needs_neither_settings_nor_metrics(saved):
+    for name in ("train.json", "metrics.jsonl"):
+        (saved / "r" / name).write_bytes(b"\xff[" * 1000)
+    assert torch.equal(load(saved, "r").embedding.weight, embedding(3))
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def names(run):
+    return [int(folder.name) for folder in checkpoints(run)]
+
+
+@pytest.mark.parametrize(
+    "damaged, keep_last, best, saved_step, left, told",
+    [
+        ([], 1, None, 3, [3], []),
+        ([], 2, 1, 3, [1, 2, 3], []),
+        ([3], 1, None, 2, [2, 3], []),  # saved after 3 was passed over: 3 is no reason to remove 2
+        ([3], 1, None, None, [2, 3], []),
+        ([3], 2, None, 2, [1, 2, 3], []),
+        ([2], 1, None, 3, [3], []),
+        ([2], 2, None, 3, [1, 3], [2]),  # not counted; removed, since there is a newer one
+        ([2], 2, 2, 3, [1, 2, 3], []),  # unless it is the best
+        ([2, 3], 1, None, None, [1, 2, 3], []),
+        ([1, 2, 3], 1, None, None, [1, 2, 3], []),
+        ([], 1, None, 1, [1, 3], []),  # a newer one that could not be read for a while
+    ],
+)
+def test_valid_checkpoints_are_counted_and_what_was_saved_is_kept(
+    saved, damaged, keep_last, best, saved_step, left, told
+):
+    run = saved / "r"
+    for step in damaged:
+        flip(run / f"{step:08d}" / "model.safetensors")
+    problems = ck.prune(run, keep_last, best, saved_step)
+    assert names(run) == left
+    assert [int(problem[:8]) for problem in problems] == told
+
+
+def test_damage_between_two_prunes_is_noticed(saved):
+    ck.prune(saved / "r", 3, None, 3)
+    (saved / "r" / "00000002" / "state.json").write_text("{}")
+    assert ck.prune(saved / "r", 2, None, 3) == ["00000002: state.json does not match its checksum"]
+    assert names(saved / "r") == [1, 3]
+
+
+# --- beside a training that saves and prunes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meanwhile(saved, monkeypatch):
+    """A training that saves the next checkpoint and removes all others whenever a function is called, `times` often."""
+
+    def arrange(place, name, times=1):
+        original, step = getattr(place, name), [3]
+
+        def hooked(*args, **more):
+            if step[0] < 3 + times:
+                step[0] += 1
+                torch.manual_seed(step[0])
+                model = Pico(read_config(saved))
+                with monkeypatch.context() as patch:
+                    patch.setattr(place, name, original)
+                    ck.save(saved / "r", step[0], model, [], {"best": {"step": step[0]}, "seconds": 0.1})
+                    ck.prune(saved / "r", 1, step[0], step[0])
+            return original(*args, **more)
+
+        monkeypatch.setattr(place, name, hooked)
+
+    return arrange
+
+
+@pytest.mark.parametrize("place", ["saved_config", "read_tensors", "tensors_in", "_sha256", "read_json"])
+@pytest.mark.parametrize("which", [-1, "best"])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_checkpoint_that_vanishes_is_looked_for_again(saved, meanwhile, place, which, times, capfd):
+    meanwhile(ck, place, times)
+    loaded = load(saved, "r", which).embedding.weight
+    assert any(torch.equal(loaded, embedding(step)) for step in range(4, 4 + times))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["saved_config", "load_weights", "read_tensors", "read_json"])
+def test_a_step_asked_for_by_number_is_not_replaced(saved, meanwhile, place):
+    meanwhile(ck, place)
+    with pytest.raises(PicoError, match=r"r has no checkpoint of step 2; it has: 4$"):
+        load(saved, "r", 2)
+
+
+def test_export_and_base_weights_look_again(saved, meanwhile, tmp_path):
+    meanwhile(ck, "read_tensors", 2)
+    made = export(saved, "r", tmp_path / "out", -1)
+    assert made.name in ("00000004", "00000005")
+    base = take_base(Pico(read_config(saved)), saved, "r")
+    assert base["step"] == names(saved / "r")[-1] and len(base["sha256"]) == 64
+
+
+def test_a_removal_is_seen_whole_or_not_at_all(saved, monkeypatch):
+    seen, original = [], shutil.rmtree
+
+    def slowly(path, *rest, **more):
+        seen.append(ck.newest(saved / "r"))
+        original(path, *rest, **more)
+
+    monkeypatch.setattr(files.shutil, "rmtree", slowly)
+    ck.prune(saved / "r", 1, None, 3)
+    assert seen and all(found == (saved / "r" / "00000003", []) for found in seen)
+    assert not list((saved / "r").glob(".*"))

@@ -51,7 +51,7 @@ def die_before_pruning(monkeypatch, step):
     def prune(run, *rest):
         if (run / f"{step:08d}").exists():
             raise Killed
-        original(run, *rest)
+        return original(run, *rest)
 
     monkeypatch.setattr(checkpoint, "prune", prune)
 

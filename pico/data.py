@@ -18,6 +18,7 @@ from pico.documents import Documents
 from pico.formats import DATA, TABLES, suffix
 from pico.hub import Stream
 from pico.packing import Batches, mix, shuffled
+from pico.pipes import as_file
 from pico.reading import Reading, amount, named
 from pico.sources import Found, find_files, read_files, split_name
 
@@ -157,7 +158,7 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     if path.is_dir():
         found = find_files(path, raw)
     else:
-        found, path = Found({"train": [path]}, raw), path.parent
+        found, path = Found({"train": [as_file(path)]}, raw), path.parent
     splits = {split: (files, found.raw) for split, files in found.splits.items()}
     for split, pattern in ("train", config.train_file), ("validation", config.validation_file):
         if pattern:
@@ -229,8 +230,8 @@ def _filled(documents: Documents, config: DataConfig) -> Documents:
 def _named(folder: Path, pattern: str) -> list[Path]:
     """The files a --dataset-*-file flag means: a path in the dataset's folder, any path, or a pattern like *.txt."""
     for path in folder / pattern, Path(pattern).expanduser():
-        if path.is_file():
-            return [path]
+        if path.exists() and not path.is_dir():
+            return [as_file(path)]
     found = [] if Path(pattern).is_absolute() else sorted(p for p in folder.glob(pattern) if p.is_file())
     if not found:
         raise PicoError(f"no file '{pattern}' in '{folder}' or here: give a file of the dataset")

@@ -37,10 +37,8 @@ class File:
     """The bytes of an open file, used like a `bytes` object: len(file), file[start:stop], and file.take(places).
 
     Raises DataError from the first read on that finds it changed since it was opened. Threads may share it; it closes
-    when nothing refers to it any more. checksum: of all its bytes, where it is known.
+    when nothing refers to it any more.
     """
-
-    checksum: str | None = None
 
     def __init__(self, file: BinaryIO, name: str | Path | None = None):
         self.name = str(name or file.name)
@@ -161,9 +159,7 @@ def store(
         with writing(folder):
             if not key:
                 out.file.flush()
-                file = File(out.file, "a pipe's or stream's copy in the cache")
-                file.checksum = out.digest.hexdigest()
-                return file, lengths
+                return File(out.file, "a stream's copy in the cache"), lengths
             out.digest.update(lengths.tobytes())
             out.file.close()
             with open(parts[1], "wb") as file:

@@ -127,7 +127,7 @@ def _why(config: DataConfig) -> str:
 def _held_out(documents: Documents, config: DataConfig) -> str:
     part = config.validation_size or HELD_OUT
     if len(documents) == 1:
-        return f"the last {part:.3g} of the one document"
+        return f"the last {100 * part:.3g} % of the one document"
     return "held out of the training documents at random" + (f", {100 * part:.3g} %" if part < 1 else "")
 
 

@@ -66,7 +66,8 @@ def outlook(config: TrainConfig, steps: int | None, chunks: int | None) -> list[
     if steps:
         phrases.append(f"{counted(steps, 'step')} of {size(config.step_bytes)}")
         if chunks:
-            phrases.append(f"{steps * config.step_chunks / chunks:.3g} epochs")
+            epochs = f"{steps * config.step_chunks / chunks:.3g}"
+            phrases.append(f"{epochs} epoch{'s' * (epochs != '1')}")
     elif chunks:
         phrases.append(f"an epoch is {counted(-(-chunks // config.step_chunks), 'step')}")
     if config.max_minutes:

@@ -69,7 +69,7 @@ def test_what_is_held_out(tmp_path):
     write(tmp_path / "a.txt", "x" * 1000)
     assert opened(tmp_path / "a.txt", validation_size=0.1)[0] == {
         "training": "1 document, 900 bytes; from a.txt",
-        "validation": "1 document, 100 bytes; the last 0.1 of the one document",
+        "validation": "1 document, 100 bytes; the last 10 % of the one document",
     }
     assert evaluated(tmp_path / "a.txt")[0] == {"text": "1 document, 1,000 bytes; from a.txt; all of it"}
     for name in "bcde":

@@ -76,13 +76,20 @@ def shared(record: dict) -> dict:
     for key in ("dataset", "train_file", "validation_file"):
         data[key] = data[key] and last_part(data[key])
     train = TrainConfig.build(**record.get("train", {})).model_dump(exclude={"tracker", "tracker_project_name"})
-    known = ("model", "fingerprint", "processes", "versions", "git_revision")
-    out = {"train": train, "data": data} | {key: record[key] for key in known if key in record}
-    if isinstance(device := record.get("device"), str):
-        out["device"] = device.split(":")[0]
-    if isinstance(base := record.get("base_weights"), dict):
+    model = ModelConfig.build(**record.get("model", {})).model_dump()
+    out = {"train": train, "data": data, "model": model}
+    out |= only(record, "fingerprint", "processes", "device", "git_revision")
+    out["device"] = str(out.get("device", "")).split(":")[0]
+    out["versions"] = only(record.get("versions"), "python", "torch")
+    if base := only(record.get("base_weights"), "run", "step", "sha256"):
         out["base_weights"] = {**base, "run": last_part(str(base.get("run", "")))}
     return out
+
+
+def only(record, *keys: str) -> dict:
+    """Of a part of train.json, the plain values of these keys."""
+    record = record if isinstance(record, dict) else {}
+    return {key: record[key] for key in keys if isinstance(record.get(key), (str, int))}
 
 
 def last_part(path: str) -> str:

@@ -1,11 +1,14 @@
 """An exported model: small, honest about where it came from, and read like any other run."""
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from pico import DataConfig, PicoError, TrainConfig, checkpoint, load, preset
+from pico import DataConfig, PicoError, TrainConfig, checkpoint, files, folder, load, preset
 from pico import train as training
 from pico.export import export, size
 from pico.folder import create
@@ -44,6 +47,88 @@ def test_an_exported_model_tells_no_paths(trained, tmp_path):
         assert str(tmp_path) not in file.read_text(), file
     lines = [json.loads(line) for line in (tmp_path / "out/r/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6] and all("validation_bpb" in line for line in lines)
+
+
+def private(value, place, words):
+    """Every text in a tree of JSON that holds one of the words, or looks like a path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from private(key, place, words)
+            yield from private(inner, place, words)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from private(inner, place, words)
+    elif isinstance(value, str) and (any(word in value for word in words) or "/" in value or "\\" in value):
+        yield f"{place}: {value}"
+
+
+def told(folder, words=()):
+    """What an exported folder tells of its maker's machine."""
+    found = []
+    for file in sorted(folder.rglob("*.json*")):
+        for line in file.read_text(encoding="utf-8").splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            found += private(json.loads(line), file.name, words)
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found += private(tensors.metadata() or {}, file.name, words)
+    return found
+
+
+def test_nothing_of_the_maker_s_machine_is_told(trained, tmp_path):
+    """Whatever train.json holds: keys of a later version, paths of both systems, accounts, devices."""
+    file = trained / "r" / "train.json"
+    record = json.loads(file.read_text())
+    record["data"] |= {"train_file": "/home/jane/a.txt", "validation_file": "C:\\Users\\jane\\b.txt"}
+    record["data"]["dataset"] = "\\\\server\\jane\\texts"
+    record["train"] |= {"tracker": "wandb", "tracker_project_name": "jane-secret"}
+    record |= {"base_weights": {"run": "/home/jane/models/m/old", "step": 3, "sha256": "0" * 64, "more": "/home"}}
+    record |= {"device": "cuda:3", "hostname": "jane-laptop", "versions": {"python": "3.12", "path": "/home/jane"}}
+    file.write_text(json.dumps(record))
+    with open(trained / "r" / "metrics.jsonl", "a") as lines:
+        lines.write(json.dumps({"step": 7, "validation_bpb": 2.0, "file": "/home/jane"}) + "\n")
+    export(trained, "r", tmp_path / "out", -1)
+    assert told(tmp_path / "out", ["jane", str(tmp_path)]) == []
+    kept = json.loads((tmp_path / "out" / "r" / "train.json").read_text())
+    assert [kept["data"][key] for key in ("dataset", "train_file", "validation_file")] == ["texts", "a.txt", "b.txt"]
+    assert kept["base_weights"] == {"run": "old", "step": 3, "sha256": "0" * 64} and kept["device"] == "cuda"
+
+
+def test_the_shipped_model_tells_no_paths():
+    assert told(Path(__file__).parents[1] / "models" / "tinystories") == []
+
+
+@pytest.mark.parametrize("place", ["write_state", "save_file", "write_json", "create", "interrupt"])
+@pytest.mark.parametrize("there", [False, True])
+def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, place, there):
+    def fail(*_, **__):
+        raise KeyboardInterrupt if place == "interrupt" else OSError(28, "No space left on device")
+
+    module = importlib.import_module("pico.export")
+    out = tmp_path / "a" / "out"
+    if there:
+        out.mkdir(parents=True)
+        (out / "README.md").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    owner, name = {
+        "write_state": (checkpoint, "write_state"), "write_json": (files.os, "fsync"), "create": (folder.Path, "mkdir"),
+        "interrupt": (module, "create"),
+    }.get(place, (module, "save_file"))  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(KeyboardInterrupt if place == "interrupt" else PicoError, match=r"full|^$") as error:
+            export(trained, "r", out)
+    assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
+    export(trained, "r", out)
+    assert load(out).config == load(trained).config
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"train": 1}', '{"data": {"dataset": 3}}', '{"train": {"more": 1}}'])
+def test_an_odd_train_json_is_one_line(trained, tmp_path, content):
+    (trained / "r" / "train.json").write_text(content)
+    with pytest.raises(PicoError, match=r"train.json|DataConfig|TrainConfig") as error:
+        export(trained, "r", tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    assert load(trained, "r") is not None
 
 
 def test_an_exported_model_starts_a_new_run_but_continues_none(trained, tmp_path):

@@ -1,7 +1,9 @@
 """Resume is exact (law 5), and nothing is overwritten: whatever a resumed run cannot go on from is one clear line."""
 
+import hashlib
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 from training import SMALL, assert_same_run, config, go, metrics, script, weights
 
-from pico import PicoError, checkpoint, load, preset
+from pico import PicoError, checkpoint, files, load, preset
+from pico.files import append
 from pico.folder import checkpoints, create, lock
 from pico.machine import pick_dtype
+from pico.model import Pico
 from pico.train import Training, train
 
 
@@ -213,6 +217,177 @@ def test_base_weights_start_from_another_run(path, data, monkeypatch):
     with pytest.raises(PicoError, match="another architecture"):
         go(wider, "r", data, base_weights=str(path / "base"))
     assert not (wider / "r" / "train.json").exists()
+
+
+@pytest.mark.parametrize("base", ["base", "elsewhere"])
+def test_a_run_killed_before_its_first_checkpoint_begins_from_the_same_weights(path, data, monkeypatch, base):
+    go(path, "base", data, config(max_steps=2))
+    other = create(path.parent / "other", preset("tiny", **SMALL))
+    shutil.copytree(path / "base", other / "base")
+    start = "base" if base == "base" else str(other / "base")
+    go(path, "whole", data, base_weights=start)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 3)
+        go(path, "killed", data, base_weights=start)
+    assert not checkpoints(path / "killed")
+    go(path, "killed", data, resume=True)
+    assert_same_run(path, "whole", "killed")
+    go(path, "new", data)
+    assert not torch.equal(weights(path, "new")["heads.weight"], weights(path, "whole")["heads.weight"])
+    remembered = json.loads((path / "killed" / "train.json").read_text())["base_weights"]
+    file = path / "base" / "00000002" / "model.safetensors"
+    where = "base" if base == "base" else str((other / "base").resolve())
+    assert remembered == {"run": where, "step": 2, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def test_base_weights_that_are_gone_or_others_end_a_resume_in_one_line(path, data, monkeypatch):
+    go(path, "base", data, config(max_steps=2))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 3)
+        go(path, "r", data, base_weights="base")
+    before, kept = snapshot(path / "r"), path / "kept"
+    (path / "base" / "00000002").rename(kept)
+    with pytest.raises(PicoError, match=r"from the weights in .*base, and 00000002: state.json is missing: bring"):
+        go(path, "r", data, resume=True)
+    checkpoint.save(path / "base", 2, Pico(preset("tiny", **SMALL)), [], {})
+    with pytest.raises(PicoError, match=r"00000002: model.safetensors is another one now: bring"):
+        go(path, "r", data, resume=True)
+    assert snapshot(path / "r") == before
+    shutil.rmtree(path / "base" / "00000002")
+    kept.rename(path / "base" / "00000002")
+    assert go(path, "r", data, resume=True).steps == 12
+    shutil.rmtree(path / "base")  # the run has weights of its own now
+    assert go(path, "r", data, config(max_steps=14), resume=True).steps == 14
+    for odd in ("base", {"run": "base"}, {"run": 3, "step": "x"}, []):
+        record = json.loads((path / "r" / "train.json").read_text()) | {"base_weights": odd}
+        for folder in checkpoints(path / "r"):
+            shutil.rmtree(folder)
+        (path / "r" / "train.json").write_text(json.dumps(record))
+        with pytest.raises(PicoError, match="base_weights"):
+            go(path, "r", data, resume=True)
+
+
+def test_base_weights_and_resume_exclude_each_other(path, data):
+    go(path, "r", data, config(max_steps=2))
+    before = snapshot(path / "r")
+    with pytest.raises(PicoError, match="--base-weights begin a new run, and --resume goes on with a run's own"):
+        go(path, "r", data, resume=True, base_weights="r")
+    assert snapshot(path / "r") == before
+
+
+def test_samples_are_cut_back_to_the_checkpoint(path, data, monkeypatch):
+    """Whatever the samples say, the words that begin one included."""
+    monkeypatch.setattr("pico.train.underscored", lambda pieces: "step 1\nstep 99\n\nstep 3")
+    settings = config(sample_interval=2)
+    go(path, "whole", data, settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 7)  # after the sample of step 6, saved with it; that of 7 is lost
+        go(path, "killed", data, settings)
+    with open(path / "killed" / "samples.txt", "a") as file:
+        file.write("step 7\nhalf a sam")
+    go(path, "killed", data, settings, resume=True)
+    assert (path / "killed" / "samples.txt").read_text() == (path / "whole" / "samples.txt").read_text()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 3)
+        go(path, "early", data, settings)
+    assert not checkpoints(path / "early") and (path / "early" / "samples.txt").stat().st_size
+    go(path, "early", data, settings, resume=True)
+    assert (path / "early" / "samples.txt").read_text() == (path / "whole" / "samples.txt").read_text()
+
+
+def test_a_damaged_newest_checkpoint_never_costs_a_good_one(path, data, capfd):
+    settings = dict(checkpoint_interval=2, validation_interval=100, sample_interval=100, keep_last=3)
+    go(path, "r", data, config(max_steps=6, **settings))
+    assert [p.name for p in checkpoints(path / "r")] == ["00000002", "00000004", "00000006"]
+    (path / "r" / "00000006" / "model.safetensors").write_bytes(b"")
+    for damaged in range(3):
+        go(path, "r", data, config(max_steps=5, **settings | dict(keep_last=1, checkpoint_interval=1)), resume=True)
+        assert [p.name for p in checkpoints(path / "r")][-2:] == ["00000005", "00000006"], damaged
+        assert checkpoint.newest(path / "r")[0].name == "00000005"
+    assert "skipped checkpoint 00000006: model.safetensors" in capfd.readouterr().err
+    go(path, "r", data, config(max_steps=7, **settings | dict(keep_last=1, checkpoint_interval=1)), resume=True)
+    assert [p.name for p in checkpoints(path / "r")][-1] == "00000007"
+    assert "00000006" not in [p.name for p in checkpoints(path / "r")]
+
+
+def test_a_removed_damaged_checkpoint_is_named(path, data, capfd):
+    settings = config(max_steps=6, checkpoint_interval=2, validation_interval=100, sample_interval=100, keep_last=3)
+    go(path, "r", data, settings)
+    (path / "r" / "00000004" / "state.json").write_text("{}")
+    go(path, "r", data, settings.model_copy(update={"max_steps": 8}), resume=True)
+    said = capfd.readouterr().err
+    assert "removed the damaged checkpoint 00000004: state.json does not match its checksum" in said
+    assert [p.name for p in checkpoints(path / "r")] == ["00000002", "00000006", "00000008"]
+
+
+def test_a_refused_run_leaves_nothing(path, data, tmp_path):
+    for changes, options in (
+        ({}, dict(base_weights="nowhere")),
+        (dict(batch_size=4), dict(device="abacus")),
+    ):
+        with pytest.raises(PicoError):
+            train(path, "r", data, config(**changes), quiet=True, **{"device": "cpu", **options})
+        assert [p.name for p in path.iterdir()] == ["model.json"]
+    for name in ("../escaped", "a/b", "model.json", "a" * 300, "-x", "12345678", ""):
+        with pytest.raises(PicoError, match="one plain folder name"):
+            go(path, name, data)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.jsonl", "m"]
+    assert [p.name for p in path.iterdir()] == ["model.json"]
+
+
+def test_a_finished_run_holds_no_lock_and_nothing_half_written(path, data):
+    (path / "r").mkdir()
+    (path / "r" / ".train.json.4242.tmp").write_text("{")
+    go(path, "r", data, config(max_steps=2))
+    assert not list((path / "r").glob(".*"))
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"train": 3}', '{"train": {}}', "[" * 100_000, "\x00"])
+def test_resume_on_an_odd_train_json_is_one_line(path, data, content):
+    go(path, "r", data, config(max_steps=2))
+    (path / "r" / "train.json").write_text(content)
+    before = snapshot(path / "r")
+    with pytest.raises(PicoError, match=r"train.json") as error:
+        go(path, "r", data, resume=True)
+    assert "\n" not in str(error.value) and snapshot(path / "r") == before
+
+
+def test_metrics_that_cannot_be_written_end_the_run_in_one_line(path, data, monkeypatch):
+    original = files.os.open
+
+    def full(file, flags, *rest, **more):
+        if str(file).endswith("metrics.jsonl") and flags & files.os.O_APPEND and checkpoints(path / "r"):
+            raise OSError(28, "No space left on device", str(file))
+        return original(file, flags, *rest, **more)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(PicoError, match=r"write .*metrics.jsonl: the disk is full"),
+    ):
+        patch.setattr(files.os, "open", full)
+        go(path, "r", data)
+    go(path, "whole", data)
+    go(path, "r", data, resume=True)
+    assert_same_run(path, "whole", "r")
+
+
+def test_a_plot_that_cannot_be_written_costs_nothing(path, data, monkeypatch, capfd):
+    monkeypatch.setattr("pico.train.plot_losses", lambda *_: append(path / "r" / "no" / "loss.png", ""))
+    assert go(path, "r", data, config(max_steps=2)).exit_code == 0
+    assert "loss.png: No such file" in capfd.readouterr().err
+
+
+def test_optimizer_state_of_another_shape_is_one_line(path, data):
+    go(path, "r", data, config(max_steps=2))
+    file = path / "r" / "00000002" / "state.json"
+    record = json.loads(file.read_text())
+    for change in ({"optimizer": []}, {"bytes": None}, {"rng": [{}]}, {"data": 3}):
+        odd = {key: value for key, value in {**record, **change}.items() if value is not None}
+        odd["checksum"] = checkpoint._checksum(odd)
+        file.write_text(json.dumps(odd))
+        with pytest.raises(PicoError, match=r"00000002 is of another version of Pico or this run") as error:
+            go(path, "r", data, resume=True)
+        assert "\n" not in str(error.value)
 
 
 def test_a_tracker_that_is_not_installed_is_named(path, data, monkeypatch):

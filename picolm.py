@@ -157,16 +157,29 @@ def init(
     preset_name: option(
         str, f"shape to start from: {', '.join(PRESETS)}; the defaults shown are those of xs", None, "--preset"
     ) = "xs",
+    source: option(
+        Path | None, "begin with shape and weights of a trained model: its folder, or a run's", None, "--from"
+    ) = None,
 ):
     """Make a model: write its shape to PATH/model.json, and show its size and cost."""
+    if source and (model or preset_name != "xs"):
+        raise PicoError("--from takes the shape of the other model: leave out --preset and the flags of sizes")
     config = preset(preset_name, **model)
-    from pico.folder import create
+    from pico.folder import create, read_config
     from pico.report import model_facts, model_table
 
-    facts = model_facts(config)
-    create(path, config)
+    if source:
+        from pico.derive import derive
+
+        weights, config = derive(source, path).parent, read_config(path)
+        facts, dataset = model_facts(config), "my-text.txt"
+    else:
+        facts, dataset = model_facts(config), "stories"
+        create(path, config)
     show(model_table(config, facts))
-    say(f"\nnext: {hints.command('train', path, 'my-run', 'stories', '--max-minutes', 3)}")
+    if source:
+        say(f"\nits runs start from the weights in {weights}")
+    say(f"\nnext: {hints.command('train', path, 'my-run', dataset, '--max-minutes', 3)}")
 
 
 @app.command(rich_help_panel=WORK)
@@ -179,7 +192,7 @@ def train(
     training: dict,
     resume: switch("--resume", "continue the run's newest valid checkpoint") = False,
     base_weights: option(
-        str | None, "start from the weights of another run: its name, its folder or a checkpoint's"
+        str | None, "start from the weights of a run: its name, its folder or a checkpoint's (default: PATH/pretrained)"
     ) = None,
     router: option(str | None, f"route this run's bytes another way: {ROUTERS}") = None,
     device: Device = None,
@@ -482,6 +495,7 @@ def mistyped(error: TyperException) -> str:
     text = error.format_message().removesuffix(".")
     context = getattr(error, "ctx", None)
     words = [context.info_name] if context and context.parent else []
+    text = text.replace(". Did you", "; did you")
     return f"{text[0].lower()}{text[1:]} (see {hints.command(*words, '--help')})"
 
 

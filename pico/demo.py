@@ -3,23 +3,27 @@
 python picolm.py demo --minutes 3
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from pico import checkpoint
+from pico import checkpoint, hints
 from pico.analysis import evaluate_run
 from pico.analysis_report import write_page
 from pico.config import DataConfig, TrainConfig, preset
 from pico.data import open_evaluation
 from pico.folder import create, read_config
 from pico.generate import generate
+from pico.progress import Display
 from pico.report import marked, model_facts, model_table, routed_text, underscored
 from pico.train import train
 
 PROMPT = "Once upon a time"
+ENOUGH = 1000  # steps after which it writes sentences
+SHIPPED = Path(__file__).parent.parent / "models" / "tinystories"
 SCORED = 100_000  # bytes of stories for the figures at the end
 
 
@@ -45,7 +49,8 @@ def run_demo(path: Path, minutes: float) -> int:
 
     heading(f"Training for {minutes:g} minutes")
     run = next(name for i in range(1, 10_000) if not (path / (name := f"run-{i}")).exists())
-    if code := train(path, run, data, training).exit_code:
+    pace = Pace(minutes)
+    if code := train(path, run, data, training, display=pace).exit_code:
         return code
 
     model = checkpoint.load(path, run)
@@ -56,6 +61,10 @@ def run_demo(path: Path, minutes: float) -> int:
     talk.print("What the local blocks, which see no further than a few words, can do alone.\n")
     show(model, disable_latent=True)
 
+    if pace.short and (SHIPPED / "model.json").exists():
+        heading("The model that comes with Pico, after longer training")
+        show(checkpoint.load(SHIPPED, "best"))
+
     heading("What was learned")
     with talk.status("scoring stories that it has not seen"):
         report, examples = evaluate_run(path, run, data, max_bytes=SCORED)
@@ -63,18 +72,46 @@ def run_demo(path: Path, minutes: float) -> int:
     for line in learned(report):
         talk.print(line, soft_wrap=True)
     talk.print(
-        f"Pictures: {path / run}/loss.png and {path / run}/report.html, every byte with its routing and surprise."
+        f"Pictures: {path / run}/loss.png and {path / run}/report.html, every byte with its routing and surprise.",
+        markup=False,
     )
 
     heading("What to try next")
-    for what, command in (
-        ("more of its text", f'run {path} {run} --prompt "{PROMPT}" --show-router-decisions'),
-        ("train it longer", f"train {path} {run} stories --resume --max-minutes {10 * minutes:g}"),
-        ("your own text", f"train {path} my-run my-text.txt --max-minutes {minutes:g}"),
-        ("another shape", "init models/mine --preset s --router stride"),
+    for what, words in (
+        ("more of its text", ("run", path, run, "--prompt", PROMPT, "--show-router-decisions")),
+        ("train it longer", ("train", path, run, "stories", "--resume", "--max-minutes", f"{10 * minutes:g}")),
+        ("your own text", ("train", path, "my-run", "my-text.txt", "--max-minutes", f"{minutes:g}")),
+        ("another shape", ("init", "models/mine", "--preset", "s", "--router", "stride")),
     ):
-        talk.print(f"  {what:<17} [cyan]python picolm.py {command}[/cyan]", soft_wrap=True)
+        talk.print(Text.assemble(f"  {what:<17} ", (hints.command(*words), "cyan")), soft_wrap=True)
     return 0
+
+
+class Pace(Display):
+    """The talk of a training that says, once its speed is known, whether it is too short to learn to write.
+
+    minutes: those it may take. `short` tells the answer.
+    """
+
+    def __init__(self, minutes: float):
+        super().__init__()
+        self.seconds, self.first, self.short, self.known = 60 * minutes, None, False, False
+
+    def step(self, line: dict, *rest) -> None:
+        super().step(line, *rest)
+        self.first = self.first or line  # the first step takes longer than others
+        steps, seconds = (line[key] - self.first[key] for key in ("step", "seconds"))
+        if self.known or not steps or seconds < min(10, 0.05 * self.seconds):
+            return
+        self.known, expected = True, line["step"] + (self.seconds - line["seconds"]) * steps / seconds
+        self.short = expected < ENOUGH / 2
+        if self.short:
+            minutes = ENOUGH * seconds / steps / 60
+            again = hints.command("demo", "--minutes", math.ceil(minutes))
+            self.say(
+                f"At this speed there is time for about {expected:,.0f} steps, too few to learn to write. "
+                f"{ENOUGH:,} steps take about {minutes:,.0f} minutes here: {again}"
+            )
 
 
 def show(model, **settings) -> None:

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object, set_seed
 from pico import budget, checkpoint, hints, parallel, runs
 from pico.config import DataConfig, DataError, ModelConfig, PicoError, TrainConfig
 from pico.data import Batches, open_data
+from pico.derive import pretrained
 from pico.evaluate import score
 from pico.files import append, size_of, write_json
 from pico.folder import check_name, lock, read_config, read_record, run_folder
@@ -62,11 +63,13 @@ def train(
     quiet: bool = False,
     device: str | None = None,
     head: bool = True,
+    display: Display | None = None,
 ) -> Summary:
     """Trains the model at `path` into path/run and returns how it went.
 
     resume: continue the run's newest valid checkpoint; base_weights: start from those of another run (its folder, a
-    checkpoint's folder, or the name of a run of the same model); router: train with another one than model.json's.
+    checkpoint's folder, or the name of a run of the same model), by default from those that a derived model has;
+    router: train with another one than model.json's; display: where it says how it goes, instead of stderr's usual one.
     head: begin with what was read, and warn of a run that cannot be meant so.
     Raises PicoError for whatever the user can mend: an existing run, other data than the run's, out of memory, ...
     """
@@ -74,13 +77,15 @@ def train(
     if resume and base_weights is not None:
         raise PicoError("--base-weights begin a new run, and --resume goes on with a run's own: leave one of them out")
     model_config = read_config(path)
+    if not resume and base_weights is None:
+        base_weights = pretrained(path)
     if router:
         model_config = ModelConfig.build(**{**model_config.model_dump(), "router": router})
     accelerator = make_accelerator(config, Path(path) / run, device, model_config.router == "none")
     if accelerator.device.type == "cpu":
         keep_memory()
     with ExitStack() as stack:
-        display = stack.enter_context(Display(quiet or not accelerator.is_main_process))
+        display = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
         stack.enter_context(explained(config))
         training = Training(path, run, model_config, data, config, accelerator, display)
         on_main(lambda: training.claim(resume, stack))
@@ -148,6 +153,7 @@ class Training:
             self.base = on_main(lambda: runs.take_base(self.model, self.path, base_weights))
             if not accelerator.is_main_process:
                 runs.load_base(self.model, self.path, self.base)
+            self.display.say(f"starting from the weights of {base_weights}, step {self.base['step']}")
         self.forward, self.optimizers = parallel.prepare(self.model.train(), config, accelerator)
         rank, heads = accelerator.process_index, self.model_config.next_tokens
         self.batches = Batches(

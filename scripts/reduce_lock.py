@@ -14,9 +14,8 @@ def reduce(text: str) -> str:
     """The lock file's text with only what pins the versions. Raises KeyError if it is no uv lock file."""
     lock = tomllib.loads(text)
     lines = [f"{key} = {lock[key]!r}".replace("'", '"') for key in ("version", "revision", "requires-python")]
-    for package in sorted(lock["package"], key=lambda p: (p["name"], p["version"])):
-        if "virtual" in package["source"]:  # the project itself
-            continue
+    others = [package for package in lock["package"] if "virtual" not in package["source"]]  # not the project itself
+    for package in sorted(others, key=lambda p: (p["name"], p["version"])):
         lines += ["", "[[package]]", f'name = "{package["name"]}"', f'version = "{package["version"]}"']
         lines += ['source = { registry = "." }']
     return "\n".join(lines) + "\n"

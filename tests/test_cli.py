@@ -1,7 +1,9 @@
 """The command line, in this process: exit codes, what goes to stdout and what to stderr, flags, bad input."""
 
+import errno
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -9,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer.main
 
+import pico
 import picolm
 from pico import folder, generate, load
 from pico.config import DataConfig, ModelConfig, TrainConfig, preset
@@ -178,6 +182,61 @@ def test_init_says_what_it_made(cli, home):
     assert "picolm.py train sized" in result.err
 
 
+@pytest.mark.parametrize("source", ["model", "model/a", "model/a/00000004", "./model/a/"])
+def test_init_from_a_trained_model_begins_with_its_shape_and_weights(cli, home, tmp_path, source):
+    new = tmp_path / "new"
+    result = cli(f"init {new} --from {source}")
+    assert result.code == 0 and f"{new}/pretrained" in result.err and f"train {new} my-run my-text.txt" in result.err
+    assert read_config(new) == read_config(home / "model")
+    before, after = (
+        load(home / "model", "a", 4 if source.endswith("4") else "best").state_dict(),
+        load(new).state_dict(),
+    )
+    assert all(torch.equal(x.half().float(), after[name].float()) for name, x in before.items())
+    assert cli(f"run {new} --max-bytes 5 --device cpu --prompt", "the").out.startswith("the")
+
+    settings = f"{TRAIN} --learning-rate 1e-12 --weight-decay 0 --max-steps 1 --device cpu"
+    said = cli(f"train {new} own text.txt {settings}").err
+    assert "starting from the weights of pretrained" in said
+    assert read_record(new / "own")["base_weights"]["run"] == "pretrained"
+    trained = load(new, "own").state_dict()
+    assert all(torch.allclose(trained[n].float(), x.float(), atol=1e-6) for n, x in after.items() if "router" not in n)
+    said = cli(f"train {new} other text.txt {settings} --base-weights own").err
+    assert "starting from the weights of own" in said
+
+
+def test_strict_json_and_a_report_that_can_be_written(cli, home, monkeypatch):
+    import pico.analysis
+
+    monkeypatch.setattr(pico.analysis, "evaluate_run", lambda *_: ({"a": [math.nan, 1.5], "b": {"c": math.inf}}, []))
+    assert json.loads(cli("eval model a text.txt --json").out) == {"a": [None, 1.5], "b": {"c": None}}
+    monkeypatch.setattr(pico.analysis, "evaluate_run", lambda *_: 1 / 0)  # refused before anything is scored
+    refused(cli("eval model a text.txt --report model"), "--report model: Is a directory")
+    refused(cli("eval model a text.txt --report text.txt/page.html"), "no folder text.txt")
+    (home / "page.html").unlink(missing_ok=True)
+    with pytest.raises(ZeroDivisionError):
+        cli("eval model a text.txt --report page.html")
+    assert not (home / "page.html").exists()
+
+
+def test_figures_are_shown_though_the_page_cannot_be_written(cli, monkeypatch):
+    import pico.analysis
+    import pico.analysis_report
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "page.html")
+
+    monkeypatch.setattr(pico.analysis, "evaluate_run", lambda *_: ({"bits_per_byte": 2.5}, []))
+    monkeypatch.setattr(pico.analysis_report, "write_page", full)
+    result = cli("eval model a text.txt --json --report page.html")
+    assert (result.code, json.loads(result.out)) == (2, {"bits_per_byte": 2.5})
+    assert result.err == "error: page.html: No space left on device\n"
+
+
+def test_version(cli):
+    assert cli("--version").out == f"picolm {pico.__version__}\n"
+
+
 def test_stdout_is_the_prompt_and_the_text_and_nothing_else(cli, home):
     result = cli("run model a --max-bytes 40 --seed 3 --device cpu --prompt", "the dög")
     steps = list(generate(load(home / "model", "a"), "the dög", max_bytes=40, seed=3, echo=True))
@@ -278,6 +337,19 @@ def test_info_knows_sizes_and_runs(cli, home):
     assert f"{run['best_bpb']:.4f}" in shown and f"{facts['parameters']:,}" in shown
 
 
+@pytest.mark.parametrize("minutes, speed, said", [(3, 0.1, "about 17 steps"), (3, 5, ""), (40, 0.1, "about 239 steps")])
+def test_a_training_too_short_to_learn_says_so_once(minutes, speed, said, capsys):
+    from pico.demo import Pace
+
+    pace = Pace(minutes)
+    line = dict(loss=1.0, train_bpb=1.0, kB_per_s=1.0, routed=0.2)
+    for step in range(1, int(minutes * 60 * speed)):
+        pace.step({**line, "step": step, "seconds": 9 + step / speed}, 0.1, None, None)
+    out = " ".join(capsys.readouterr().err.split())
+    assert out.count("1,000 steps") == bool(said) == pace.short
+    assert said in out and (not said or "--minutes 167" in out)
+
+
 def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     from pico import data, demo
 
@@ -287,10 +359,12 @@ def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     monkeypatch.setattr(demo, "preset", lambda name: read_config(home / "model"))
     small = SimpleNamespace(build=lambda **values: TrainConfig(**values, batch_size=2, context_len=32))
     monkeypatch.setattr(demo, "TrainConfig", small)
+    monkeypatch.setattr(demo, "ENOUGH", 10**6)
     for run in ("run-1", "run-2"):  # a second demo adds a run
         result = cli("demo shown --minutes 0.005")
         assert result.code == 0, result.err
-        assert result.out.replace("_", "").count("Once upon a time") == 2 and "_" in result.out
+        assert result.out.replace("_", "").count("Once upon a time") == 3 and "_" in result.out
+        assert "1,000,000 steps" in result.err and "The model that comes with Pico" in result.err
         assert "bits per byte" in result.err and "train shown my-run" in result.err
         for name in ("loss.png", "report.html", "metrics.jsonl"):
             assert (home / "shown" / run / name).stat().st_size > 0
@@ -351,7 +425,14 @@ BAD = {
     "init": "path",
     "init b --dim wide": "--dim",
     "run model a --loud": "--loud",
-    "dance": "dance",
+    "train model b text.txt --learning-rat 1": "--learning-rate",
+    "dance": "no such command 'dance' (see python picolm.py --help)",
+    "trian model": "did you mean 'train'? (see python picolm.py --help)",
+    "init b --from nowhere": "no model at --from nowhere",
+    "init b --from rows.jsonl": "--from rows.jsonl",
+    "init b --from model/zzz": "there are: a",
+    "init b --from model --dim 64": "leave out",
+    "init model --from model": "already exists",
 }
 
 

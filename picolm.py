@@ -67,12 +67,19 @@ BENCHED = options(
 )
 
 
+def path(text: str | Path) -> Path:
+    """A path as it was typed; an empty one, mostly an unset variable, would be the current folder."""
+    if text == "":
+        raise PicoError("'' is no path: give the name of a file or folder ('.' is the current one)")
+    return Path(text)
+
+
 def argument(kind, help: str):
-    return Annotated[kind, typer.Argument(help=help)]
+    return Annotated[kind, typer.Argument(help=help, parser=PARSERS.get(kind))]
 
 
 def option(kind, help: str, panel: str | None = None, *names: str):
-    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel)]
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, parser=PARSERS.get(kind))]
 
 
 def switch(name: str, help: str, panel: str | None = None):
@@ -80,6 +87,7 @@ def switch(name: str, help: str, panel: str | None = None):
     return option(bool, help, panel, name)
 
 
+PARSERS = {Path: path, Path | None: path}
 START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
 ROUTERS = ", ".join(get_args(RouterName))
 ModelPath = argument(Path, "folder of the model")
@@ -378,7 +386,7 @@ def compare(
 
     file = read_experiment(experiment, dataset, say)
     plan = file.plan(only, seeds)
-    name = experiment.stem + (f"-{Path(dataset).stem}" if dataset else "")
+    name = experiment.stem + (f"-{Path(dataset).stem}" if dataset is not None else "")
     out = out or Path("models/compare") / name
     if dry_run:
         from pico.estimate import estimate

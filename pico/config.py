@@ -247,6 +247,13 @@ class DataConfig(Config):
     )
     streaming: bool = Field(False, description="stream a Hub dataset instead of downloading it")
 
+    @field_validator("dataset", "train_file", "validation_file", "train_split", "validation_split")
+    @classmethod
+    def _named(cls, name):
+        if name == "":
+            raise ValueError("expected a name; an empty one would be the current folder")
+        return name
+
     @field_validator("csv_separator")
     @classmethod
     def _one(cls, separator):

@@ -474,3 +474,35 @@ def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
     monkeypatch.setattr(folder, "read_config", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli("info model")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "demo _",
+        "init _",
+        "train _ b text.txt",
+        "train model b _",
+        "train model b text.txt --dataset-train-file _",
+        "train model b text.txt --dataset-validation-file _",
+        "run _ a",
+        "run model a --prompt-file _",
+        "eval _ a text.txt",
+        "eval model a _",
+        "eval model a text.txt --report _",
+        "compare _",
+        "compare small.json --out _",
+        "compare small.json --dataset _",
+        "export _ a given",
+        "export model a _",
+        "info _",
+        "bench generate _",
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(cli, home, line):
+    """As an unset variable in quotes gives it. Here _ stands for it."""
+    (home / "small.json").write_text('{"budget": {"steps": 1}, "configurations": [{"name": "a"}]}')
+    before = sorted(home.rglob("*"))
+    first, *rest = ["" if word == "_" else word for word in line.split()]
+    refused(cli(first, *rest), "''", "current")
+    assert [p for p in sorted(home.rglob("*")) if p not in before and p.name != ".lock"] == []

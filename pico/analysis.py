@@ -18,6 +18,7 @@ from pico.config import DataConfig, PicoError, TrainConfig
 from pico.data import open_data, open_evaluation
 from pico.documents import Documents
 from pico.evaluate import Score, Trace, traces
+from pico.files import talk
 from pico.folder import read_record, run_folder
 from pico.machine import pick_device
 from pico.reading import Reading
@@ -328,7 +329,13 @@ def evaluate_run(
     tell: shows what was read, before it is scored.
     """
     folder = run_folder(path, run)
-    record = read_record(folder, strict=context_len is None)
+    try:
+        record = read_record(folder)
+    except PicoError as error:
+        if context_len is None:
+            raise PicoError(f"{error}, or give --context-len") from None
+        talk(f"{error}; what is held out for validation may be other text than in training")
+        record = {}
     known = {key: value for key, value in record.get("train", {}).items() if key in ("context_len", "seed")}
     training = TrainConfig.build(**known | ({} if context_len is None else {"context_len": context_len}))
     model = checkpoint.load(path, folder.name, step, device=pick_device(device))

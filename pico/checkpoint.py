@@ -25,13 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from pico.config import ModelConfig, PicoError
 from pico.files import open_regular, read_json, reason, remove, sync, talk
-from pico.files import write_json as write_json
-from pico.folder import Locked as Locked
 from pico.folder import checkpoints, differences, read_config, run_folder
-from pico.folder import create as create
-from pico.folder import lock as lock
-from pico.folder import read_record as read_record
-from pico.folder import runs as runs
 from pico.state import pack, unpack
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pico.config import ModelConfig, PicoError
-from pico.files import NO_LINKS, entries, read_json, remove, talk, write_json, writing
+from pico.files import NO_LINKS, entries, read_json, remove, write_json, writing
 from pico.hints import command
 
 try:
@@ -151,8 +151,8 @@ def checkpoints(run: Path) -> list[Path]:
     return [p for p in entries(run) if re.fullmatch(r"[0-9]{8}", p.name)]
 
 
-def read_record(run: Path, strict: bool = True) -> dict:
-    """train.json of a run, {} if it has none. Raises PicoError if it cannot be read; not strict, that is only said."""
+def read_record(run: Path) -> dict:
+    """train.json of a run, {} if it has none. Raises PicoError if it cannot be read."""
     file = run / "train.json"
     try:
         record = read_json(file)
@@ -162,10 +162,7 @@ def read_record(run: Path, strict: bool = True) -> dict:
     except FileNotFoundError:
         return {}
     except PicoError as error:
-        if strict:
-            raise PicoError(f"{error}: mend it from another run's") from None
-        talk(f"{error}: what is held out for validation may be other text than in training")
-        return {}
+        raise PicoError(f"{error}: mend it from another run's") from None
     return record
 
 

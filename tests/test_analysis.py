@@ -243,6 +243,22 @@ def test_a_run_is_evaluated_with_yardsticks_and_a_page(tmp_path, monkeypatch):
             evaluate_run(path, "r", data, device="cpu", **wrong)
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"train": 7}', "\x00"])
+def test_evaluating_needs_the_context_alone(tmp_path, capfd, content):
+    path = create(tmp_path / "m", tiny().config)
+    checkpoint.save(path / "r", 3, tiny(), [], {"seconds": 1.0})
+    (path / "r" / "train.json").write_text(content)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("cats purr. " * 20)
+    with pytest.raises(PicoError, match=r"train.json.*: mend it from another run's, or give --context-len"):
+        evaluate_run(path, "r", DataConfig(dataset=str(texts)), device="cpu")
+    report, _ = evaluate_run(path, "r", DataConfig(dataset=str(texts)), context_len=32, device="cpu")
+    assert report["context_len"] == 32 and "may be other text than in training" in capfd.readouterr().err
+    odd = {"train": {"context_len": 48, "seed": 1, "batch_size": "many", "of a later version": True}}
+    write_json(path / "r" / "train.json", odd)
+    assert evaluate_run(path, "r", DataConfig(dataset=str(texts)), device="cpu")[0]["context_len"] == 48
+
+
 def test_training_text_is_the_end_of_what_the_run_read(tmp_path):
     file = tmp_path / "train.txt"
     file.write_bytes(TEXT * 100)

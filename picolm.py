@@ -10,6 +10,7 @@ from pico import process
 if __name__ == "__main__":  # before the slow imports: Ctrl-C among them is no traceback
     process.guard()
 
+import base64
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pico import __version__, hints
-from pico.config import PRESETS, DataConfig, ModelConfig, PicoError, RouterName, TrainConfig, preset
+from pico.config import LONGEST_PROMPT, PRESETS, DataConfig, ModelConfig, PicoError, RouterName, TrainConfig, preset
 from pico.experiment import form
 from pico.flags import flags, options
 
@@ -237,6 +238,11 @@ def run(
     max_bytes: option(int, "bytes to write at most", "Sampling") = 512,
     num_samples: option(int, "texts, written as one batch", "Sampling") = 1,
     seed: option(int, "same seed, same text", "Sampling") = 0,
+    stop: option(
+        list[str] | None,
+        r"end a text before it comes to this one; may be given again; \n and \t may be spelled out",
+        "Sampling",
+    ) = None,
     speculative: option(
         bool, "draft several bytes and check them at once; the text is as likely as without", "Model"
     ) = True,
@@ -245,9 +251,17 @@ def run(
         "--show-router-decisions", "put _ before what went through the latent blocks", "Output"
     ) = False,
     stats: switch("--stats", "speed and acceptance as a JSON object on stderr", "Output") = False,
+    as_json: switch("--json", "a JSON object a line for each text, when all are written", "Output") = False,
     device: Device = None,
 ):
-    """Continue a prompt with the model of a run. stdout holds the prompt and the text, nothing else."""
+    """Continue a prompt with the model of a run. stdout holds the prompt and the text, nothing else.
+
+    In a file or a pipe these are the bytes themselves; a terminal gets control characters as their pictures.
+    """
+    if as_json and show_router_decisions:
+        raise PicoError(
+            "--json and --show-router-decisions were both given: the JSON says what was routed, drop the latter"
+        )
     start = read_prompt(prompt, prompt_file)
     from pico import generate, load
     from pico.machine import pick_device
@@ -263,11 +277,15 @@ def run(
         min_p=min_p,
         seed=seed,
         num_samples=num_samples,
+        stop=[argument_bytes(text.replace("\\n", "\n").replace("\\t", "\t")) for text in stop or ()],
         speculative=speculative,
         disable_latent=disable_latent,
         echo=True,
     )
-    write_samples(generation, num_samples, show_router_decisions)
+    if as_json:
+        write_objects(generation, num_samples)
+    else:
+        write_samples(generation, num_samples, show_router_decisions)
     if stats:
         say(json.dumps(generation.stats))
 
@@ -276,21 +294,28 @@ def read_prompt(text: str | None, file: Path | None) -> bytes:
     """The prompt's bytes, wherever they come from."""
     if text is not None and file is not None:
         raise PicoError("--prompt and --prompt-file were both given: choose one")
+    most = LONGEST_PROMPT + 1  # enough to see that it is too long, even where there is no end
     if file is not None:
         try:
-            return file.read_bytes()
+            with open(file, "rb") as stream:
+                return stream.read(most)
         except OSError as error:
             raise PicoError(f"cannot read --prompt-file {file}: {error.strerror}") from None
     if text == "-":
-        return sys.stdin.buffer.read()
-    return (text or "").encode("utf-8", "surrogateescape")
+        return sys.stdin.buffer.read(most)
+    return argument_bytes(text or "")
+
+
+def argument_bytes(text: str) -> bytes:
+    """The bytes that were typed, also where they are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def write_samples(generation, count: int, show_routed: bool) -> None:
     """Writes the first text while it grows, then the others, an empty line between them."""
-    from pico.report import marked, underscored
+    from pico.vocab import characters, visible
 
-    later = [[] for _ in range(count)]
+    later, terminal = [[] for _ in range(count)], sys.stdout.isatty()
 
     def first():
         for step in generation:
@@ -299,19 +324,45 @@ def write_samples(generation, count: int, show_routed: bool) -> None:
             else:
                 later[step.row].append(step)
 
-    if hasattr(sys.stdout, "reconfigure"):
+    def write(text: str, data: bytes) -> None:
+        """One of the two: the text for a person, the bytes for whatever reads them."""
+        if terminal:
+            sys.stdout.write(text)
+        else:
+            sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+    if terminal:
         sys.stdout.reconfigure(encoding="utf-8")
     for row in range(count):
         if row:
-            sys.stdout.write("\n\n")
-            sys.stdout.flush()
+            write("\n\n", b"\n\n")
             if sys.stderr.isatty():
                 say("─" * 40)
-        for piece in marked(later[row] if row else first()):
-            sys.stdout.write(underscored([piece]) if show_routed else piece[0])
-            sys.stdout.flush()
-    if sys.stdout.isatty():
+        for character, steps in characters(later[row] if row else first()):
+            mark = "_" * (show_routed and any(step.routed for step in steps))
+            write(mark + visible(character), mark.encode() + bytes(step.byte for step in steps))
+    if terminal:
         sys.stdout.write("\n")
+
+
+def write_objects(generation, count: int) -> None:
+    """A JSON object a line for each text: its prompt and itself, what was routed, how it ended, the stats of them all.
+
+    Where prompt or text is no UTF-8, its bytes are beside it in base64.
+    """
+    rows = [{"prompt": [], "text": []} for _ in range(count)]
+    for step in generation:
+        rows[step.row]["prompt" if step.prompt else "text"].append(step)
+    for row, ended in zip(rows, generation.ended):
+        made: dict = {}
+        for name, steps in row.items():
+            data = bytes(step.byte for step in steps)
+            made[name] = data.decode(errors="replace")
+            if made[name].encode() != data:
+                made[f"{name}_base64"] = base64.b64encode(data).decode()
+            made[f"{name}_routed"] = [step.routed for step in steps]
+        print(json.dumps(made | {"ended": ended, "stats": generation.stats}))
 
 
 @app.command(name="eval", rich_help_panel=LOOK)

@@ -20,6 +20,7 @@ class DataError(PicoError):
     """Text that can no longer be read: its file changed, or its server is gone."""
 
 
+LONGEST_PROMPT = 100_000_000  # bytes
 MAX_FEED = 64  # bytes that one forward of generation may read; longer prompts are fed in pieces
 RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]

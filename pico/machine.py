@@ -41,8 +41,8 @@ def pick_device(name: str | None = None) -> torch.device:
         best = torch.accelerator.current_accelerator(check_available=True)
         return best if best is not None else torch.device("cpu")
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # 'meta' makes tensors, and they hold nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise PicoError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
     return torch.device(name)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pico.report import spread
-from pico.vocab import characters
+from pico.vocab import characters, visible
 
 
 class Byte(NamedTuple):
@@ -87,7 +87,7 @@ def shaded(steps: list[Byte], low: float = 0.0, high: float = 1.0) -> str:
         weight, bits = max(b.weight for b in own), sum(b.bits for b in own)
         kind = " class=r" if any(b.routed for b in own) else ""
         code = bytes(b.byte for b in own).hex(" ")
-        shown = {"\n": "↵\n", "\t": "⇥\t"}.get(text, chr(0x2400 + ord(text)) if ord(text) < 32 else escape(text))
+        shown = {"\n": "↵\n", "\t": "⇥\t"}.get(text, escape(visible(text)))
         style = f"--w:{min(max((weight - low) / span, 0), 1):.2f};--s:{min(bits / 8, 1):.2f}"
         data = f'data-w="{weight:.2f}" data-b="{bits:.2f}" data-c="{code}"'
         out.append(f'<i{kind} style="{style}" {data}>{shown}</i>')

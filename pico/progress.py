@@ -99,7 +99,6 @@ class Display:
         self.say(f"sample at step {step}")
         if not self.quiet:
             terminal = self.console.is_terminal
-            pieces = [(text if text.isprintable() or text in "\n\t" else "\ufffd", *rest) for text, *rest in pieces]
             self.console.print(routed_text(pieces) if terminal else Text(underscored(pieces)), soft_wrap=True)
 
     def summary(self, end: Summary, best: dict | None, saved: int) -> None:

@@ -14,7 +14,7 @@ from pico.config import ModelConfig, PicoError
 from pico.files import writing
 from pico.folder import checkpoints, run_folder
 from pico.metrics import read_metrics
-from pico.vocab import characters
+from pico.vocab import characters, visible
 
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e6eaee"
 TRAIN, VALIDATION, FLOOR = "#4c8fdd", "#d9670a", "#59636e"
@@ -129,8 +129,8 @@ def marked(steps) -> Iterator[tuple[str, bool, float]]:
 
 
 def underscored(pieces: Iterable[tuple[str, bool, float]]) -> str:
-    """(character, routed, weight) as plain text with `_` before what was routed."""
-    return "".join(f"_{text}" if routed else text for text, routed, _ in pieces)
+    """(character, routed, weight) as plain, visible text with `_` before what was routed."""
+    return "".join(f"_{visible(text)}" if routed else visible(text) for text, routed, _ in pieces)
 
 
 def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
@@ -138,7 +138,7 @@ def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
     out = Text()
     for text, routed, weight in pieces:
         shade = WARM[min(int(weight * len(WARM)), len(WARM) - 1)]
-        out.append(text, style=f"bold underline {shade}" if routed else None)
+        out.append(visible(text), style=f"bold underline {shade}" if routed else None)
     return out
 
 

@@ -10,6 +10,19 @@ CONTROL_NAMES = ("bos", "eos", "system", "user", "assistant", "end-of-turn")
 VOCABULARY = 264  # 256 bytes + 6 control symbols, padded to a multiple of 8
 
 
+# what a terminal would obey instead of showing it: control characters, and those that turn the direction of writing
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0x2426)
+
+
+def visible(text: str) -> str:
+    """Text as a terminal may get it: control characters other than newline and tab become their pictures (U+2400 ...).
+
+    C1 controls and bidirectional overrides, which have none, become the picture of a substitute (U+2426).
+    """
+    return text.translate(PICTURES)
+
+
 class Utf8Stream:
     """Turns bytes into characters as soon as each is complete; invalid bytes become U+FFFD, never an error."""
 

@@ -1,5 +1,6 @@
 """The command line, in this process: exit codes, what goes to stdout and what to stderr, flags, bad input."""
 
+import base64
 import errno
 import io
 import json
@@ -19,6 +20,7 @@ import picolm
 from pico import folder, generate, load
 from pico.config import DataConfig, ModelConfig, TrainConfig, preset
 from pico.folder import checkpoints, read_config, read_record
+from pico.vocab import visible
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = typer.main.get_command(picolm.app).commands
@@ -41,15 +43,15 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(home, capsys, monkeypatch):
-    """cli("run model a --seed 1") -> its exit code, stdout and stderr; paths are relative to `home`."""
+def cli(home, capsysbinary, monkeypatch):
+    """cli("run model a --seed 1") -> its exit code, stdout (as text, and `raw`) and stderr; paths start at `home`."""
     monkeypatch.chdir(home)
 
     def call(line: str, *more: str):
-        capsys.readouterr()
+        capsysbinary.readouterr()
         code = picolm.main([*line.split(), *more])
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+        raw, err = capsysbinary.readouterr()
+        return SimpleNamespace(code=code, out=raw.decode(errors="replace"), raw=raw, err=err.decode())
 
     return call
 
@@ -240,8 +242,51 @@ def test_version(cli):
 def test_stdout_is_the_prompt_and_the_text_and_nothing_else(cli, home):
     result = cli("run model a --max-bytes 40 --seed 3 --device cpu --prompt", "the dög")
     steps = list(generate(load(home / "model", "a"), "the dög", max_bytes=40, seed=3, echo=True))
-    assert result.out == bytes(s.byte for s in steps).decode(errors="replace")
+    assert result.raw == bytes(s.byte for s in steps)
     assert result.out.startswith("the dög") and result.err == ""
+
+
+def test_a_terminal_gets_pictures_and_a_pipe_the_bytes(cli, home, monkeypatch):
+    data = b"\x1b[2J the \xff cat\r\n\t\xc2\x9b"
+    (home / "odd.bin").write_bytes(data)
+    line = "run model a --max-bytes 30 --device cpu --prompt-file odd.bin --temperature 2"
+    piped = cli(line)
+    assert piped.raw.startswith(data) and len(piped.raw) <= len(data) + 30
+    marked = cli(line + " --show-router-decisions").raw
+    assert marked.count(b"_") > piped.raw.count(b"_") and marked.replace(b"_", b"") == piped.raw.replace(b"_", b"")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = cli(line)
+    assert shown.out.startswith("␛[2J the \ufffd cat␍\n\t␦") and shown.out.endswith("\n")
+    assert shown.raw.decode() == visible(piped.raw.decode(errors="replace")) + "\n"  # and it is valid UTF-8
+
+
+def test_samples_as_json(cli, home):
+    (home / "odd.bin").write_bytes(b"the \xff")
+    line = "run model a --max-bytes 20 --device cpu --num-samples 2 --json"
+    steps = [[], []]
+    for step in generate(load(home / "model", "a"), "the", num_samples=2, max_bytes=20):
+        steps[step.row].append(step)
+    objects = [json.loads(text) for text in cli(line, "--prompt", "the").out.splitlines()]
+    for found, row in zip(objects, steps, strict=True):
+        data = bytes(step.byte for step in row)
+        assert found["prompt"] == "the" and "prompt_base64" not in found and len(found["prompt_routed"]) == 3
+        assert found["text"] == data.decode(errors="replace")
+        assert (
+            base64.b64decode(found["text_base64"]) == data if "text_base64" in found else found["text"].encode() == data
+        )
+        assert found["text_routed"] == [step.routed for step in row]
+        assert found["ended"] in ("end", "length") and found["stats"]["bytes"] == sum(map(len, steps))
+    (odd, _) = (json.loads(text) for text in cli(line + " --prompt-file odd.bin").out.splitlines())
+    assert odd["prompt"] == "the \ufffd" and base64.b64decode(odd["prompt_base64"]) == b"the \xff"
+
+
+def test_a_text_ends_before_a_stop_text(cli):
+    line = "run model a --max-bytes 60 --device cpu --temperature 0 --num-samples 2 --prompt the"
+    whole = cli(line).raw.split(b"\n\n")[0].removeprefix(b"the")
+    wanted = whole[: whole.index(whole[5:7])]
+    stop = whole[5:7].decode("utf-8", "surrogateescape")  # as the system hands over bytes that are no UTF-8
+    assert cli(line, "--stop", "nowhere", "--stop", stop).raw == b"\n\n".join([b"the" + wanted] * 2)
+    assert cli(line, "--stop", r"\n\n", "--json", "--stop", stop).out.count('"ended": "stop"') == 2
 
 
 def test_router_decisions_are_underscores(cli, home):
@@ -261,18 +306,25 @@ def test_prompts_from_a_file_and_from_stdin_hold_any_bytes(cli, home, monkeypatc
     data = b"the \xff cat\n"
     (home / "prompt.bin").write_bytes(data)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-    a = cli("run model a --max-bytes 9 --device cpu --prompt-file prompt.bin").out
-    b = cli("run model a --max-bytes 9 --device cpu --prompt -").out
-    assert a == b and a.startswith("the \ufffd cat\n")
+    a = cli("run model a --max-bytes 9 --device cpu --prompt-file prompt.bin").raw
+    b = cli("run model a --max-bytes 9 --device cpu --prompt -").raw
+    assert a == b and a.startswith(data)
+
+
+def test_a_prompt_without_end_is_refused(cli, monkeypatch):
+    monkeypatch.setattr(picolm, "LONGEST_PROMPT", 1000)
+    monkeypatch.setattr(generate, "LONGEST_PROMPT", 1000)
+    for file in ("text.txt", "/dev/zero") if Path("/dev/zero").exists() else ("text.txt",):
+        refused(cli(f"run model a --device cpu --prompt-file {file}"), "1,001 bytes or more, expected at most 1,000")
 
 
 def test_samples_are_a_batch_with_an_empty_line_between(cli, home):
-    out = cli("run model a --num-samples 3 --max-bytes 20 --device cpu --prompt", "the").out
+    raw = cli("run model a --num-samples 3 --max-bytes 20 --device cpu --prompt", "the").raw
     rows = [bytearray() for _ in range(3)]
     for step in generate(load(home / "model", "a"), "the", num_samples=3, max_bytes=20, echo=True):
         rows[step.row].append(step.byte)
     assert len({bytes(row) for row in rows}) > 1
-    assert out == "\n\n".join(row.decode(errors="replace") for row in rows)
+    assert raw == b"\n\n".join(rows)
 
 
 def test_stats_are_one_json_object_on_stderr(cli):
@@ -418,6 +470,19 @@ BAD = {
     "run model a --top-k -2": "top-k",
     "run model a --max-bytes 0": "max-bytes",
     "run model a --num-samples 0": "num-samples",
+    "run model a --num-samples 100000000000": "num-samples",
+    "run model a --max-bytes 100000000000000000000": "max-bytes",
+    "run model a --temperature 1e308": "temperature",
+    "run model a --temperature nan": "temperature",
+    "run model a --top-k 99999999999": "top-k",
+    "run model a --json --show-router-decisions": "--show-router-decisions",
+    "run model a --device meta": "meta",
+    "eval model a text.txt --device meta": "meta",
+    "train model b text.txt --device meta": "meta",
+    "init b --ngram-dim 100000000000000000000000": "ngram_dim",
+    "init b --ngram-dim 1e23": "--ngram-dim",
+    "init b --next-tokens 1000": "next_tokens",
+    "init b --router stride --latent-capacity-factor 0.4": "try 0.5 or 0.3333",
     "eval model a text.txt --context-len 0": "context_len",
     "eval model a text.txt --report nowhere/page.html": "no folder nowhere",
     "compare nothing.json": "benchmarks/",

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import filtered, random_tokens, texts, tiny, trained, use_tables
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+import pico.decode
+import pico.generate
 from pico.batch import BatchDecoder, BatchReader
 from pico.cache import MAX_FEED
-from pico.config import PicoError
+from pico.config import LONGEST_PROMPT, PicoError
 from pico.decode import distribution
 from pico.generate import generate
 from pico.vocab import BOS, EOS, VOCABULARY
@@ -134,6 +136,81 @@ def test_a_model_in_training_generates_as_in_evaluation_and_goes_on_training():
     model(random_tokens(2, 100)).logits.sum().backward()
 
 
+def cut(text: bytes, stops: list[bytes]) -> tuple[bytes, bool]:
+    """The text before the stop text that is complete first, the longest of those that end there; whether it has one."""
+    for end in range(1, len(text) + 1):
+        if found := [s for s in stops if text[:end].endswith(s)]:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=3).map(lambda b: bytes(97 + x % 3 for x in b)), min_size=1, max_size=3),
+    st.integers(0, 9),
+    st.sampled_from([0, 1.0]),
+    st.booleans(),
+)
+@example([b"ab", b"aab"], 0, 1.0, True)
+@example([b"abc", b"b"], 1, 1.0, True)
+def test_a_text_ends_before_its_stop_text(stops, seed, temperature, speculative):
+    """What the same seed writes without it, cut: over the edges of drafts, in a batch as alone."""
+    a, b, c = b"abc"
+    right = {i: {a: 0.4, b: 0.3, c: 0.25, EOS: 0.05} for i in (BOS, a, b, c, EOS)}
+    wrong = {i: {a: 0.1, b: 0.3, c: 0.5, EOS: 0.1} for i in right}
+    options = dict(max_bytes=30, seed=seed, temperature=temperature, speculative=speculative)
+    with pytest.MonkeyPatch.context() as patch:
+        model, _ = use_tables(patch, right, right, wrong)
+        for prompts in ([b"ab"], [b"", b"a", b"bc"]):
+            whole = generate(model, prompts, **options)
+            wanted = [cut(text, stops) for text in texts(whole)]
+            stopped = generate(model, prompts, stop=stops, **options)
+            assert texts(stopped) == [text for text, _ in wanted]
+            assert stopped.ended == ["stop" if found else end for (_, found), end in zip(wanted, whole.ended)]
+            assert stopped.stats["bytes"] == sum(len(text) for text, _ in wanted)
+            assert stopped.stats["forwards"] <= whole.stats["forwards"]
+
+
+def test_stop_texts_are_seen_in_any_draft(monkeypatch):
+    """A stop text that begins in one forward and ends in another, with right drafts and with wrong ones."""
+    ring = [{i: {(i + k) % 256: 1} for i in range(256)} | {BOS: {64 + k: 1}} for k in range(1, 5)]
+    for tables in (ring, [ring[0], ring[2], ring[1], ring[3]]):
+        for stop in (b"E", b"DE", b"BCDEFGHIJ", b"H"):
+            model, _ = use_tables(monkeypatch, *tables)
+            run = generate(model, [b"", b"@"], max_bytes=40, temperature=1.0, stop=[b"no", stop])
+            assert texts(run) == [bytes(range(65, stop[0]))] * 2 and run.ended == ["stop"] * 2
+    model, _ = use_tables(monkeypatch, *ring)
+    run = generate(model, b"", max_bytes=5, temperature=1.0, stop="EFG")  # held back, then out of bytes
+    assert texts(run) == [b"ABCDE"] and run.ended == ["length"]
+    run = generate(model, b"AB", max_bytes=3, temperature=1.0, stop="BC", echo=True)  # the prompt is no part of it
+    assert bytes(step.byte for step in run) == b"ABCDE"
+
+
+def test_how_texts_ended(monkeypatch):
+    table = {i: {i + 1: 1} for i in range(65, 90)} | {70: {EOS: 1}, EOS: {65: 1}, BOS: {65: 1}}
+    model, _ = use_tables(monkeypatch, table, table)
+    run = generate(model, [b"", b"G", b"J"], max_bytes=7, temperature=1.0, stop=["NO"])
+    assert run.ended == [None] * 3
+    assert texts(run) == [b"ABCDEF", b"HIJKLMN", b"KLM"] and run.ended == ["end", "length", "stop"]
+
+
+def test_seconds_are_those_of_generation(monkeypatch):
+    """A slow reader of the steps does not make the model slow."""
+    now = [0.0]
+    monkeypatch.setattr(pico.generate.time, "perf_counter", lambda: now[0])
+    model = trained("topk")
+    forward = pico.decode.TextReader.read
+
+    def read(*args):
+        now[0] += 1
+        return forward(*args)
+
+    monkeypatch.setattr(pico.decode.TextReader, "read", read)
+    run = generate(model, "a", max_bytes=20)
+    for _ in run:
+        now[0] += 1000
+    assert run.stats["seconds"] == run.stats["forwards"]
+
+
 def test_stats_are_complete():
     run = generate(trained("all"), ["a", "b"], max_bytes=25, temperature=0)
     texts(run)
@@ -161,6 +238,36 @@ def test_impossible_settings_are_all_named():
     for bad in (dict(temperature=float("nan")), dict(top_p=float("nan")), dict(top_p=1.5), dict(min_p=-0.1)):
         with pytest.raises(PicoError, match="expected"):
             generate(None, **bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(temperature=1e308), dict(temperature=float("inf")), dict(top_k=10**30), dict(max_bytes=10**30),
+        dict(num_samples=10**30), dict(seed=2**64), dict(prompt=[]), dict(prompt=["a"] * 300, num_samples=300),
+        dict(stop=[""]), dict(stop=["x" * 1000]), dict(stop=["x"] * 100), dict(prompt=bytes(LONGEST_PROMPT + 1)),
+    ],
+)  # fmt: skip
+def test_no_setting_is_without_bounds(bad):
+    with pytest.raises(PicoError, match=f"{next(iter(bad)).replace('_', '-')}.*expected"):
+        generate(None, **({"prompt": b""} | bad))
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-5, 1000])
+def test_the_last_temperatures_that_are_allowed_give_text(temperature):
+    for prompts in ([b""], [b"", b"a"]):
+        assert sum(map(len, texts(generate(tiny(), prompts, max_bytes=20, temperature=temperature)))) > 0
+
+
+@pytest.mark.parametrize("chained", [True, False])
+@pytest.mark.parametrize("heads", [62, 63, 64])
+def test_as_many_heads_as_there_may_be(heads, chained):
+    """Drafts and the byte before them fit into one forward."""
+    model = tiny("topk", next_tokens=heads, chained_heads=chained)
+    options = dict(max_bytes=100, temperature=0)
+    together = texts(generate(model, [b"", b"a"], **options))
+    assert together == texts(generate(model, [b"", b"a"], speculative=False, **options))
+    assert together == [texts(generate(model, prompt, **options))[0] for prompt in (b"", b"a")]
 
 
 def test_generate_is_a_function_for_whoever_imports_it():

@@ -90,6 +90,14 @@ def test_a_terminal_shows_routed_text_underlined_and_plain_text_intact():
     assert all("underline" in style for style in styles.values()) and styles["a"] != styles["["]
 
 
+def test_nothing_shown_moves_a_terminal():
+    pieces = list(marked([Step(byte, byte == 0x1B) for byte in b"a\x1b[31m\r\tb\n\xff"]))
+    assert underscored(pieces) == "a_␛[31m␍\tb\n\ufffd"
+    assert routed_text(pieces).plain == "a␛[31m␍\tb\n\ufffd"
+    page = shaded(document(b"\x1b\x7f<", [0.5] * 3, [False] * 3, [1.0] * 3))
+    assert "␛" in page and "␡" in page and "&lt;" in page
+
+
 # --- the loss plot ----------------------------------------------------------------------------------------------------
 
 

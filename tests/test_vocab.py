@@ -1,10 +1,11 @@
+import unicodedata
 from types import SimpleNamespace
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pico import vocab
-from pico.vocab import CONTROL_NAMES, VOCABULARY, Utf8Stream, characters
+from pico.vocab import CONTROL_NAMES, VOCABULARY, Utf8Stream, characters, visible
 
 MIXED = st.lists(st.one_of(st.binary(max_size=4), st.text(max_size=3).map(str.encode)), max_size=8).map(b"".join)
 
@@ -50,3 +51,26 @@ def test_every_step_belongs_to_one_character(data):
     for text, part in found:
         assert len(text) == 1 and part
         assert bytes(step.byte for step in part).decode(errors="replace") == text
+
+
+TURNS = "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"
+
+
+def test_a_terminal_gets_pictures_of_what_it_would_obey():
+    assert visible("a\tb\n\x1b[2J\x07\r\x00\x7f") == "a\tb\n␛[2J␇␍␀␡"
+    assert visible("\x9b2J\u202eevil\u2066") == "␦2J␦evil␦"
+    for code in range(0x110000):
+        character = chr(code)
+        obeyed = unicodedata.category(character) == "Cc" and character not in "\n\t"
+        obeyed |= unicodedata.bidirectional(character) in [
+            "LRE",
+            "RLE",
+            "LRO",
+            "RLO",
+            "PDF",
+            "LRI",
+            "RLI",
+            "FSI",
+            "PDI",
+        ]
+        assert (visible(character) != character) == obeyed, hex(code)

@@ -1,7 +1,14 @@
 """Datasets of the Hub, through a folder laid out like one of its repositories; and what one without network sees."""
 
+import http.server
 import json
+import os
 import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from helpers import write_parquet
@@ -333,3 +340,81 @@ def test_data_dir_that_leads_out_and_links_of_the_user(repository, tmp_path):
     (repository / "README.md").write_text(card.format("other"))
     train, _ = open_data(DataConfig(dataset=str(repository), column_name="a"), seed=0)
     assert len(train) == 119
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub as downloading one dataset asks for."""
+
+    rows = b"".join(b'{"text": "row %d"}\n' % i for i in range(200))
+    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n"
+    files: ClassVar = {"README.md": card, "train.jsonl": rows}
+
+    def do_GET(self):
+        path = self.path.split("?")[0].removeprefix("/api")
+        listing = [{"type": "file", "oid": name, "size": len(data), "path": name} for name, data in self.files.items()]
+        if path.startswith(("/datasets/owner/tales/tree/", "/datasets/owner/tales/paths-info/")):
+            self.answer(json.dumps(listing).encode())
+        elif path.startswith("/datasets/owner/tales/resolve/"):
+            name = path.split("/")[-1]
+            self.answer(self.files.get(name), ("ETag", f'"{name}"'), ("X-Repo-Commit", "a" * 40))
+        elif path.startswith("/datasets/owner/tales"):
+            names = [{"rfilename": name} for name in self.files]
+            self.answer(json.dumps({"id": "owner/tales", "sha": "a" * 40, "tags": [], "siblings": names}).encode())
+        else:
+            self.answer(None)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    do_HEAD = do_GET
+
+    def answer(self, data, *headers):
+        self.send_response(404 if data is None else 200)
+        missing = [("X-Error-Code", "EntryNotFound")] if data is None else []
+        for header in *headers, *missing, ("Content-Type", "application/json"), ("Content-Length", len(data or b"")):
+            self.send_header(header[0], str(header[1]))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data or b"")
+
+    def log_message(self, *_):
+        pass
+
+
+DOWNLOADING = """
+import json, sys
+from pico.config import DataConfig
+from pico.data import open_data
+found = []
+for flags in {}, {"train_file": "train.jsonl"}:
+    train, validation, *_ = open_data(DataConfig(dataset="owner/tales", **flags), 0)
+    found.append([train.fingerprint, len(train), len(validation)])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_what_was_downloaded_once_is_the_same_without_network(tmp_path):
+    """The real libraries and a small Hub of our own, which is gone when a second process wants the same data."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    named = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    named |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf")}
+    named |= {"PICO_CACHE": str(tmp_path / "pico"), "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def opened():
+        return subprocess.run([sys.executable, "-c", DOWNLOADING], env=named, capture_output=True, text=True)
+
+    try:
+        online = opened()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert online.returncode == 0, online.stderr
+    offline = opened()
+    assert offline.returncode == 0, offline.stderr
+    assert json.loads(offline.stdout) == json.loads(online.stdout)
+    assert [counts[1:] for counts in json.loads(online.stdout)] == [[198, 2], [198, 2]]

@@ -49,7 +49,7 @@ def run_demo(path: Path, minutes: float) -> int:
 
     heading(f"Training for {minutes:g} minutes")
     run = next(name for i in range(1, 10_000) if not (path / (name := f"run-{i}")).exists())
-    pace = Pace(minutes)
+    pace = Pace(path, minutes)
     if code := train(path, run, data, training, display=pace).exit_code:
         return code
 
@@ -90,11 +90,12 @@ def run_demo(path: Path, minutes: float) -> int:
 class Pace(Display):
     """The talk of a training that says, once its speed is known, whether it is too short to learn to write.
 
-    minutes: those it may take. `short` tells the answer.
+    path: of the model; minutes: those it may take. `short` tells the answer.
     """
 
-    def __init__(self, minutes: float):
+    def __init__(self, path: Path, minutes: float):
         super().__init__()
+        self.path = path
         self.seconds, self.first, self.short, self.known = 60 * minutes, None, False, False
 
     def step(self, line: dict, *rest) -> None:
@@ -107,11 +108,9 @@ class Pace(Display):
         self.short = expected < ENOUGH / 2
         if self.short:
             minutes = ENOUGH * seconds / steps / 60
-            again = hints.command("demo", "--minutes", math.ceil(minutes))
-            self.say(
-                f"At this speed there is time for about {expected:,.0f} steps, too few to learn to write. "
-                f"{ENOUGH:,} steps take about {minutes:,.0f} minutes here: {again}"
-            )
+            self.say(f"At this speed there is time for about {expected:,.0f} steps, too few to learn to write.")
+            self.say(f"{ENOUGH:,} steps take about {minutes:,.0f} minutes here:")
+            self.say(f"  {hints.command('demo', self.path, '--minutes', math.ceil(minutes))}")
 
 
 def show(model, **settings) -> None:

@@ -393,13 +393,13 @@ def test_info_knows_sizes_and_runs(cli, home):
 def test_a_training_too_short_to_learn_says_so_once(minutes, speed, said, capsys):
     from pico.demo import Pace
 
-    pace = Pace(minutes)
+    pace = Pace(Path("models/demo"), minutes)
     line = dict(loss=1.0, train_bpb=1.0, kB_per_s=1.0, routed=0.2)
     for step in range(1, int(minutes * 60 * speed)):
         pace.step({**line, "step": step, "seconds": 9 + step / speed}, 0.1, None, None)
     out = " ".join(capsys.readouterr().err.split())
     assert out.count("1,000 steps") == bool(said) == pace.short
-    assert said in out and (not said or "--minutes 167" in out)
+    assert said in out and (not said or "demo models/demo --minutes 167" in out)
 
 
 def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
@@ -554,6 +554,7 @@ def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
     [
         "demo _",
         "init _",
+        "init b --from _",
         "train _ b text.txt",
         "train model b _",
         "train model b text.txt --dataset-train-file _",

@@ -91,8 +91,8 @@ def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
     where = named(part.files) if part.files else f"split '{name}'"
     held = not validation and config.validation_size
     if part.stream is not None:
-        stream = Stream(part.stream, name, config, _held_rows(config.validation_size) if held else None)
-        return _filled(stream.collect(rows=STREAM_ROWS if held else None), config), where, "streamed"
+        selects = _held_rows(config.validation_size) if held else None
+        return _read_stream(part.stream, name, config, reading, selects), where, "streamed"
     documents = part.read(reading)
     if held:
         return hold_out(documents, config.validation_size)[1], where, _held_out(documents, config)
@@ -102,10 +102,12 @@ def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
 def _open_stream(config: DataConfig, splits: dict[str, Part], train: str, validation: str | None, reading: Reading):
     stream, held = splits[train].stream, None
     if validation:
-        documents, how = _read_stream(splits[validation].stream, validation, config), f"split '{validation}'"
+        how = f"split '{validation}'"
+        documents = _read_stream(splits[validation].stream, validation, config, reading, size=STREAM_BYTES)
     else:
         held = _held_rows(config.validation_size)
-        documents, how = _read_stream(stream, train, config, held), "of the stream's first rows, not trained on"
+        how = "of the stream's first rows, not trained on"
+        documents = _read_stream(stream, train, config, reading, held, STREAM_BYTES)
     training = Stream(stream, train, config, held and (lambda row: not held(row)))
     reading.tell("training", f"a stream, split '{train}'", f"column '{training.column}'")
     reading.tell("validation", amount(documents), how)
@@ -215,10 +217,14 @@ def _separated(documents: Documents, config: DataConfig, reading: Reading) -> Do
     return _filled(cut, config)
 
 
-def _read_stream(dataset, split: str, config: DataConfig, selects: Callable | None = None) -> Documents:
-    """The validation part of a stream: its first 32 MB."""
-    rows = STREAM_ROWS if selects else None
-    return _filled(Stream(dataset, split, config, selects).collect(size=STREAM_BYTES, rows=rows), config)
+def _read_stream(
+    dataset, split: str, config: DataConfig, reading: Reading, selects: Callable | None = None, size: int | None = None
+) -> Documents:
+    """The documents of a stream that score: up to `size` bytes, and of its first rows only where some are selected."""
+    stream = Stream(dataset, split, config.model_copy(update={"document_separator": None}), selects)
+    documents = stream.collect(size=size, rows=STREAM_ROWS if selects else None)
+    reading.left_out["rows without text"] += documents.empty
+    return _separated(documents, config, reading)
 
 
 def _filled(documents: Documents, config: DataConfig) -> Documents:

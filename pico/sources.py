@@ -108,6 +108,12 @@ def find_files(root: Path, raw: bool = False) -> Found:
             names.append(name)
         elif not path.is_dir():
             left_out["broken link" if path.is_symlink() else "no plain file"] += 1
+    saved = {"dataset_info.json", "dataset_dict.json"} & set(map(str, names))
+    if not raw and saved and any(name.suffix == ".arrow" for name in names):
+        raise PicoError(
+            f"{root} was written by save_to_disk, as .arrow files, which are not read: write it as .parquet, with "
+            f"datasets.load_from_disk({str(root)!r}) and the to_parquet of each split"
+        )
     talk = {name for name in names if name.name.lower().partition(".")[0] in TALK}
     data = [name for name in names if suffix(name) in DATA and name not in talk]
     is_data = not raw and bool(data) and 2 * len(data) >= len(names) - len(talk)

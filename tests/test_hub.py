@@ -16,6 +16,7 @@ from helpers import write_parquet
 from pico import data, hub
 from pico.config import DataConfig, PicoError
 from pico.data import Batches, open_data, open_evaluation
+from pico.reading import Reading
 
 datasets = pytest.importorskip("datasets")
 
@@ -305,6 +306,27 @@ def test_streaming_does_not_change_local_files(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     train, _ = open_data(DataConfig(dataset=str(tmp_path / "a.txt"), streaming=True), seed=0)
     assert isinstance(train, data.Documents)
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_read_of_a_repository_is_said(repository, streaming):
+    write_parquet(repository / "main" / "held.parquet", id=[1, 2, 3], story=["held one", None, "held two"])
+    config = DataConfig(dataset=str(repository), streaming=streaming, document_separator="||")
+    reading, scored = Reading(), Reading()
+    open_data(config, 0, reading)
+    open_evaluation(config, reading=scored)
+    lines = "\n".join(reading.lines())
+    train = "a stream, split 'train'; column 'story'" if streaming else "120 documents, "
+    assert f"training    {train}" in lines and "column 'story'" in lines and "left out    rows without text" in lines
+    assert "validation  2 documents, 16 bytes; " in lines
+    assert scored.lines()[-2].startswith("text        2 documents, 16 bytes; split 'validation'")
+    assert scored.lines()[-1] == "left out    split 'train', rows without text"
+    for warning in reading.warnings + scored.warnings:
+        assert warning.startswith("--document-separator '||' never occurs in ")
+    assert "2 documents, 16 bytes of text" in reading.warnings[-1] and len(scored.warnings) == 1
 
 
 # --- data outside the folder ------------------------------------------------------------------------------------------

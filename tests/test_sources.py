@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 from helpers import write
 
+from pico.config import PicoError
 from pico.sources import find_files, find_splits, split_name
 
 
@@ -100,6 +102,15 @@ def test_what_is_left_out_is_counted(tmp_path):
 def test_data_folder_with_splits(tmp_path):
     fill(tmp_path, "train.jsonl", "sub/valid.jsonl", "more.jsonl", "README.md", "LICENSE", "prepare.py", ".git/x.txt")
     assert found(tmp_path) == ({"train": ["more.jsonl", "train.jsonl"], "validation": ["sub/valid.jsonl"]}, False)
+
+
+@pytest.mark.parametrize("kind", [datasets.Dataset, datasets.DatasetDict])
+def test_what_save_to_disk_wrote_is_refused_with_the_way_out(tmp_path, kind):
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    (rows if kind is datasets.Dataset else kind(train=rows)).save_to_disk(tmp_path)
+    with pytest.raises(PicoError, match=r"was written by save_to_disk, as \.arrow files.*to_parquet"):
+        find_files(tmp_path)
+    assert find_files(tmp_path, raw=True).splits
 
 
 def test_folder_of_books(tmp_path):

@@ -73,6 +73,12 @@ def test_members_that_follow_each_other_are_one_text(tmp_path, packer):
     assert list(read_files([write(tmp_path / f"a.txt.{packer}", packed)])) == [b"".join(parts)]
 
 
+def test_zstd_that_begins_with_a_frame_to_skip(tmp_path):
+    """As pzstd writes it."""
+    file = write(tmp_path / "a.txt.zst", b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(b"text"))
+    assert list(read_files([file])) == [b"text"]
+
+
 @pytest.mark.parametrize("packer", PACKERS)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet"])
 def test_truncated_and_broken_archives_are_one_line(tmp_path, packer, name):

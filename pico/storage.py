@@ -227,10 +227,9 @@ def _find(data: Path, index: Path) -> tuple[File, np.ndarray] | None:
         if numbers.dtype == np.int64 and np.array_equal(numbers[:SUM_NUMBERS], _numbers(digest)):
             return file, lengths
         file.close()
-        problem = "does not match its checksum"
-    except Exception as error:  # numpy has one of a dozen classes for each way in which a file can be broken
-        problem = f"cannot be read ({' '.join(str(error).split())[:100]})"
-    log.warning("the copy of the data in the cache %s, it is made anew: %s", problem, data)
+    except Exception:  # numpy has one of a dozen classes for each way in which a file can be broken
+        pass
+    log.warning("the copy of the data in the cache is damaged, it is made anew: %s", data)
     return None
 
 

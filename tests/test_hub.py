@@ -440,3 +440,21 @@ def test_what_was_downloaded_once_is_the_same_without_network(tmp_path):
     assert offline.returncode == 0, offline.stderr
     assert json.loads(offline.stdout) == json.loads(online.stdout)
     assert [counts[1:] for counts in json.loads(online.stdout)] == [[198, 2], [198, 2]]
+
+
+def test_a_stream_goes_on_with_another_number_of_processes(repository):
+    """What splitting it between processes would break."""
+
+    def batches(rank, world):
+        return Batches(open_data(DataConfig(dataset=str(repository), streaming=True), 0)[0], 32, 4, 6, 0, rank, world)
+
+    whole, shards = batches(0, 1), [batches(rank, 2) for rank in range(2)]
+    for _ in range(25):
+        next(whole), [next(shard) for shard in shards]
+    state = json.loads(json.dumps(shards[1].state_dict()))
+    shards = [batches(rank, 3) for rank in range(3)]
+    for shard in shards:
+        shard.load_state_dict(state)
+    for _ in range(25):
+        expected = next(whole)
+        assert all(next(shard).equal(expected[2 * i : 2 * i + 2]) for i, shard in enumerate(shards))

@@ -54,7 +54,7 @@ class BatchDecoder:
         batch, device = len(last), reader.device
         self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
         self.q = torch.zeros(batch, drafts, VOCABULARY, device=device)  # what the drafts were drawn from
-        self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=torch.float64, device=device)
+        self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
         self.rows, ids = torch.arange(batch, device=device), torch.arange(VOCABULARY, device=device)
         self.mask = (ids == BOS) | (ids > EOS)  # control symbols that are never drawn
         self.run = Graphed(device) if device.type == "cuda" and settings["cuda_graph"] else run
@@ -65,11 +65,12 @@ class BatchDecoder:
 
         u (B, n + drafts) are uniform numbers to accept, draw and draft by.
         """
+        chances = torch.from_numpy(u).to(self.u.dtype)  # here, for the device may not know float64
         if self.last is not None:  # nothing is drafted yet
             last, self.last = self.last, None
-            record = self.step(*(torch.from_numpy(x).to(self.reader.device) for x in (last, u)))
+            record = self.step(*(x.to(self.reader.device) for x in (torch.from_numpy(last), chances)))
         else:
-            self.u.copy_(torch.from_numpy(u))
+            self.u.copy_(chances)
             record = self.run(self.step, self.tokens, self.u)
         record = record.cpu()  # the one transfer back, and the only wait
         n = record.shape[1] // 3
@@ -115,9 +116,17 @@ class BatchDecoder:
         return p / p.sum(-1, keepdim=True)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The floats to draw by: float64, except on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def draw(p: Tensor, u: Tensor) -> Tensor:
-    """One sample of each distribution p (..., V), which need not sum to one, by uniform numbers u (...): (...) ids."""
-    cumulative = p.cumsum(-1, dtype=torch.float64)
+    """One sample of each distribution p (..., V), which need not sum to one, by uniform numbers u (...): (...) ids.
+
+    Summed in u's dtype. In fp32 a u may be rounded up to 1, and would then draw what comes after all that is possible.
+    """
+    cumulative, u = p.cumsum(-1, dtype=u.dtype), u.clamp(max=1 - torch.finfo(u.dtype).eps)
     return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
 
 

@@ -44,8 +44,8 @@ def bench(
 
 def wait(device: torch.device) -> float:
     """The clock, once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
@@ -151,7 +151,7 @@ def trainable(config: ModelConfig, device: torch.device, settings: TrainConfig) 
     """A new model as a training on one process makes it."""
     model = Pico(config, settings.attention_backend, pick_dtype(settings.precision, device)).to(device).train()
     if model.ngrams:
-        model.ngrams.table.sparse = True
+        model.ngrams.table.sparse = device.type != "mps"
     return model
 
 

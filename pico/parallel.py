@@ -45,7 +45,8 @@ def prepare(model, config: TrainConfig, accelerator):
         return torch.compile(model) if config.compile else model, sharded_optimizers(model, config)
     model.to(accelerator.device)
     if model.ngrams:
-        model.ngrams.table.sparse = accelerator.num_processes == 1  # sparse gradients cannot be averaged everywhere
+        # sparse gradients cannot be averaged everywhere, and MPS has few operators for them
+        model.ngrams.table.sparse = accelerator.num_processes == 1 and accelerator.device.type != "mps"
     forward = torch.compile(model) if config.compile else model
     forward, *optimizers = accelerator.prepare(forward, *build_optimizers(model, config))
     return forward, optimizers

@@ -6,6 +6,7 @@ the model is used to it. `threshold` uses one causal rule everywhere: score > ta
 fraction is routed. The fixed rules are the honest comparisons.
 """
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,8 @@ def pack(routed: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 
 
 def fullest(routed: Tensor) -> int:
-    """Slots that hold the routed bytes of every row; on a GPU all there could be, or it would wait for the count."""
+    """Slots that hold the routed bytes of every row. On a GPU all T, for it would wait for the count: evaluation there
+    runs the latent blocks over every position, and only training saves what is not routed."""
     return routed.shape[1] if routed.is_cuda else int(routed.sum(1).max())
 
 
@@ -168,7 +170,7 @@ class Router(nn.Module):
         count, over, total, squares = self.seen
         count = count.clamp(min=1)
         deviation = (squares / count - (total / count) ** 2).clamp(min=1e-12).sqrt()
-        quantile = torch.special.ndtri(torch.tensor(1 - min(self.capacity, 0.999), device=count.device))
-        density = torch.exp(-0.5 * quantile**2) / (2 * torch.pi) ** 0.5 / deviation
+        normal = NormalDist()
+        density = normal.pdf(normal.inv_cdf(1 - min(self.capacity, 0.999))) / deviation
         self.threshold += 0.2 * ((over / count - self.capacity) / density).clamp(-deviation, deviation)
         self.seen.zero_()

@@ -281,7 +281,7 @@ def _cut(p: Tensor, group: dict) -> tuple[int, int, int, int]:
 def _eigenvectors(gram: Tensor) -> Tensor:
     """Eigenvectors of symmetric (n, d, d), as columns of falling eigenvalue."""
     shifted = gram + 1e-30 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.eigh(shifted).eigenvectors.flip(-1)
+    return torch.linalg.eigh(_where_factored(shifted)).eigenvectors.flip(-1).to(gram.device)
 
 
 def _reorder(x: Tensor, order: Tensor, side: int) -> Tensor:
@@ -291,4 +291,9 @@ def _reorder(x: Tensor, order: Tensor, side: int) -> Tensor:
 
 def _orthonormal(x: Tensor) -> Tensor:
     """The Q of x = QR for (n, d, d). linalg.qr would cut out R too, and that takes a fifth of its time."""
-    return torch.linalg.householder_product(*torch.geqrf(x))
+    return torch.linalg.householder_product(*torch.geqrf(_where_factored(x))).to(x.device)
+
+
+def _where_factored(x: Tensor) -> Tensor:
+    """x where matrices are factored: on the CPU if it is on MPS, which lacks these operators in some versions."""
+    return x.cpu() if x.device.type == "mps" else x

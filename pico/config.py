@@ -25,8 +25,13 @@ MAX_FEED = 64  # bytes that one forward of generation may read; longer prompts a
 RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]
 Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
+Interval = Annotated[int, Field(ge=1, le=10**9)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+MOST_STEPS = 10**8 - 1  # a checkpoint's folder has eight digits
+MOST_RATE = 1e6  # far beyond what any run survives, and its products are still finite in fp32
 
 
 class Config(BaseModel):
@@ -267,36 +272,44 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """One training run. Intervals in optimizer steps; a step sees batch_size * grad_accumulation_steps chunks."""
 
-    context_len: Count = Field(512, description="bytes in a chunk")
-    batch_size: Count = Field(8, description="chunks in a batch, over all processes")
-    grad_accumulation_steps: Count = Field(1, description="batches in an optimizer step")
+    context_len: Size = Field(512, description="bytes in a chunk")
+    batch_size: Size = Field(8, description="chunks in a batch, over all processes")
+    grad_accumulation_steps: Size = Field(1, description="batches in an optimizer step")
     optimizer: Literal["soap", "soap-exact", "adamw", "muon"] = Field(
         "soap", description="how gradients become steps; soap-exact is the paper's, slow, to compare with"
     )
-    learning_rate: Positive = Field(1e-2, description="peak learning rate")
-    weight_decay: NonNegative = Field(0.01, description="decoupled; not on norms, biases, router")
+    learning_rate: Annotated[Positive, Field(le=MOST_RATE)] = Field(1e-2, description="peak learning rate")
+    weight_decay: Annotated[NonNegative, Field(le=MOST_RATE)] = Field(
+        0.01, description="decoupled; not on norms, biases, router"
+    )
     ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.7, description="share of n-gram lookups left out when a text shorter than their tables is read again"
     )
     dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
         0.1, description="share of what each block adds, left out in the same case"
     )
-    gradient_clip: Positive = Field(1.0, description="largest global gradient norm")
+    gradient_clip: Annotated[Positive, Field(le=1e12)] = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="share of the router's own loss in the total"
     )
-    epochs: Positive | None = Field(None, description="passes over the data (default 1 if no other limit)")
-    max_steps: Count | None = Field(None, description="optimizer steps")
-    max_minutes: Positive | None = Field(None, description="wall-clock training time")
-    max_flops: Positive | None = Field(None, description="FLOPs of training, charged by the bytes that were routed")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+    epochs: Annotated[Positive, Field(le=1e6)] | None = Field(
+        None, description="passes over the data (default 1 if no other limit)"
+    )
+    max_steps: Annotated[Count, Field(le=MOST_STEPS)] | None = Field(None, description="optimizer steps")
+    max_minutes: Annotated[Positive, Field(le=1e7)] | None = Field(None, description="wall-clock training time")
+    max_flops: Annotated[Positive, Field(le=1e30)] | None = Field(
+        None, description="FLOPs of training, charged by the bytes that were routed"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
         50, description="linear warm-up; then the rate falls on a line to zero"
     )
-    validation_interval: Count = Field(500, description="steps between validations")
-    checkpoint_interval: Count = Field(500, description="steps between checkpoints")
-    sample_interval: Count = Field(500, description="steps between printed samples")
-    keep_last: Count = Field(3, description="checkpoints kept, besides the best")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, data order, samples and held-out part")
+    validation_interval: Interval = Field(500, description="steps between validations")
+    checkpoint_interval: Interval = Field(500, description="steps between checkpoints")
+    sample_interval: Interval = Field(500, description="steps between printed samples")
+    keep_last: Interval = Field(3, description="checkpoints kept, besides the best")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of weights, data order, samples and held-out part"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
     compile: bool = Field(False, description="torch.compile the model")

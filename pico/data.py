@@ -335,6 +335,8 @@ def _story_count(config: DataConfig) -> int:
 class Stories(Documents):
     """Endless training stories: every epoch brings new ones. As a sequence, those of the first epoch."""
 
+    repeats = False
+
     def __init__(self, seed: int):
         first = story_documents(seed, FIRST_TRAINING_STORY, STORIES_PER_EPOCH)
         super().__init__(first.buffer, first.starts, first.lengths)

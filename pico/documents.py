@@ -24,6 +24,7 @@ class Documents:
     Story each was made from, or None. Whatever reads the buffer raises PicoError if its file has changed.
     """
 
+    repeats = True  # every epoch reads the same documents again
     floor_bits: float | None = None
     stories: list | None = None
 
@@ -79,6 +80,14 @@ class Documents:
     def select(self, index: np.ndarray) -> "Documents":
         """The documents at these positions (or where a mask of (n,) bool is true), in this order."""
         return Documents(self.buffer, self.starts[index], self.lengths[index])
+
+    def first(self, size: int) -> "Documents":
+        """The documents that fit whole into the first `size` bytes, at least one; of stories the floor is theirs."""
+        part = self.select(np.arange(max(1, np.searchsorted(np.cumsum(self.lengths), size, side="right"))))
+        if self.stories:
+            part.stories = self.stories[: len(part)]
+            part.floor_bits = sum(story.bits for story in part.stories)
+        return part
 
     def split(self, separator: str | None) -> "Documents":
         r"""Cuts every document at each separator, which belongs to neither side. \n and \t may be spelled out."""

@@ -199,6 +199,7 @@ class Stream:
     """
 
     floor_bits = None
+    repeats = False  # nobody knows its size: taken for more than could be learned by heart
 
     def __init__(self, dataset, split: str, config: DataConfig, selects: Callable[[int], bool] | None = None):
         self.column = text_column(dataset, config)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pico.config import PicoError, TrainConfig
 
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # or over one's quota
+
 PROBE, PROBES = 3.0, 5  # seconds, and times, that work is tried with one thread and with all
 
 
@@ -179,7 +181,7 @@ class Prefetch:
 
 @contextmanager
 def catch_signals(counts: dict[int, int]):
-    """Counts SIGINT and SIGTERM instead of dying of them; a second Ctrl-C interrupts at once."""
+    """Counts these signals instead of dying of them; a second Ctrl-C interrupts at once. nohup's SIGHUP stays off."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -189,7 +191,8 @@ def catch_signals(counts: dict[int, int]):
         if number == signal.SIGINT and counts[number] > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in counts}
+    off = [number for number in counts if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in counts if number not in off}
     try:
         yield
     finally:
@@ -199,7 +202,7 @@ def catch_signals(counts: dict[int, int]):
 
 @contextmanager
 def explained(config: TrainConfig):
-    """Turns running out of memory or disk into a PicoError that says what to do."""
+    """Turns what the machine refuses, memory, disk or a file, into a PicoError that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -210,6 +213,6 @@ def explained(config: TrainConfig):
             f"--context-len {config.context_len}, or take a smaller model"
         ) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise PicoError("the disk is full: free space, then --resume") from None
+        what = f"cannot use {error.filename}: " if error.filename else ""
+        reason = "the disk is full" if error.errno in FULL else error.strerror or error
+        raise PicoError(f"{what}{reason}; mend that, then --resume") from None

@@ -12,6 +12,9 @@ checkpoint holds the state that a single process would have: runs may change the
 """
 
 import os
+import re
+import threading
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -23,19 +26,75 @@ from pico.config import PicoError, TrainConfig
 from pico.model import Pico
 from pico.optimizers import build_optimizers
 
+FAILED, CODE = "pico/failed", "pico/exit code"  # in the store that all processes share
+GRACE = 5.0  # seconds that a process has to stop by itself once another has failed
+
+
+class Elsewhere(SystemExit):
+    """Another process failed, and says why. This one ends without a word."""
+
 
 def on_main(function):
-    """function() on the main process; its result, or its PicoError, on every process."""
-    outcome = [None, None]
+    """function() on the main process, its result on every process. If it raises there, the others end: Elsewhere."""
+    outcome = [None, False]
     if PartialState().is_main_process:
         try:
             outcome[0] = function()
-        except PicoError as error:
-            outcome[1] = error
+        except BaseException:
+            outcome[1] = True
+            broadcast_object_list(outcome)
+            raise
     broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if outcome[1]:
+        raise Elsewhere(1)
     return outcome[0]
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process that ends by this error returns, see picolm.py."""
+    return 2 if isinstance(error, PicoError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+@contextmanager
+def together():
+    """An error of one process ends all: the first says why, the others stop without a word, wherever they are.
+
+    They may be waiting in C++ for a process that is gone, where no exception reaches them. So a thread of each asks
+    twice a second whether one has failed, and ends its process if that has not ended by itself soon after.
+    """
+    if PartialState().num_processes == 1:
+        yield
+        return
+    store, over = dist.distributed_c10d._get_default_store(), threading.Event()
+    threading.Thread(target=_watch, args=(store.clone(), over), daemon=True).start()
+    try:
+        yield
+    except Elsewhere:
+        raise Elsewhere(int(store.get(CODE))) from None
+    except BaseException as error:
+        with suppress(RuntimeError):  # the store is gone with the process that held it
+            if store.add(FAILED, 1) > 1:
+                raise Elsewhere(int(store.get(CODE))) from None
+            lost = isinstance(error, RuntimeError) and re.search("gloo|NCCL|onnection (closed|reset)", str(error))
+            if lost:
+                error = PicoError("another process of this training was killed: start them anew, with --resume")
+            store.set(CODE, str(exit_code(error)))
+        raise error from None if isinstance(error, PicoError) else error.__cause__
+    finally:
+        over.set()
+
+
+def _watch(store, over: threading.Event) -> None:
+    code = 1
+    while not over.wait(0.5):
+        try:
+            if store.check([CODE]):
+                code = int(store.get(CODE))
+                break
+        except RuntimeError:  # nor is there anybody left to ask
+            break
+    if not over.wait(GRACE):
+        os._exit(code)
 
 
 def prepare(model, config: TrainConfig, accelerator):

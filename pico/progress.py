@@ -3,6 +3,8 @@
 All of it goes to stderr. On a terminal the line is redrawn in place; elsewhere a plain line comes every few seconds.
 """
 
+import io
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from rich.text import Text
 from pico.report import count, routed_text, underscored
 
 PLAIN_SECONDS = 10.0  # between plain lines
+# of a training: Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) as a shell counts them
+EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": 143, "hung up": 129}
 
 
 def duration(seconds: float) -> str:
@@ -24,9 +28,6 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d}"
     return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
-
-
-EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": 143}
 
 
 @dataclass
@@ -41,18 +42,46 @@ class Summary:
     flops: int  # charged by routed bytes
     executed_flops: int  # with the empty slots of the latent buffer
     folder: Path
-    stopped: str = "finished"  # or "interrupted" (Ctrl-C), "terminated" (SIGTERM): see EXIT_CODES
+    stopped: str = "finished"  # or a word of EXIT_CODES
 
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.stopped]
 
 
+class Silence(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Unfailing:
+    """A stream that goes silent when its reader is gone (a closed pipe, a dead terminal, a full disk)."""
+
+    def __init__(self, stream):
+        self.stream = stream or Silence()  # Python has no stderr if it was closed before the start
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except (OSError, ValueError):
+            self.stream = Silence()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.stream = Silence()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 class Display:
     """The talk of one training. `quiet` says nothing but warnings. Use as a context manager."""
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(file=Unfailing(sys.stderr), highlight=False)
         self.quiet = quiet
         self._due = 0.0
         self._progress = None

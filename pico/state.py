@@ -46,6 +46,15 @@ def unpack(tree, tensors: dict[str, torch.Tensor]):
     return {key: unpack(value, tensors) for key, value in tree.items()}
 
 
+def set_seed(seed: int, rank: int = 0) -> None:
+    """Seeds every random generator of this process (on all devices); each rank draws something else."""
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # it takes no more
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict:
     """The state of every random generator of this process, as a tree for pack."""
     version, words, gauss = random.getstate()

@@ -10,13 +10,15 @@ CPU a resumed run repeats the uninterrupted one bit for bit.
 import json
 import math
 import os
+import secrets
 import signal
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object
 
 from pico import budget, checkpoint, hints, parallel, runs
 from pico.config import DataConfig, DataError, ModelConfig, PicoError, TrainConfig
@@ -43,12 +45,16 @@ from pico.parallel import on_main, whole_model
 from pico.progress import Display, Summary
 from pico.reading import Reading, counted, outlook
 from pico.report import marked, plot_losses, underscored
-from pico.state import rng_state, set_rng_state
+from pico.state import rng_state, set_rng_state, set_seed
+from pico.trackers import Tracker
+from pico.vocab import VOCABULARY
 
-VALIDATION_BYTES = 100_000  # scored at each validation; `picolm.py eval` scores everything
+VALIDATION_BYTES = 100_000  # scored at each validation, whole documents; `picolm.py eval` scores everything
 SAMPLE_BYTES = 256
 CAUSAL_FROM = 0.8  # of a run: from here on `topk` trains with the rule that it generates with
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
+STOPS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}  # signals, and what they make of a run
+SAVES = "SIGUSR1"
 LN2 = math.log(2)
 
 
@@ -85,6 +91,7 @@ def train(
     if accelerator.device.type == "cpu":
         keep_memory()
     with ExitStack() as stack:
+        stack.enter_context(parallel.together())
         display = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
         stack.enter_context(explained(config))
         training = Training(path, run, model_config, data, config, accelerator, display)
@@ -109,8 +116,10 @@ class Training:
         self.bpb: float | None = None  # of the newest validation
         self.saved = -1  # step of the newest checkpoint
         self.sample_bytes: int | None = 0  # size of samples.txt at the checkpoint that we start from, if it says so
-        self.signals = {signal.SIGINT: 0, signal.SIGTERM: 0}  # received by this process
+        known = [name for name in (*STOPS, SAVES) if hasattr(signal, name)]  # Windows has not all of them
+        self.signals = {getattr(signal, name): 0 for name in known}  # received by this process
         self.stopped: str | None = None  # agreed by all processes
+        self.saves_wanted = self.saves_made = 0  # by signal; agreed by all processes
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -129,11 +138,12 @@ class Training:
         if config.batch_size % world:
             raise PicoError(f"batch_size {config.batch_size} does not divide over {world} processes: use a multiple")
         self.documents, self.validation = open_data(self.data, config.seed, self.reading)
-        part = self.validation if len(self.validation) else self.documents
-        self.floor = part.floor_bits / part.bytes if part.floor_bits is not None else None
-        source = self.base = None
+        self.scored = self.validation.first(VALIDATION_BYTES) if len(self.validation) else self.validation
+        self.floor = self.scored.floor_bits / self.scored.bytes if self.scored.floor_bits is not None else None
+        source, self.base, self.before, self.tracker_run = None, None, {}, ""
         if resume:
-            self.base = on_main(lambda: read_record(self.folder)).get("base_weights")
+            self.before = on_main(lambda: read_record(self.folder))
+            self.base = self.before.get("base_weights")
             settings = self.model_config, self.data, config, self.documents.fingerprint, router
             found = on_main(lambda: runs.check_resume(self.path, self.folder, *settings))
             source, self.model_config, skipped = found
@@ -155,24 +165,26 @@ class Training:
                 runs.load_base(self.model, self.path, self.base)
             self.display.say(f"starting from the weights of {base_weights}, step {self.base['step']}")
         self.forward, self.optimizers = parallel.prepare(self.model.train(), config, accelerator)
+        if accelerator.process_index:
+            set_seed(config.seed, accelerator.process_index)  # its rows lose others to dropout than rank 0's
         rank, heads = accelerator.process_index, self.model_config.next_tokens
         self.batches = Batches(
             self.documents, config.context_len, heads, config.batch_size, config.seed, rank=rank, world=world
         )
         if source:
             self.restore(source)
-        self.pick_threads(resume)
+        self.pick_threads()
         self.position = self.batches.state_dict()
         # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
         numbers = math.prod(self.model.ngrams.table.weight.shape) if self.model.ngrams else 0
-        self.short = getattr(self.documents, "bytes", math.inf) < numbers
+        self.short = self.documents.repeats and self.documents.bytes < numbers
         self.total_steps = budget.step_limit(config, self.batches.chunks_per_epoch)
         on_main(self.write_record)
-        if config.tracker != "none":
-            settings = {**config.model_dump(), **self.data.model_dump(), **self.model_config.model_dump()}
-            settings = {key: value for key, value in settings.items() if value is not None}
-            options = {"wandb": {"name": self.run_name, "dir": str(self.folder)}}
-            accelerator.init_trackers(config.tracker_project_name, settings, options)
+        settings = {**config.model_dump(), **self.data.model_dump(), **self.model_config.model_dump()}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        self.tracker = Tracker(
+            accelerator, config, settings, self.folder, self.tracker_run, self.step, self.display.warn
+        )
 
     def announce(self) -> None:
         """Before the first step: what was read, what is to come, and what cannot be meant so."""
@@ -196,11 +208,11 @@ class Training:
             f"reach its peak; train longer, or give --warmup-steps"
         )
 
-    def pick_threads(self, resume: bool) -> None:
+    def pick_threads(self) -> None:
         """On a CPU: what is faster for a new run, as many as before for a resumed one: sums round in their order."""
         if self.accelerator.device.type != "cpu":
             return
-        threads = read_record(self.folder).get("threads") if resume else None
+        threads = self.before.get("threads")
         if isinstance(threads, int) and threads > 0:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
         elif self.accelerator.num_processes == 1 and not threads_chosen():
@@ -218,12 +230,14 @@ class Training:
 
     def write_record(self) -> None:
         """train.json; metrics.jsonl and samples.txt cut back to the step we start from."""
+        self.tracker_run = self.before.get("tracker_run") or secrets.token_hex(4)
         more = {
             "fingerprint": self.documents.fingerprint,
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "threads": torch.get_num_threads(),
             "base_weights": self.base,
+            "tracker_run": self.tracker_run,
         }
         cut_back(self.folder, self.step, self.sample_bytes)
         record = runs.record(self.model_config, self.data, self.config, **more)
@@ -260,16 +274,15 @@ class Training:
                 line = self.optimizer_step(prefetch)
                 if line is None:
                     continue
-                last = self.progress() >= 1
-                if last or self.step % config.validation_interval == 0:
+                if self.due(config.validation_interval):
                     line |= self.validate()
-                if last or self.step % config.sample_interval == 0:
+                if self.due(config.sample_interval):
                     self.sample()
                 if main:
                     append(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
-                self.accelerator.log(line, step=self.step)
+                self.tracker.log(line)
                 new_best = self.best is not None and self.best["step"] == self.step
-                if last or new_best or self.step % config.checkpoint_interval == 0:
+                if new_best or self.saves_wanted > self.saves_made or self.due(config.checkpoint_interval):
                     self.save()
                 self.display.step(line, self.progress(), self.remaining(), self.floor)
             if self.saved != self.step:
@@ -317,11 +330,12 @@ class Training:
         if accelerator.num_processes > 1:
             numbers = accelerator.reduce(numbers)
             clock = float(numbers[-1])
-        *means, nats, norm, text, interrupted, terminated, _ = numbers.tolist()
+        *sums, norm, text = numbers[: len(totals) + 2].tolist()
+        *means, nats = sums
+        self.heed(numbers[len(totals) + 2 : -1].tolist())
         parts = accelerator.num_processes * config.grad_accumulation_steps
         loss, router_loss, routed, skipped, filled = (mean / parts for mean in means)
         self.seconds = clock
-        self.stopped = "interrupted" if interrupted else "terminated" if terminated else None
         finite = math.isfinite(nats + loss + router_loss + norm)
         if finite:
             for optimizer in self.optimizers:
@@ -353,16 +367,19 @@ class Training:
             "kB_per_s": round(self.rate / 1000, 2),
         }
 
+    def heed(self, counts: list[float]) -> None:
+        """What the signals that all processes have received ask for."""
+        received = dict(zip(self.signals, counts))
+        self.saves_wanted = received.pop(getattr(signal, SAVES, None), 0)
+        self.stopped = next((STOPS[signal.Signals(number).name] for number, n in received.items() if n), None)
+
     def skip(self, loss: float, norm: float) -> None:
         """A step that was not finite: say so, and stop after ten in a row."""
         self.model.router.seen.zero_()  # what it saw is not finite either
         self.skips += 1
         self.display.warn(f"step {self.step + 1} skipped: loss {loss}, gradient norm {norm} ({self.skips} in a row)")
         if self.skips == MOST_SKIPS:
-            raise PicoError(
-                f"{MOST_SKIPS} steps in a row had a loss or gradient that is not finite; {self.last_good()}: "
-                f"--resume from there with a --learning-rate below {self.config.learning_rate}"
-            )
+            raise self.diverged(f"{MOST_SKIPS} steps in a row had a loss or gradient that is not finite")
 
     def progress(self) -> float:
         """Fraction of the run that is done, by steps, clock or FLOPs, whichever is furthest; 0 if nothing limits it."""
@@ -374,21 +391,38 @@ class Training:
         done = self.progress()
         return self.seconds * (1 / done - 1) if done else None
 
+    def due(self, interval: int) -> bool:
+        return self.progress() >= 1 or self.step % interval == 0
+
     # --- now and then --------------------------------------------------------------------------------------------
 
-    def validate(self) -> dict:
-        """Causal bits per byte of the first VALIDATION_BYTES of the validation text; remembers the best."""
-        if not len(self.validation):
-            return {}
-
+    def sound_model(self):
+        """The model for what the main process does with it alone (None elsewhere). Raises PicoError if it diverged."""
         model = whole_model(self.model)
 
-        def bits_per_byte() -> float:
-            texts = (self.validation[i] for i in range(len(self.validation)))
-            return score(model, texts, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+        def check() -> None:
+            numbers = [*model.state_dict().values(), every_byte(model)]
+            if not torch.stack([x.isfinite().all() for x in numbers]).all():
+                raise self.diverged(f"the weights of step {self.step} are not finite, or too large to compute with")
 
-        self.bpb = on_main(bits_per_byte)
-        if math.isfinite(self.bpb) and (self.best is None or self.bpb < self.best["bits_per_byte"]):
+        on_main(check)
+        return model
+
+    def validate(self) -> dict:
+        """Causal bits per byte of the validation text's first documents; remembers the best."""
+        if not len(self.scored):
+            return {}
+
+        model = self.sound_model()
+
+        def bits_per_byte() -> float:
+            return score(model, self.scored, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+
+        bpb = on_main(bits_per_byte)
+        if not math.isfinite(bpb):
+            raise self.diverged(f"the validation of step {self.step} is not finite")
+        self.bpb = bpb
+        if self.best is None or bpb < self.best["bits_per_byte"]:
             self.best = {"step": self.step, "bits_per_byte": self.bpb}
         floor = f", the floor is {self.floor:.4f}" if self.floor is not None else ""
         self.display.say(f"step {self.step}: validation {self.bpb:.4f} bits per byte{floor}")
@@ -396,10 +430,11 @@ class Training:
 
     def sample(self) -> None:
         """One text, shown and added to samples.txt with a _ before what was routed."""
-        model = whole_model(self.model)
+        model = self.sound_model()
 
         def write() -> None:
-            pieces = list(marked(generate(model, max_bytes=SAMPLE_BYTES, seed=self.step)))
+            with np.errstate(all="ignore"):  # numbers of a run that is about to diverge
+                pieces = list(marked(generate(model, max_bytes=SAMPLE_BYTES, seed=self.step)))
             self.display.sample(self.step, pieces)
             append(self.folder / "samples.txt", f"step {self.step}\n{underscored(pieces)}\n\n")
 
@@ -419,7 +454,7 @@ class Training:
             "sample_bytes": size_of(self.folder / "samples.txt"),
         }
 
-        model, optimizers = whole_model(self.model), [optimizer.state_dict() for optimizer in self.optimizers]
+        model, optimizers = self.sound_model(), [optimizer.state_dict() for optimizer in self.optimizers]
 
         def write() -> None:
             checkpoint.save(self.folder, self.step, model, optimizers, state)
@@ -428,11 +463,15 @@ class Training:
                 self.display.warn(f"removed the damaged checkpoint {problem}")
 
         on_main(write)
-        self.saved = self.step
+        self.saved, self.saves_made = self.step, self.saves_wanted
 
-    def last_good(self) -> str:
+    def diverged(self, what: str) -> PicoError:
+        """The error that ends a run whose numbers got out of hand."""
         folder, _ = checkpoint.newest(self.folder)
-        return f"the last good checkpoint is {folder}" if folder else "there is no checkpoint yet"
+        good = (
+            f"the last good checkpoint is {folder}: --resume from there" if folder else "nothing is saved: start again"
+        )
+        return PicoError(f"{what}; {good} with a --learning-rate below {self.config.learning_rate}")
 
     def finish(self) -> Summary:
         """The plot, the table, the next command."""
@@ -454,3 +493,14 @@ class Training:
             self.display.say("next: the same command with --resume")
         self.accelerator.end_training()
         return summary
+
+
+@torch.inference_mode()
+def every_byte(model) -> torch.Tensor:
+    """Logits (1, V, N, V) of a text in which every symbol stands once."""
+    training = model.training
+    model.eval()
+    try:
+        return model(torch.arange(VOCABULARY, device=model.router.threshold.device)[None]).logits
+    finally:
+        model.train(training)

@@ -1,5 +1,6 @@
 """The training loop: its limits, what a run leaves, and how it stops."""
 
+import io
 import json
 import math
 import os
@@ -10,11 +11,14 @@ import pytest
 import torch
 from training import SMALL, assert_same_run, config, go, metrics, weights
 
-from pico import DataConfig, PicoError, TrainConfig, checkpoint, preset
+from pico import DataConfig, PicoError, TrainConfig, checkpoint, files, preset
 from pico import train as module
+from pico.data import story_documents
+from pico.evaluate import Score
 from pico.folder import checkpoints, create, read_config
 from pico.model import Pico, flops_per_byte
 from pico.optimizers import build_optimizers, set_learning_rate
+from pico.stories import floor
 from pico.train import Training, train
 
 
@@ -31,9 +35,18 @@ def test_heads_look_ahead_less_and_less_and_the_end_of_a_run_routes_causally(pat
     assert seen == [(step >= 8, round(1 - step / 10, 3)) for step in range(10)]
 
 
-@pytest.mark.parametrize("rows,again", [(256, (0.7, 0.1)), (16, (0.0, 0.0))])
+@pytest.mark.parametrize("rows,again", [(256, (0.7, 0.1)), (16, (0.0, 0.0)), (None, (0.0, 0.0))])
 def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, data, monkeypatch):
-    """Short: of fewer bytes than the n-gram tables have numbers."""
+    """Short: of fewer bytes than the n-gram tables have numbers. None: of documents that are new in each epoch."""
+    if rows is None:
+        rows, reading = 256, module.open_data
+
+        def fresh(*settings):
+            documents, validation = reading(*settings)
+            documents.repeats = False
+            return documents, validation
+
+        monkeypatch.setattr(module, "open_data", fresh)
     forward, step, used, seen = Pico.forward, Training.optimizer_step, [], {}
 
     def noted(self, *args, **options):
@@ -251,33 +264,225 @@ def test_the_floor_of_stories_is_known_and_printed(path, capfd):
     summary = train(path, "r", DataConfig(dataset="stories", validation_size=20), config(max_steps=2), device="cpu")
     err = capfd.readouterr().err
     assert 0 < summary.floor < 2 < summary.bpb
+    stories = story_documents(0, 0, 20).stories
+    assert summary.floor == pytest.approx(floor(stories))
     assert f"(floor {summary.floor:.3f})" in err and f"the floor is {summary.floor:.4f}" in err
+
+
+def test_the_floor_is_that_of_the_stories_that_are_scored(path, monkeypatch):
+    texts = []
+    monkeypatch.setattr(module, "VALIDATION_BYTES", 4000)
+    monkeypatch.setattr(
+        module, "score", lambda model, documents, *_, **__: texts.extend(documents) or Score(32, 16, [1.0], [1])
+    )
+    summary = go(path, "r", DataConfig(dataset="stories", validation_size=20), config(max_steps=1))
+    stories = story_documents(0, 0, len(texts)).stories
+    assert texts == [story.text.encode() for story in stories] and 0 < len(texts) < 20
+    assert sum(map(len, texts)) <= 4000 and summary.floor == pytest.approx(floor(stories))
+
+
+def test_stories_and_streams_are_never_read_again():
+    from pico.data import Stories
+    from pico.documents import Documents
+    from pico.hub import Stream
+
+    assert (Documents.repeats, Stories.repeats, Stream.repeats) == (True, False, False)
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "number, stopped, code", [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)]
-)
-def test_a_signal_stops_with_a_checkpoint(path, data, monkeypatch, number, stopped, code):
-    go(path, "whole", data)
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+def kill_at_step(monkeypatch, number, step):
     original = Training.optimizer_step
 
     def optimizer_step(self, prefetch):
-        if self.step == 4:
+        if self.step == step:
             os.kill(os.getpid(), number)
         return original(self, prefetch)
 
+    monkeypatch.setattr(Training, "optimizer_step", optimizer_step)
+
+
+unix = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
+
+
+@pytest.mark.parametrize(
+    "number, stopped, code",
+    [
+        ("SIGINT", "interrupted", 130),
+        ("SIGTERM", "terminated", 143),
+        pytest.param("SIGHUP", "hung up", 129, marks=unix),
+    ],
+)
+def test_a_signal_stops_with_a_checkpoint(path, data, monkeypatch, number, stopped, code):
+    go(path, "whole", data)
+    number = getattr(signal, number)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "optimizer_step", optimizer_step)
+        kill_at_step(patch, number, 4)
         summary = go(path, "r", data)
     assert (summary.steps, summary.stopped, summary.exit_code) == (5, stopped, code)
     assert checkpoint.newest(path / "r")[0].name == "00000005"
-    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(number))
     go(path, "r", data, resume=True)
     assert_same_run(path, "whole", "r")
+
+
+@unix
+def test_a_signal_saves_and_goes_on(path, data, monkeypatch):
+    go(path, "whole", data, config(keep_last=9))
+    kill_at_step(monkeypatch, signal.SIGUSR1, 4)
+    assert go(path, "r", data, config(keep_last=9)).stopped == "finished"
+    assert [int(p.name) for p in checkpoints(path / "whole")] == [4, 6, 8, 12]
+    assert [int(p.name) for p in checkpoints(path / "r")] == [4, 5, 6, 8, 12]
+    assert_same_run(path, "whole", "r")
+
+
+@unix
+def test_a_hangup_that_nohup_ignores_stays_ignored(path, data, monkeypatch):
+    kill_at_step(monkeypatch, signal.SIGHUP, 4)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert go(path, "r", data).stopped == "finished"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Gone:
+    """A terminal that died, or a pipe whose reader left, after a few lines."""
+
+    encoding, lines = "utf-8", 2
+
+    def __init__(self, error, terminal):
+        self.error, self.isatty = error, lambda: terminal
+
+    def write(self, text):
+        self.lines -= 1
+        if self.lines < 0:
+            raise self.error
+
+    def flush(self):
+        self.write("")
+
+    def fileno(self):
+        return 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO"), OSError(28, "ENOSPC"), ValueError("closed")])
+def test_nobody_listening_ends_no_training(path, data, monkeypatch, error, terminal):
+    go(path, "whole", data)
+    monkeypatch.setattr("sys.stderr", Gone(error, terminal))
+    monkeypatch.setattr("sys.stdout", Gone(error, terminal))
+    assert train(path, "r", data, config(), device="cpu").stopped == "finished"
+    assert_same_run(path, "whole", "r")
+    assert (path / "r/samples.txt").read_text() == (path / "whole/samples.txt").read_text()
+
+
+def test_without_any_stderr(path, data, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert train(path, "r", data, config(), device="cpu").stopped == "finished"
+
+
+# --- numbers out of hand ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "soap-exact", "adamw", "muon"])
+@pytest.mark.parametrize("rate", [1e4, 1e6])
+def test_a_diverging_run_is_one_line_and_leaves_sound_weights(path, data, optimizer, rate):
+    settings = dict(optimizer=optimizer, learning_rate=rate, warmup_steps=0, max_steps=40)
+    often = dict(checkpoint_interval=1, validation_interval=2, sample_interval=3, keep_last=99)
+    with pytest.raises(PicoError, match=r"finite.*--learning-rate below") as error:
+        go(path, "r", data, config(**settings, **often))
+    assert "\n" not in str(error.value)
+    saved = checkpoints(path / "r")
+    assert ("--resume from there" in str(error.value)) == bool(saved)
+    assert ("start again" in str(error.value)) == (not saved)
+    for folder in saved:
+        assert all(x.isfinite().all() for x in weights(path, "r", int(folder.name)).values())
+    for line in metrics(path, "r"):
+        assert all(math.isfinite(value) for value in line.values())
+
+
+@pytest.mark.parametrize("interval", ["validation_interval", "sample_interval", "checkpoint_interval"])
+def test_weights_are_looked_at_before_they_are_used(path, data, monkeypatch, interval):
+    step = Training.optimizer_step
+
+    def broken(self, prefetch):
+        line = step(self, prefetch)
+        if self.step == 3:
+            with torch.no_grad():
+                self.model.local_in[0].mlp.up.weight[0, 0] = math.inf
+        return line
+
+    monkeypatch.setattr(Training, "optimizer_step", broken)
+    monkeypatch.setattr(module, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("sampled"))
+    never = dict.fromkeys(("validation_interval", "sample_interval", "checkpoint_interval"), 1000)
+    with pytest.raises(PicoError, match=r"weights of step 3 are not finite.*nothing is saved: start again"):
+        go(path, "r", data, config(**never | {interval: 3}))
+    assert not checkpoints(path / "r")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_that_is_not_finite_ends_the_run(path, data, monkeypatch, value):
+    monkeypatch.setattr(module, "score", lambda *_, **__: type("Score", (), {"bits_per_byte": value}))
+    with pytest.raises(PicoError, match=r"validation of step 6 is not finite.*00000004: --resume from there"):
+        go(path, "r", data)
+    assert all("validation_bpb" not in line for line in metrics(path, "r"))
+
+
+# --- what the machine refuses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["samples.txt", "metrics.jsonl"])
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(path, data, monkeypatch, name):
+    opened = open
+
+    class Full(io.StringIO):
+        def write(self, text):
+            if "8" in text[:10]:  # of step 8
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        files,
+        "open",
+        lambda file, *how, **more: Full() if file.name == name else opened(file, *how, **more),
+        raising=False,
+    )
+    with pytest.raises(PicoError, match=r"full|No space"):
+        go(path, "r", data)
+    assert [int(p.name) for p in checkpoints(path / "r")] == [4, 6]
+
+
+def test_a_plot_that_cannot_be_written_is_said_only(path, data, monkeypatch, capfd):
+    def full(*_):
+        raise PicoError("loss.png cannot be written: No space left on device")
+
+    monkeypatch.setattr(module, "plot_losses", full)
+    assert train(path, "r", data, config(), device="cpu").exit_code == 0
+    assert "loss.png cannot be written: No space left" in capfd.readouterr().err
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(path, data):
+    (path / "r").write_text("a file")
+    with pytest.raises(PicoError, match=r"cannot use .*r: .*exists"):
+        go(path, "r", data)
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 2**63 - 1])
+def test_any_seed(path, data, seed):
+    go(path, "r", data, config(max_steps=3, seed=seed))
+    go(path, "r", data, config(max_steps=5, seed=seed), resume=True)
+    go(path, "whole", data, config(max_steps=5, seed=seed, checkpoint_interval=3))
+    assert weights(path, "r", 5)["heads.weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("context_len, heads", [(1, 2), (1, 8), (2, 8), (4, 63)])
+def test_a_context_shorter_than_the_heads_reach(path, data, context_len, heads):
+    other = create(path.parent / "heads", preset("tiny", **SMALL | {"next_tokens": heads}))
+    assert go(other, "r", data, config(context_len=context_len, max_steps=3)).steps == 3
 
 
 def broken_loss(monkeypatch, calls):

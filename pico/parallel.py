@@ -15,6 +15,7 @@ import os
 import re
 import threading
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from pico.config import PicoError, TrainConfig
 from pico.model import Pico
 from pico.optimizers import build_optimizers
 
-FAILED, CODE = "pico/failed", "pico/exit code"  # in the store that all processes share
+FAILED, CODE, HEARD = "pico/failed", "pico/exit code", "pico/heard by "  # in the store that all processes share
 GRACE = 5.0  # seconds that a process has to stop by itself once another has failed
 
 
@@ -70,18 +71,26 @@ def together():
     try:
         yield
     except Elsewhere:
-        raise Elsewhere(int(store.get(CODE))) from None
+        raise Elsewhere(_hear(store)) from None
     except BaseException as error:
+        if isinstance(error, RuntimeError) and re.search("gloo|NCCL|onnection (closed|reset)", str(error)):
+            error = PicoError("another process of this training was killed: start them anew, with --resume")
         with suppress(RuntimeError):  # the store is gone with the process that held it
             if store.add(FAILED, 1) > 1:
-                raise Elsewhere(int(store.get(CODE))) from None
-            lost = isinstance(error, RuntimeError) and re.search("gloo|NCCL|onnection (closed|reset)", str(error))
-            if lost:
-                error = PicoError("another process of this training was killed: start them anew, with --resume")
+                raise Elsewhere(_hear(store)) from None
             store.set(CODE, str(exit_code(error)))
+            others = [f"{HEARD}{rank}" for rank in range(dist.get_world_size()) if rank != dist.get_rank()]
+            store.wait(others, timedelta(seconds=GRACE))  # the store may end with this process
         raise error from None if isinstance(error, PicoError) else error.__cause__
     finally:
         over.set()
+
+
+def _hear(store) -> int:
+    """The exit code of the process that failed first."""
+    code = int(store.get(CODE))
+    store.set(f"{HEARD}{dist.get_rank()}", "")
+    return code
 
 
 def _watch(store, over: threading.Event) -> None:
@@ -89,7 +98,7 @@ def _watch(store, over: threading.Event) -> None:
     while not over.wait(0.5):
         try:
             if store.check([CODE]):
-                code = int(store.get(CODE))
+                code = _hear(store)
                 break
         except RuntimeError:  # nor is there anybody left to ask
             break

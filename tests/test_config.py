@@ -181,3 +181,17 @@ def test_pico_offers_its_names():
     assert pico.ModelConfig is ModelConfig and pico.preset("xs") == ModelConfig()
     with pytest.raises(AttributeError, match="no attribute 'Gpt'"):
         _ = pico.Gpt
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    [("context_len", 2**20), ("batch_size", 2**20), ("grad_accumulation_steps", 2**20), ("max_steps", 10**8 - 1),
+     ("warmup_steps", 10**8 - 1), ("validation_interval", 10**9), ("checkpoint_interval", 10**9),
+     ("sample_interval", 10**9), ("keep_last", 10**9), ("seed", 2**63 - 1), ("learning_rate", 1e6),
+     ("weight_decay", 1e6), ("gradient_clip", 1e12), ("epochs", 1e6), ("max_minutes", 1e7), ("max_flops", 1e30)],
+)  # fmt: skip
+def test_every_size_of_a_training_has_a_bound_that_is_named(name, most):
+    assert getattr(TrainConfig.build(**{name: most}), name) == most
+    for value in (2 * most + 1, 1e38):
+        with pytest.raises(PicoError, match=f"{name} = .* (less than|integer)"):
+            TrainConfig.build(**{name: value})

@@ -75,12 +75,17 @@ def path(text: str | Path) -> Path:
     return Path(text)
 
 
+def typed(kind) -> dict:
+    """How typer is to read a value of this kind."""
+    return dict(parser=path, metavar="<path>") if kind in (Path, Path | None) else {}
+
+
 def argument(kind, help: str):
-    return Annotated[kind, typer.Argument(help=help, parser=PARSERS.get(kind))]
+    return Annotated[kind, typer.Argument(help=help, **typed(kind))]
 
 
 def option(kind, help: str, panel: str | None = None, *names: str):
-    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, parser=PARSERS.get(kind))]
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, **typed(kind))]
 
 
 def switch(name: str, help: str, panel: str | None = None):
@@ -88,7 +93,6 @@ def switch(name: str, help: str, panel: str | None = None):
     return option(bool, help, panel, name)
 
 
-PARSERS = {Path: path, Path | None: path}
 START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
 ROUTERS = ", ".join(get_args(RouterName))
 ModelPath = argument(Path, "folder of the model")

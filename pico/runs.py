@@ -40,7 +40,7 @@ def check_resume(
     changed = [differences(was, model)]
     if before["fingerprint"] != fingerprint:
         changed.append(differences(DataConfig.build(**before["data"]), data))
-        changed.append(f"dataset fingerprint {before['fingerprint']} -> {fingerprint}")
+        changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
     old = TrainConfig.build(**before["train"])
     changed.append(differences(old, config, only=("optimizer", "seed", "context_len")))
     if old.step_chunks != config.step_chunks:

@@ -99,7 +99,7 @@ def test_a_run_goes_on_only_with_the_same_text(path, tmp_path, fill):
 
     once_more(b"The cat sat on the mat.\n" * 200)
     assert once_more(b"The cat sat on the mat.\n" * 200, resume=True).steps == 4
-    with pytest.raises(PicoError, match="this changed: dataset fingerprint"):
+    with pytest.raises(PicoError, match="the dataset's text is another"):
         once_more(b"The cat sat on the mat!\n" * 200, resume=True)
 
 

@@ -287,3 +287,14 @@ def test_the_shipped_experiments_are_valid():
             shape, settings = plan.shape(each), plan.settings(each, 0)
             assert isinstance(shape, ModelConfig) and isinstance(settings, TrainConfig)
             assert settings.max_flops == plan.budget.flops
+
+
+def test_the_floor_is_that_of_the_stories_that_are_scored(tmp_path, values):
+    from pico.data import story_documents
+    from pico.stories import floor
+
+    values["configurations"] = values["configurations"][:1]
+    data = {"dataset": "stories", "validation_size": 10}
+    results, _, _ = run(experiment(tmp_path, values, data=data, seeds=1, validation_bytes=2000), tmp_path / "out")
+    stories = story_documents(0, 0, 10).first(2000).stories
+    assert 0 < len(stories) < 10 and results["entropy_floor"] == pytest.approx(floor(stories))

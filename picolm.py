@@ -75,17 +75,14 @@ def path(text: str | Path) -> Path:
     return Path(text)
 
 
-def typed(kind) -> dict:
-    """How typer is to read a value of this kind."""
-    return dict(parser=path, metavar="<path>") if kind in (Path, Path | None) else {}
-
-
 def argument(kind, help: str):
-    return Annotated[kind, typer.Argument(help=help, **typed(kind))]
+    return Annotated[kind, typer.Argument(help=help, parser=path if kind in PATHS else None)]
 
 
 def option(kind, help: str, panel: str | None = None, *names: str):
-    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, **typed(kind))]
+    return Annotated[
+        kind, typer.Option(*names, help=help, rich_help_panel=panel, parser=path if kind in PATHS else None)
+    ]
 
 
 def switch(name: str, help: str, panel: str | None = None):
@@ -93,6 +90,7 @@ def switch(name: str, help: str, panel: str | None = None):
     return option(bool, help, panel, name)
 
 
+PATHS = (Path, Path | None)
 START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
 ROUTERS = ", ".join(get_args(RouterName))
 ModelPath = argument(Path, "folder of the model")

@@ -20,7 +20,7 @@ from pico.documents import Documents
 from pico.evaluate import Score, Trace, traces
 from pico.files import talk
 from pico.folder import read_record, run_folder
-from pico.machine import pick_device
+from pico.machine import pick_device, pick_threads
 from pico.reading import Reading
 from pico.routing import spacelike
 from pico.statistics import bootstrap
@@ -338,7 +338,11 @@ def evaluate_run(
         record = {}
     known = {key: value for key, value in record.get("train", {}).items() if key in ("context_len", "seed")}
     training = TrainConfig.build(**known | ({} if context_len is None else {"context_len": context_len}))
-    model = checkpoint.load(path, folder.name, step, device=pick_device(device))
+    where = pick_device(device)
+    model = checkpoint.load(path, folder.name, step, device=where)
+    if where.type == "cpu":
+        piece = torch.zeros(4, training.context_len, dtype=torch.long)
+        pick_threads(torch.inference_mode()(lambda: model(piece)), talk)
     reading = Reading()
     texts = open_evaluation(data, training.seed, reading)
     tell(reading)

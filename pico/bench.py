@@ -18,6 +18,7 @@ import torch
 from pico.attention import attention, available_backends
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.machine import keep_memory, pick_dtype
+from pico.memory import require_weights
 from pico.model import Pico, flops_per_byte
 
 KINDS = ("train", "generate", "attention", "optimizer")
@@ -32,6 +33,7 @@ def bench(
     """
     if kind not in KINDS:
         raise PicoError(f"unknown benchmark '{kind}': expected one of {', '.join(KINDS)}")
+    require_weights(config, device)
     keep_memory()
     torch.manual_seed(0)
     facts = {"benchmark": kind, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from pico.config import ModelConfig, PicoError
 from pico.files import open_regular, read_json, reason, remove, sync, talk
 from pico.folder import checkpoints, differences, read_config, run_folder
+from pico.memory import require_weights
 from pico.state import pack, unpack
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -197,6 +198,7 @@ def shapes_of(model) -> dict[str, list[int]]:
 def _shapes(config: ModelConfig) -> dict[str, list[int]]:
     from pico.model import Pico
 
+    require_weights(config)
     try:
         with torch.random.fork_rng(devices=[]):  # on the CPU: a meta device takes longer to import than this
             return shapes_of(Pico(config))
@@ -321,6 +323,7 @@ def load(
 
     def read(folder: Path) -> Pico:
         config = saved_config(path, folder)
+        require_weights(config, device)
         with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
             model = Pico(config, attention_backend=attention_backend, dtype=dtype)
         load_weights(model, folder)

@@ -19,6 +19,8 @@ from pico.batch import BatchDecoder, BatchReader
 from pico.cache import MAX_FEED
 from pico.config import LONGEST_PROMPT, PicoError
 from pico.decode import TextDecoder, TextReader
+from pico.memory import require
+from pico.model import cache_bytes
 from pico.vocab import BOS, EOS
 
 BOUNDS = {  # least and most of each setting
@@ -195,8 +197,10 @@ class Generation:
 
 
 def reader(model, batch: int) -> TextReader | BatchReader:
-    """The fastest reader of `batch` texts for this model where it is."""
-    on_cpu = next(model.parameters()).device.type == "cpu" and model.dtype == torch.float32
+    """The fastest reader of `batch` texts for this model where it is. Raises PicoError if they do not fit there."""
+    size, device = batch * cache_bytes(model.config, model.dtype), next(model.parameters()).device
+    require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
+    on_cpu = device.type == "cpu" and model.dtype == torch.float32
     return TextReader(model) if on_cpu and batch == 1 else BatchReader(model, batch)
 
 

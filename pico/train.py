@@ -38,6 +38,7 @@ from pico.machine import (
     pick_threads,
     threads_chosen,
 )  # fmt: skip
+from pico.memory import require, require_weights, training_bytes
 from pico.metrics import cut_back
 from pico.model import Pico
 from pico.optimizers import set_learning_rate
@@ -137,6 +138,10 @@ class Training:
         accelerator, config, world = self.accelerator, self.config, self.accelerator.num_processes
         if config.batch_size % world:
             raise PicoError(f"batch_size {config.batch_size} does not divide over {world} processes: use a multiple")
+        require_weights(self.model_config)
+        size = training_bytes(self.model_config, config.optimizer) / (world if parallel.sharding() else 1)
+        what = f"this model, its gradients and the state of {config.optimizer} do not fit"
+        require(size, accelerator.device, what, "take a smaller model, or --optimizer muon, which needs least")
         self.documents, self.validation = open_data(self.data, config.seed, self.reading)
         self.scored = self.validation.first(VALIDATION_BYTES) if len(self.validation) else self.validation
         self.floor = self.scored.floor_bits / self.scored.bytes if self.scored.floor_bits is not None else None

@@ -1,9 +1,10 @@
-"""Same results on every machine: one thread, and hypothesis examples that do not change from run to run.
+"""Same results on every machine: one thread (unless OMP_NUM_THREADS says more) and the same hypothesis examples.
 
 Also what test_train.py, test_resume.py and test_parallel.py start from: a model and a text.
 """
 
 import json
+import os
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pico import DataConfig, preset
 from pico import train as module
 from pico.folder import create
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 settings.register_profile("pico", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("pico")
 

@@ -190,10 +190,11 @@ class Generation:
 
         last, n, prompt = np.array([p[-1:] for p in prompts]), 1, [1] * len(prompts)
         decode = (BatchDecoder if isinstance(texts, BatchReader) else TextDecoder)(texts, last, drafts, options)
-        while True:
-            u = np.concatenate([rng.random((len(prompts), k)) for k in (n - 1, 1, drafts)], axis=1)
-            yield *decode(u), prompt
-            n, prompt = 1 + drafts, [0] * len(prompts)
+        with texts.computing():
+            while True:
+                u = np.concatenate([rng.random((len(prompts), k)) for k in (n - 1, 1, drafts)], axis=1)
+                yield *decode(u), prompt
+                n, prompt = 1 + drafts, [0] * len(prompts)
 
 
 def reader(model, batch: int) -> TextReader | BatchReader:

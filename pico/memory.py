@@ -5,7 +5,7 @@ Only what is certain is counted: weights, gradients and the optimizer's state, o
 
 from pathlib import Path
 
-import psutil  # comes with accelerate
+import psutil
 import torch
 
 from pico.config import ModelConfig, PicoError

@@ -1,6 +1,7 @@
 """Tiny models and the slow, plain ways of doing things that the tests compare with."""
 
 import itertools
+from contextlib import nullcontext
 from functools import lru_cache
 from math import exp
 from types import SimpleNamespace
@@ -164,6 +165,9 @@ class Bigram:
 
     def keep(self, count):
         pass
+
+    def computing(self):
+        return nullcontext()
 
 
 class BatchBigram(Bigram, BatchReader):

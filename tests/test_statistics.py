@@ -7,24 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.statistics import bootstrap, holm, paired_test, summary, t_quantile, t_two_sided
+from pico.statistics import bootstrap, holm, paired_test, summary
 
 
-@pytest.mark.parametrize(
-    "freedom, level, quantile",
-    [(1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.99, 4.604), (9, 0.9, 1.833), (30, 0.95, 2.042)],
-)
-def test_t_quantiles_are_those_of_printed_tables(freedom, level, quantile):
-    assert t_quantile(freedom, level) == pytest.approx(quantile, abs=6e-4)
-    assert t_two_sided(quantile, freedom) == pytest.approx(1 - level, abs=1e-4)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 5, 8])
-def test_t_probability_is_the_integral_of_its_density(freedom):
-    c = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
-    x = np.linspace(-1.7, 1.7, 20_001)
-    inside = np.trapezoid(c * (1 + x**2 / freedom) ** (-(freedom + 1) / 2), x)
-    assert t_two_sided(1.7, freedom) == pytest.approx(1 - inside, abs=1e-6)
+def test_the_interval_of_a_mean_is_that_of_printed_tables():
+    for values, quantile in (([1, 3], 12.706), ([1, 2, 3], 4.303), ([1, 2, 2, 3], 3.182)):
+        found = summary(values)
+        assert found["mean"] == 2 and found["sd"] == pytest.approx(math.sqrt(2 / (len(values) - 1)))
+        half = quantile * found["sd"] / math.sqrt(len(values))
+        assert found["interval"] == pytest.approx((2 - half, 2 + half), abs=1e-3)
 
 
 def test_a_paired_test_sees_a_small_difference_that_seeds_hide():
@@ -61,6 +52,15 @@ def test_bootstrap_weighs_by_bytes_repeats_itself_and_needs_two_units():
     low, high = bootstrap(bits, lengths)
     assert low <= 4010 / 1010 <= high and low > 3.5
     assert bootstrap([1.0], [1]) is None
+
+
+def test_bootstrap_draws_documents_as_numpy_does():
+    lengths = np.arange(10, 400)
+    bits = lengths * np.cos(lengths) ** 2
+    random = np.random.default_rng(3)
+    drawn = [random.integers(len(bits), size=len(bits)) for _ in range(50)]
+    ratios = [bits[i].sum() / lengths[i].sum() for i in drawn]
+    assert bootstrap(bits, lengths, seed=3, draws=50) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), rel=1e-12)
 
 
 def test_holm_by_hand():

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from pico.analysis import KINDS
 from pico.evaluate import Trace
-from pico.page import Plot, document, write_html
+from pico.page import document, write_html
+from pico.plots import Plot
 
 NAMES = {
     "random": "random",

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from pico.files import write_json
-from pico.report import GRID, INK, SOFT, count, spread
+from pico.plots import plot_comparison
+from pico.report import count
 
-COLOURS = ["#d9670a", "#2f6fd0", "#1a8f6a", "#9a4fc4", "#8a7a1f", "#c2385a", "#3aa6b9", "#6b6b6b", "#7fae2e"]
-COSTS = {"flops": "training FLOPs", "seconds": "seconds of training", "bytes": "bytes of text read"}
 LEVEL = 0.05  # of p, corrected: below it a difference is one
 UNITS = {"flops": "FLOP", "minutes": "min", "bytes": "bytes of text", "steps": "optimizer steps"}
 
@@ -14,7 +13,7 @@ UNITS = {"flops": "FLOP", "minutes": "min", "bytes": "bytes of text", "steps": "
 def write_report(results: dict, folder: Path) -> None:
     write_json(folder / "compare.json", results)
     (folder / "compare.md").write_text(markdown(results), encoding="utf-8")
-    plot(results, folder / "compare.png")
+    plot_comparison(results, folder / "compare.png")
 
 
 def markdown(results: dict) -> str:
@@ -102,62 +101,3 @@ def pair(interval, sign: bool = False) -> str:
     if not interval:
         return ""
     return " to ".join(f"{x:+.4f}" if sign else f"{x:.4f}" for x in interval)
-
-
-def plot(results: dict, png: Path) -> None:
-    """Bits per byte against each cost: validations on the way, and the final score with its spread over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    rows = [row for row in results["configurations"] if row["runs"]]
-    if not rows:
-        return
-    figure = Figure(figsize=(13, 4.4), dpi=140, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, (cost, label) in zip(panels, COSTS.items()):
-        for i, row in enumerate(rows):
-            colour, bpb = COLOURS[i % len(COLOURS)], row["bits_per_byte"]
-            way, end = mean_curve(list(row["runs"].values()), cost), row[cost]["mean"]
-            axes.plot(*zip(*way, (end, bpb["mean"])), color=colour, linewidth=1.6, alpha=0.8)
-            axes.errorbar(
-                end, bpb["mean"], yerr=bpb["sd"] or 0, xerr=row[cost]["sd"] or 0,
-                color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2,
-            )  # fmt: skip
-        if results["entropy_floor"] is not None:
-            axes.axhline(results["entropy_floor"], color=SOFT, linewidth=1, linestyle=(0, (5, 4)))
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.set_xlabel(label, color=SOFT)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.tick_params(colors=SOFT, length=0)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color("#afb8c1")
-    finals = [row["bits_per_byte"]["mean"] for row in rows]
-    # the first steep fall is cut off; what is worth comparing is where the curves end
-    top = max(finals) + max(0.25 * (max(finals) - min(finals)), 0.15 * max(finals))
-    bottom = min(finals) - 0.1 * (top - min(finals))
-    panels[0].set_ylim(bottom, top)
-    panels[0].set_ylabel("bits per byte, causal", color=SOFT)
-    panels[0].set_title(results["title"], loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
-    right = panels[-1]
-    for height, i in zip(spread(finals, 0.055 * (top - bottom)), range(len(rows))):
-        right.annotate(
-            f"{rows[i]['name']} {finals[i]:.3f}", (1.03, height), xycoords=("axes fraction", "data"),
-            color=COLOURS[i % len(COLOURS)], va="center", fontsize=10, annotation_clip=False,
-        )  # fmt: skip
-    figure.savefig(png)
-
-
-def mean_curve(runs: list[dict], cost: str) -> list[tuple[float, float]]:
-    """Mean cost and bits per byte over seeds at each validation that all of them had, but the last.
-
-    Validations read the beginning of the text only. Each curve is scaled to end in its run's score.
-    """
-    scales = [run["bits_per_byte"] / run["curve"][-1]["bits_per_byte"] for run in runs]
-    curves = [
-        [(check[cost], k * check["bits_per_byte"]) for check in run["curve"][:-1]] for k, run in zip(scales, runs)
-    ]
-    return [tuple(sum(values) / len(values) for values in zip(*together)) for together in zip(*curves)]

@@ -1,8 +1,4 @@
-"""What a person looks at: the loss plot, routed text in a terminal, tables of a model's size and of its runs.
-
-from pico.report import plot_losses
-plot_losses("models/my-model/my-run/metrics.jsonl", "loss.png", floor=1.02)
-"""
+"""What a person reads in a terminal: routed text, tables of a model's size and of its runs."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,110 +6,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from pico.config import ModelConfig, PicoError
-from pico.files import writing
+from pico.config import ModelConfig
 from pico.folder import checkpoints, run_folder
 from pico.metrics import read_metrics
 from pico.vocab import characters, visible
 
-INK, SOFT, GRID = "#1f2328", "#59636e", "#e6eaee"
-TRAIN, VALIDATION, FLOOR = "#4c8fdd", "#d9670a", "#59636e"
 WARM = ["#f3d9b8", "#f2b56b", "#ee8f30", "#e06c00"]  # router weight, from barely routed to certainly
-
-
-# --- the loss plot ----------------------------------------------------------------------------------------------------
-
-
-def smooth(values: list[float], window: float) -> list[float]:
-    """Exponential moving average over about `window` values, fewer at first: the start is steep."""
-    out: list[float] = []
-    for i, value in enumerate(values):
-        share = 1 / max(1, min(window, i / 5))
-        out.append(value if not out else out[-1] + share * (value - out[-1]))
-    return out
-
-
-def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | None = None) -> None:
-    """Training and validation bits per byte against bytes seen, with the entropy floor where it is known.
-
-    metrics_path: a metrics.jsonl with `bytes`, `train_bpb` and here and there `validation_bpb`.
-    Raises PicoError where there is nothing to plot.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    lines = [line for line in read_metrics(metrics_path) if {"bytes", "train_bpb"} <= line.keys()]
-    if not lines:
-        raise PicoError(f"{metrics_path} holds no training step yet: nothing to plot")
-    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
-    scale, unit = next((pair for pair in units if lines[-1]["bytes"] >= pair[0]), units[-1])
-    x = [line["bytes"] / scale for line in lines]
-    y = [line["train_bpb"] for line in lines]
-    average = smooth(y, len(y) / 50)
-    checks = [(line["bytes"] / scale, line["validation_bpb"]) for line in lines if "validation_bpb" in line]
-
-    figure = Figure(figsize=(8, 4.6), dpi=160, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(x, y, color=TRAIN, alpha=0.25, linewidth=0.8)
-    axes.plot(x, average, color=TRAIN, linewidth=1.8)
-    ends = [(average[-1], f"training {average[-1]:.3f}", TRAIN)]
-    if checks:
-        axes.plot(
-            *zip(*checks),
-            color=VALIDATION,
-            linewidth=1.8,
-            marker="o",
-            markersize=4.5,
-            markeredgecolor="white",
-            clip_on=False,
-        )
-        ends.append((checks[-1][1], f"validation {checks[-1][1]:.3f}", VALIDATION))
-    if floor is not None:
-        axes.axhline(floor, color=FLOOR, linewidth=1.2, linestyle=(0, (5, 4)))
-        ends.append((floor, f"floor {floor:.3f}", FLOOR))
-
-    low = min(value for value, _, _ in ends)
-    high = max([average[len(average) // 25], *(value for value, _, _ in ends)])  # the first steep fall is cut off
-    margin = 0.06 * max(high - low, 0.05)
-    axes.set_ylim(min([low, *average]) - margin, high + margin)
-    axes.set_xlim(0, x[-1] or 1)
-    for place, (_, label, colour) in zip(spread([value for value, _, _ in ends], 0.9 * margin), ends):
-        axes.annotate(
-            label, (1.012, place), xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=10,
-            annotation_clip=False,
-        )  # fmt: skip
-    axes.set_title("Bits per byte", loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
-    axes.set_xlabel(f"{unit} of text seen", color=SOFT)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.tick_params(colors=SOFT, length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color("#afb8c1")
-    with writing(png_path):
-        figure.savefig(png_path)
-
-
-def spread(values: list[float], gap: float) -> list[float]:
-    """The values moved apart as little as keeps them, in their order, at least `gap` from one another."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    clusters: list[list[int]] = []  # runs of labels that touch, each centred on the mean of its values
-
-    def top(cluster: list[int]) -> float:
-        return sum(values[i] for i in cluster) / len(cluster) + gap * (len(cluster) - 1) / 2
-
-    for i in order:
-        clusters.append([i])
-        while len(clusters) > 1:
-            below, above = clusters[-2:]
-            if top(above) - gap * (len(above) - 1) - top(below) >= gap:
-                break
-            clusters[-2:] = [below + above]
-    placed = {i: top(c) - gap * (len(c) - 1 - k) for c in clusters for k, i in enumerate(c)}
-    return [placed[i] for i in range(len(values))]
 
 
 # --- routed text ------------------------------------------------------------------------------------------------------

@@ -43,9 +43,10 @@ from pico.metrics import cut_back
 from pico.model import Pico
 from pico.optimizers import set_learning_rate
 from pico.parallel import on_main, whole_model
+from pico.plots import plot_losses
 from pico.progress import Display, Summary
 from pico.reading import Reading, counted, outlook
-from pico.report import marked, plot_losses, underscored
+from pico.report import marked, underscored
 from pico.state import rng_state, set_rng_state, set_seed
 from pico.trackers import Tracker
 from pico.vocab import VOCABULARY

@@ -1,9 +1,11 @@
 """Tiny models and the slow, plain ways of doing things that the tests compare with."""
 
 import itertools
+import json
 from contextlib import nullcontext
 from functools import lru_cache
 from math import exp
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -215,4 +217,15 @@ def write_parquet(path, **columns):
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+    return path
+
+
+def write_metrics(path: Path, steps=200, validation=True) -> Path:
+    """A metrics.jsonl of a training that gets better."""
+    with path.open("w") as file:
+        for step in range(1, steps + 1):
+            line = {"step": step, "bytes": 4096 * step, "train_bpb": 1 + 7 / step}
+            if validation and step % 50 == 0:
+                line["validation_bpb"] = 1.1 + 7 / step
+            file.write(json.dumps(line) + "\n")
     return path

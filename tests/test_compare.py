@@ -9,12 +9,13 @@ from pico import PicoError, checkpoint
 from pico import compare as module
 from pico import train as training
 from pico.compare import compare
-from pico.compare_report import markdown, mean_curve
+from pico.compare_report import markdown
 from pico.config import ModelConfig, TrainConfig
 from pico.evaluate import score
 from pico.experiment import Budget, read_experiment
 from pico.folder import create, lock, read_config
 from pico.metrics import read_metrics
+from pico.plots import mean_curve
 
 SMALL = dict(
     dim=16, next_tokens=1, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,

@@ -1,41 +1,35 @@
-"""What people look at: routed text, the loss plot, sizes, the heat-map page, the architecture figure."""
+"""What people look at: routed text, sizes, the heat-map page, the architecture figure."""
 
 import importlib.util
 import json
 import re
-import struct
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
-from helpers import tiny, tiny_config
+from helpers import tiny, tiny_config, write_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pico.config import PicoError
 from pico.metrics import read_metrics
 from pico.model import cache_bytes, flops_per_byte
-from pico.page import Plot, chart, contrast, document, shaded, ticks, write_html
+from pico.page import contrast, document, shaded, write_html
+from pico.plots import Plot
 from pico.report import (
     count,
     marked,
     model_facts,
     model_table,
-    plot_losses,
     routed_text,
     run_facts,
     runs_table,
-    smooth,
-    spread,
     underscored,
 )
 
 ROOT = Path(__file__).parent.parent
-NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 
 
 class Step(NamedTuple):
@@ -98,74 +92,13 @@ def test_nothing_shown_moves_a_terminal():
     assert "␛" in page and "␡" in page and "&lt;" in page
 
 
-# --- the loss plot ----------------------------------------------------------------------------------------------------
-
-
-def write_metrics(path: Path, steps=200, validation=True) -> Path:
-    with path.open("w") as file:
-        for step in range(1, steps + 1):
-            line = {"step": step, "bytes": 4096 * step, "train_bpb": 1 + 7 / step}
-            if validation and step % 50 == 0:
-                line["validation_bpb"] = 1.1 + 7 / step
-            file.write(json.dumps(line) + "\n")
-    return path
-
-
-@pytest.mark.parametrize("steps, validation, floor", [(200, True, 0.9), (1, False, None), (3, True, 5.0)])
-def test_the_loss_plot_is_a_picture(tmp_path, steps, validation, floor):
-    plot_losses(write_metrics(tmp_path / "metrics.jsonl", steps, validation), tmp_path / "loss.png", floor)
-    data = (tmp_path / "loss.png").read_bytes()
-    width, height = struct.unpack(">II", data[16:24])
-    assert data.startswith(b"\x89PNG") and width > height > 500
-
-
-def test_the_plot_shows_curves_floor_and_their_values(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: kept.append(figure))
-    plot_losses(write_metrics(tmp_path / "metrics.jsonl"), tmp_path / "loss.png", floor=0.9)
-    (axes,) = kept[0].axes
-    assert {text.get_text().split()[0] for text in axes.texts} == {"training", "validation", "floor"}
-    raw, _, validation, floor = axes.lines
-    assert list(raw.get_ydata()) == [1 + 7 / step for step in range(1, 201)]
-    assert list(validation.get_ydata()) == pytest.approx([1.1 + 7 / step for step in (50, 100, 150, 200)])
-    assert list(validation.get_xdata()) == pytest.approx([204.8, 409.6, 614.4, 819.2])  # kB
-    assert set(floor.get_ydata()) == {0.9}
-    low, high = axes.get_ylim()
-    assert low < 0.9 and 1.2 < high < 8  # the floor is in sight, the first steep fall is cut
-
-
-def test_an_empty_run_has_nothing_to_plot(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "by')
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-    with pytest.raises(PicoError, match="nothing to plot"):
-        plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+# --- sizes and runs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_line_cut_by_a_crash_is_passed_over(tmp_path):
     path = write_metrics(tmp_path / "metrics.jsonl", 3)
     path.write_text(path.read_text() + '{"step": 4, "bytes": 12')
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
-
-
-@given(st.lists(NUMBERS, min_size=1, max_size=30), st.floats(1, 50))
-def test_smoothing_stays_between_the_extremes(values, window):
-    out = smooth(values, window)
-    assert len(out) == len(values) and out[0] == values[0]
-    assert min(values) - 1e-6 <= min(out) and max(out) <= max(values) + 1e-6
-
-
-@given(st.lists(NUMBERS, min_size=1, max_size=8), st.floats(0.1, 100))
-def test_labels_are_moved_apart_and_keep_their_order(values, gap):
-    placed = spread(values, gap)
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    assert all(placed[b] - placed[a] >= gap * 0.999 - 1e-6 for a, b in pairwise(order))
-    if all(values[b] - values[a] >= gap for a, b in pairwise(order)):
-        assert placed == pytest.approx(values)
-
-
-# --- sizes and runs ---------------------------------------------------------------------------------------------------
 
 
 def test_facts_agree_with_the_model():
@@ -272,31 +205,12 @@ def test_the_page_needs_no_network_and_cannot_be_scripted_by_text(tmp_path):
         tmp_path / "page.html", "<model> & run", {"<story>": example("<script>alert(1)</script>")}, metrics, plots
     )
     page = (tmp_path / "page.html").read_text()
-    assert not re.search(r"https?://|src=|href=|@import|url\(", page)
+    assert not re.search(r"https?://|src=|href=(?!.#)|@import|url\((?!#)", page)
     assert page.count("<script>") == 1
     assert "&lt;model&gt; &amp; run" in page and "1.2500" in page and "12,345" in page and "0.5000" in page
     assert page.count("<svg") == 2 and "nothing to show" in page
     for svg in re.findall(r"<svg.*?</svg>", page, re.S):
         ElementTree.fromstring(svg)
-
-
-@given(
-    st.dictionaries(st.sampled_from("abc"), st.lists(st.tuples(st.floats(1, 1e9), NUMBERS), min_size=1), min_size=1),
-    st.booleans(),
-)
-def test_charts_keep_their_lines_inside(lines, log):
-    svg = ElementTree.fromstring(chart(Plot("any", "x", lines, log=log)))
-    drawn = [path.get("d") for path in svg.iter("path") if "line" in path.get("class")]
-    assert len(drawn) == len(lines)
-    for x, y in re.findall(r"[ML]([\d.-]+) ([\d.-]+)", "".join(drawn)):
-        assert 43 <= float(x) <= 329 and 9 <= float(y) <= 195
-
-
-@given(NUMBERS, st.floats(1e-3, 1e6))
-def test_ticks_are_round_and_inside(low, width):
-    marks = ticks(low, low + width)
-    assert 2 <= len(marks) <= 8
-    assert all(low - 1e-6 * width <= mark <= low + width * (1 + 1e-6) for mark in marks)
 
 
 # --- the architecture figure ------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_training_learns(path, data):
 
 
 def test_the_run_folder(path, data, monkeypatch):
-    from pico.report import plot_losses
+    from pico.plots import plot_losses
 
     monkeypatch.setattr(module, "plot_losses", plot_losses)
     summary = go(path, "r", data)

@@ -130,16 +130,17 @@ class Routed:
         out = {"target_fraction": target, "realised_fraction": rate}
         if not self.routed:
             return out
-        length, total = np.arange(len(self.gaps)), max(1, self.gaps.sum())
-        mean = float((self.gaps * length).sum() / total)
-        sd = float((self.gaps * (length - mean) ** 2).sum() / total) ** 0.5
-        out["gaps"] = {
-            "mean": mean,
-            "sd": sd,
-            "cv": sd / mean if mean else None,
-            "chance_cv": (1 - rate) ** 0.5,  # of a geometric distribution; every k-th byte: 0
-            "histogram": (self.gaps[1:65] / total).tolist(),  # share of gaps of 1, 2 ... 64 bytes
-        }
+        if total := self.gaps.sum():  # none where no document has two routed bytes
+            length = np.arange(len(self.gaps))
+            mean = float((self.gaps * length).sum() / total)
+            sd = float((self.gaps * (length - mean) ** 2).sum() / total) ** 0.5
+            out["gaps"] = {
+                "mean": mean,
+                "sd": sd,
+                "cv": sd / mean,
+                "chance_cv": (1 - rate) ** 0.5,  # of a geometric distribution; every k-th byte: 0
+                "histogram": (self.gaps[1:65] / total).tolist(),  # share of gaps of 1, 2 ... 64 bytes
+            }
         for i, name in enumerate(KINDS):
             there, both = self.kind[:, i]
             base = there / self.bytes

@@ -62,9 +62,9 @@ def report_table(report: dict) -> Table:
     table.add_row()
     routing = report["routing"]
     row("routed", share(routing["realised_fraction"]), f"wanted {share(routing['target_fraction'])}")
-    if "gaps" in routing:
-        gaps = routing["gaps"]
+    if gaps := routing.get("gaps"):
         row("  gap", f"{gaps['mean']:.2f}", f"bytes; CV {gaps['cv']:.2f}, by chance {gaps['chance_cv']:.2f}")
+    if routing["realised_fraction"]:
         for kind in KINDS:
             found, chance = routing[kind], routing[kind]["chance"]
             pairs = (f"{m} {found[m]:.2f} (chance {chance[m]:.2f})" for m in ("precision", "recall"))
@@ -123,10 +123,11 @@ def _start(trace: Trace, most: int = 2500):
 
 def _routing_rows(routing: dict) -> dict:
     rows = {"routed": share(routing["realised_fraction"]), "wanted": share(routing["target_fraction"])}
-    if "gaps" in routing:
-        gaps, surprisal = routing["gaps"], routing["surprisal_enrichment"]
+    if gaps := routing.get("gaps"):
         rows["mean gap, bytes"] = f"{gaps['mean']:.2f}"
         rows["CV of the gaps (chance)"] = f"{gaps['cv']:.2f} ({gaps['chance_cv']:.2f})"
+    if routing["realised_fraction"]:
+        surprisal = routing["surprisal_enrichment"]
         for kind in KINDS:
             found, chance = routing[kind], routing[kind]["chance"]
             for measure in ("precision", "recall"):

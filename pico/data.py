@@ -19,13 +19,18 @@ from pico.formats import DATA, TABLES, suffix
 from pico.hub import Stream
 from pico.packing import Batches, mix, shuffled
 from pico.pipes import as_file
-from pico.reading import Reading, amount, named
+from pico.reading import Reading, amount, counted, named
 from pico.sources import Found, find_files, read_files, split_name
 
 __all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]
 
 HELD_OUT = 0.01  # of the documents, where nothing else says what to validate on
 HOLD_OUT_KEY = (1, 99)  # the same documents whatever the training seed, so that runs and `eval` agree on them
+OWN = [
+    {"model.json"},
+    {"train.json", "metrics.jsonl"},
+    {"state.json", "model.safetensors"},
+]  # models, runs, checkpoints
 STREAM_ROWS, STREAM_BYTES = 10_000, 32 << 20  # of a stream, looked at and kept for validation
 STORIES_PER_EPOCH, VALIDATION_STORIES = 5000, 1000
 FIRST_TRAINING_STORY = 1_000_000  # stories before it are never trained on, whatever the seed
@@ -48,6 +53,7 @@ def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> 
     """
     reading = Reading() if reading is None else reading
     if config.dataset == "stories":
+        _warn_of_stories(config, reading)
         train, validation = Stories(seed), story_documents(0, 0, _story_count(config))
         reading.tell("training", f"stories without end, new ones every epoch of {STORIES_PER_EPOCH:,}")
         reading.tell("validation", amount(validation), "never trained on")
@@ -82,6 +88,7 @@ def open_evaluation(config: DataConfig, seed: int = 0, reading: Reading | None =
 
 def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
     if config.dataset == "stories":
+        _warn_of_stories(config, reading)
         return story_documents(0, 0, _story_count(config)), "built-in stories that are never trained on"
     splits = _splits(config, reading)
     train, validation = _choose(config, splits)
@@ -112,6 +119,11 @@ def _open_stream(config: DataConfig, splits: dict[str, Part], train: str, valida
     reading.tell("training", f"a stream, split '{train}'", f"column '{training.column}'")
     reading.tell("validation", amount(documents), how)
     return training, documents
+
+
+def _warn_of_stories(config: DataConfig, reading: Reading) -> None:
+    if config.model_dump(exclude_defaults=True, exclude={"dataset", "validation_size"}):
+        reading.warn("the built-in stories are no files: of the flags of data, --dataset-validation-size alone counts")
 
 
 def _leave_out(splits: dict[str, Part], used: tuple, reading: Reading) -> None:
@@ -148,6 +160,18 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     named_files = config.train_file or config.validation_file
     if path.is_dir() and not raw and not named_files and hub.is_repository(path):
         return _hub_splits(config)
+    if path.is_symlink() and not path.exists():
+        raise PicoError(f"'{config.dataset}' is a link that leads nowhere: give a file or folder that exists")
+    if "://" in config.dataset:
+        raise PicoError(
+            f"'{config.dataset}' is an address, expected a path or the name of a dataset on the Hub: download it "
+            "first, and give the file"
+        )
+    if not raw and any(all((path / name).is_file() for name in names) for names in OWN):
+        raise PicoError(
+            f"'{config.dataset}' is the folder of a model or a run, expected text to read: give the data behind them, "
+            "as in `train MODEL RUN DATASET`"
+        )
     if not path.exists():
         name = config.dataset.partition(":")[0]
         if suffix(path) in DATA or not (Path(name).is_dir() or hub.is_name(config.dataset)):
@@ -175,9 +199,10 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     reading.left_out["files not named"] += len(passed)
     splits = {split: part for split, part in splits.items() if part[0]}
     if not splits:
-        passed = f" but {reading.passed_over()}" if reading.passed_over() else ""
+        passed = f" (left out: {reading.passed_over()})" if reading.passed_over() else ""
         raise PicoError(
-            f"no text files in '{config.dataset}'{passed}: --dataset-format bytes reads any files as raw bytes"
+            f"no text files in '{config.dataset}'{passed}: give a folder with some, or read all files of this one as "
+            "raw bytes with --dataset-format bytes"
         )
     return {
         split: Part(partial(_read_local, files, as_text, config), files=files)
@@ -197,7 +222,12 @@ def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Readi
     documents = read_files(files, config.column_name, raw, config.csv_separator, say)
     tables = not raw and any(suffix(file) in TABLES for file in files)
     reading.left_out["rows without text" if tables else "empty files"] += documents.empty
-    return _separated(documents, config, reading)
+    if not tables and (config.column_name or config.csv_separator):
+        flag = "--dataset-column-name" if config.column_name else "--dataset-csv-separator"
+        reading.warn(f"{flag} changes nothing {named(files)}: no table is among these files")
+    if config.streaming:
+        reading.warn("--streaming changes nothing: files on this disk are read where they lie")
+    return _separated(documents, config, reading, f" ({named(files)})")
 
 
 def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
@@ -207,14 +237,12 @@ def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
     return _separated(documents, config, reading)
 
 
-def _separated(documents: Documents, config: DataConfig, reading: Reading) -> Documents:
+def _separated(documents: Documents, config: DataConfig, reading: Reading, where: str = "") -> Documents:
     """Cut at the --document-separator."""
     cut = documents.split(config.document_separator)
     if config.document_separator and cut.bytes == documents.bytes:
-        reading.warnings.append(
-            f"--document-separator {config.document_separator!r} never occurs in {amount(documents)} of text"
-        )
-    return _filled(cut, config)
+        reading.warn(f"--document-separator {config.document_separator!r} never occurs in {amount(documents)} of text")
+    return _filled(cut, config, reading, where)
 
 
 def _read_stream(
@@ -227,9 +255,10 @@ def _read_stream(
     return _separated(documents, config, reading)
 
 
-def _filled(documents: Documents, config: DataConfig) -> Documents:
+def _filled(documents: Documents, config: DataConfig, reading: Reading, where: str = "") -> Documents:
     if not len(documents):
-        raise PicoError(f"dataset '{config.dataset}' is empty: expected at least one document with text")
+        passed = f"; left out: {reading.passed_over()}" if reading.passed_over() else ""
+        raise PicoError(f"no text in '{config.dataset}'{where}, expected at least one document{passed}")
     return documents
 
 
@@ -284,9 +313,11 @@ def hold_out(documents: Documents, size: float | None = None) -> tuple[Documents
         start, length = documents.starts, documents.lengths
         count = max(1, round(float(size * length[0]))) if size < 1 else length[0]
         if count >= length[0]:
+            fraction = "" if size < 1 else "a --dataset-validation-size below 1 (a fraction of it), "
             raise PicoError(
-                f"cannot hold out {size:g} of a single document of {length[0]} bytes: give a fraction below 1 as "
-                "--dataset-validation-size, a --document-separator, or a --dataset-validation-file"
+                f"the text is a single document of {counted(int(length[0]), 'byte')}, and to validate on "
+                f"{size if size < 1 else counted(int(size), 'document')} leaves nothing to train on: give more text, "
+                f"{fraction}a --document-separator, or a --dataset-validation-file"
             )
         train = Documents(documents.buffer, start, length - count)
         return train, Documents(documents.buffer, start + length - count, np.full(1, count))
@@ -296,7 +327,7 @@ def hold_out(documents: Documents, size: float | None = None) -> tuple[Documents
         )
     count = max(1, round(n * size)) if size < 1 else int(size)
     if count >= n:
-        raise PicoError(f"cannot hold out {count} of {n} documents: give a smaller --dataset-validation-size")
+        raise PicoError(f"cannot hold out {count:,} of {n:,} documents: give a smaller --dataset-validation-size")
     held = np.zeros(n, bool)
     held[shuffled(np.arange(count), n, *HOLD_OUT_KEY)] = True
     return documents.select(~held), documents.select(held)

@@ -73,7 +73,14 @@ class Delimited:
         return io.TextIOWrapper(open_content(self.file), "latin-1", newline="")
 
     def _separator(self, sample: str, given: str | None) -> str:
+        if re.match(r"sep=.\s", sample):
+            raise PicoError(f"{self.file}, line 1: '{sample[:5]}' is a mark for Excel: remove that line")
         if given:
+            others = [mark for mark in SEPARATORS if mark != given and len(next(_records(sample, mark), [])) > 1]
+            if others and len(next(_records(sample, given), [])) < 2:
+                raise PicoError(
+                    f"{self.file}, line 1: no {given!r} in it, which --dataset-csv-separator says, but {others[0]!r}"
+                )
             return given
         if suffix(self.file) == ".tsv":
             return "\t"

@@ -90,10 +90,12 @@ class Documents:
         return part
 
     def split(self, separator: str | None) -> "Documents":
-        r"""Cuts every document at each separator, which belongs to neither side. \n and \t may be spelled out."""
+        r"""Cuts every document at each separator, which belongs to neither side. \n, \r and \t may be spelled out."""
         if not separator:
             return self
-        separator = separator.replace("\\n", "\n").replace("\\t", "\t").encode()
+        for letter, mark in ("n", "\n"), ("r", "\r"), ("t", "\t"):
+            separator = separator.replace(f"\\{letter}", mark)
+        separator = separator.encode()
         starts, lengths, start = array("q"), array("q"), 0
         for document, place, piece in self._pieces(overlap=len(separator) - 1):
             first, end = self.starts[document], self.starts[document] + self.lengths[document]

@@ -14,6 +14,7 @@ TABLES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 DATA = TABLES | {".txt"}
 BOM = b"\xef\xbb\xbf"  # of UTF-8: a mark before the text, dropped wherever text is read
 HEAD_BYTES = 1024
+ZEROS = "binary data, with zero bytes"
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 BUFFER = 1 << 20
 WIDE = {  # the longer marks first: UTF-32's begins with UTF-16's
@@ -118,14 +119,17 @@ def foreign(head: bytes) -> str | None:
     for mark, encoding in WIDE.items():
         if head.startswith(mark):
             return f"{encoding} text"
-    return next((name for where, magic, name, _ in BINARY if head.startswith(magic, where)), None)
+    known = next((name for where, magic, name, _ in BINARY if head.startswith(magic, where)), None)
+    return known or (ZEROS if b"\0" in head else None)
 
 
 def _refuse(path: Path, head: bytes, packed: bool) -> None:
+    where = f"{path} (unpacked)" if packed else path
+    if packed and compression(head):
+        raise PicoError(f"{where} is compressed a second time: unpack it once, and give what comes out")
     name = foreign(head)
     if name is None:
         return
-    where = f"{path} (unpacked)" if packed else path
     if name.endswith(" text"):
         encoding = name.removesuffix(" text")
         file, made = shlex.quote(str(path)), shlex.quote(f"{path.stem}-utf8{path.suffix}")
@@ -138,7 +142,7 @@ def _refuse(path: Path, head: bytes, packed: bool) -> None:
             f'`iconv -f {encoding} -t UTF-8 {file} > {made}`, or with `python -c "{code}"`; '
             "--dataset-format bytes reads it as it is"
         )
-    advice = next(advice for _, _, known, advice in BINARY if known == name)
+    advice = next((advice for _, _, known, advice in BINARY if known == name), CONVERT)
     raise PicoError(f"{where} is {name}, no text: {advice}, or read its bytes with --dataset-format bytes")
 
 

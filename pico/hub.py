@@ -16,7 +16,7 @@ import yaml
 
 from pico.config import DataConfig, DataError, PicoError
 from pico.documents import Documents, collect
-from pico.tables import as_bytes, choose_column, learn
+from pico.tables import as_bytes, cell, choose_column, learn
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 4096, 16 << 20  # a block of a stream ends at whichever comes first
 TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
@@ -166,21 +166,32 @@ def _quiet(offline: bool):
 
 
 def text_column(dataset, config: DataConfig) -> str:
-    """The column to read, chosen as in a file."""
-    if dataset.features:
-        names = {"string": "text", "large_string": "text", "binary": "bytes", "large_binary": "bytes"}
-        types = {name: getattr(f, "dtype", type(f).__name__) for name, f in dataset.features.items()}
-        kinds = {name: names.get(kind, kind) for name, kind in types.items()}
-    else:
-        kinds = {name: kind for name, kind in learn(dataset, config.column_name).items() if "." not in name}
+    """The column to read, chosen as in a file: a.b is b in the struct a."""
+    kinds = dict(_kinds(dataset.features)) if dataset.features else learn(dataset, config.column_name)
     return choose_column(kinds, config.column_name, f"dataset '{config.dataset}'")
+
+
+def _kinds(features: dict, above: str = "") -> Iterator[tuple[str, str]]:
+    names = {"string": "text", "large_string": "text", "binary": "bytes", "large_binary": "bytes", "null": "nothing"}
+    for name, feature in features.items():
+        if isinstance(feature, dict):
+            yield from _kinds(feature, f"{above}{name}.")
+        else:
+            kind = getattr(feature, "dtype", type(feature).__name__)
+            yield above + name, names.get(kind, kind)
+
+
+def _select(dataset, column: str):
+    """The dataset with nothing but the column, or but the struct that it lies in."""
+    known = dataset.column_names or [column.partition(".")[0]]
+    return dataset.select_columns([column if column in known else column.partition(".")[0]])
 
 
 def read(dataset, config: DataConfig) -> Documents:
     """All documents of a downloaded split."""
     column = text_column(dataset, config)
-    table = dataset.select_columns([column]).with_format("arrow")
-    rows = (value for batch in table.iter(1000) for value in batch.column(0).to_pylist())
+    table = _select(dataset, column).with_format("arrow")
+    rows = (cell(row, column) for batch in table.iter(1000) for row in batch.to_pylist())
     sources = [(file["filename"], Path(file["filename"]).stat().st_mtime_ns) for file in dataset.cache_files]
     key = f"{sources} {len(dataset)} {column}" if sources else None
     return collect((as_bytes(value, column, config.dataset) for value in rows), key)
@@ -203,7 +214,7 @@ class Stream:
 
     def __init__(self, dataset, split: str, config: DataConfig, selects: Callable[[int], bool] | None = None):
         self.column = text_column(dataset, config)
-        self.dataset = dataset.select_columns([self.column])
+        self.dataset = _select(dataset, self.column)
         self.config, self.selects = config, selects
         said = json.dumps([split, self.column, *config.model_dump(exclude={"column_name", "csv_separator"}).values()])
         self.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
@@ -244,7 +255,8 @@ class Stream:
                 return
             self._next = number + 1
             if self.selects is None or self.selects(number):
-                yield as_bytes(row[self.column], self.column, f"{self.config.dataset}, row {number + 1}")
-                count, total = count + 1, total + len(row[self.column] or "")
+                value = as_bytes(cell(row, self.column), self.column, f"{self.config.dataset}, row {number + 1}")
+                yield value
+                count, total = count + 1, total + len(value)
                 if count == most or (size is not None and total >= size):
                     return

@@ -23,6 +23,11 @@ def as_file(path: Path) -> Path:
     that several processes would share, and where there is no room for a copy.
     """
     found = path.stat()
+    if stat.S_ISREG(found.st_mode) and not found.st_size and _has_content(path):
+        raise PicoError(
+            f"{path} has no size, though there is something in it, as in /proc: write it to a file (cat {path} > "
+            "copy.txt), and give that"
+        )
     if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
         return path
     if not stat.S_ISFIFO(found.st_mode):
@@ -34,6 +39,16 @@ def as_file(path: Path) -> Path:
     if key not in _copies:
         _copies[key] = _copied(path)
     return _copies[key][1]
+
+
+def _has_content(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return bool(os.read(descriptor, 1))
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _copied(path: Path) -> tuple[tempfile.TemporaryDirectory, Path]:

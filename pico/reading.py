@@ -24,6 +24,11 @@ class Reading:
         known = self.told.setdefault(heading, [])
         known += [phrase for phrase in dict.fromkeys(phrases) if phrase and phrase not in known]
 
+    def warn(self, sentence: str) -> None:
+        """Adds a warning, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
     def lines(self) -> list[str]:
         """One line a heading: 'training    2 documents, 86 bytes; from train.jsonl'."""
         told = {heading: "; ".join(phrases) for heading, phrases in self.told.items() if phrases}

@@ -101,13 +101,13 @@ def find_files(root: Path, raw: bool = False) -> Found:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
         if any(part.startswith(".") for part in name.parts):
-            left_out["hidden"] += not path.is_dir()
+            left_out["hidden files"] += not path.is_dir()
         elif CLUTTER & set(name.parts):
             left_out[next(iter(CLUTTER & set(name.parts)))] += not path.is_dir()
         elif path.is_file():
             names.append(name)
         elif not path.is_dir():
-            left_out["broken link" if path.is_symlink() else "no plain file"] += 1
+            left_out["broken links" if path.is_symlink() else "pipes, sockets or devices"] += 1
     saved = {"dataset_info.json", "dataset_dict.json"} & set(map(str, names))
     if not raw and saved and any(name.suffix == ".arrow" for name in names):
         raise PicoError(
@@ -194,8 +194,7 @@ def _words(path: PurePosixPath) -> Iterable[tuple[str, str]]:
 
 
 def _no_code(path: Path) -> str | None:
-    head = read_head(path, 8192)
-    return foreign(head) or ("binary" if b"\0" in head else None)
+    return foreign(read_head(path, 8192))
 
 
 def _ending(name: Path) -> str:

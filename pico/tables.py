@@ -11,6 +11,7 @@ from pico.delimited import Delimited, is_number
 from pico.formats import compression, open_content, read_head, suffix
 
 HEAD = 100  # rows looked at to learn the columns of a file that does not declare them
+LISTED = 12  # columns named in an error
 PATIENCE = 10_000  # rows in which a column must turn up that was asked for by name
 LINE = 1 << 24  # bytes of a .json file's first line looked at to see whether it is JSON lines
 
@@ -83,16 +84,21 @@ def choose_column(kinds: dict[str, str], wanted: str | None, source) -> str:
 
     kinds: column -> 'text', 'bytes', 'nothing' or the name of another type. Raises PicoError when none can be chosen.
     """
-    listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "no columns at all"
+    listed = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:LISTED]) or "no columns at all"
+    if len(kinds) > LISTED:
+        listed += f" and {len(kinds) - LISTED} more"
     usable = [name for name, kind in kinds.items() if kind in ("text", "bytes")]
     if wanted is not None and wanted not in kinds:
         raise PicoError(f"no column '{wanted}' in {source}, it has {listed}: choose one with --dataset-column-name")
     name = wanted or ("text" if "text" in kinds else None)
     if name is None and len(usable) == 1:
         name = usable[0]
+    if name is None and usable:
+        raise PicoError(
+            f"several columns of {source} could be the text, it has {listed}: choose with --dataset-column-name"
+        )
     if name is None:
-        which = "several columns" if usable else "no column"
-        raise PicoError(f"{which} of {source} could be the text, it has {listed}: choose with --dataset-column-name")
+        raise PicoError(f"no column of {source} holds text, it has {listed}: write the text into a column named text")
     if name not in usable and kinds[name] != "nothing":
         raise PicoError(f"column '{name}' of {source} holds {kinds[name]}, expected text or bytes: it has {listed}")
     return name
@@ -176,6 +182,8 @@ def arrow_kind(arrow_type) -> str:
 
     if types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
+    if types.is_null(arrow_type):
+        return "nothing"
     name = str(arrow_type)
     if name.removeprefix("large_").removesuffix("_view") == "string":
         return "text"
@@ -194,7 +202,7 @@ def _json_rows(file: Path) -> Callable[[], Iterator[tuple[str, dict]]]:
         return lambda: _json_lines(file)
     with open_content(file) as content:
         content = content.read()
-    content = _parse(content, str(file)) if content else []
+    content = _parse(content, str(file)) if content.strip() else []
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict):
@@ -212,7 +220,7 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict]]:
     with open_content(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield f"line {number}", _row(_parse(line, f"{file}, line {number}"))
+                yield f"line {number}", _row(_parse(line, f"{file}, line {number}", "; expected one value a line"))
 
 
 def _row(value) -> dict:
@@ -228,8 +236,13 @@ def _looks_like_lines(file: Path) -> bool:
             return False
 
 
-def _parse(text: bytes, place: str):
+def _parse(text: bytes, place: str, expected: str = ""):
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PicoError(f"cannot read {place}: not valid JSON ({getattr(error, 'msg', error)})") from None
+    except RecursionError:
+        reason = "nested too deeply"
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, line {error.lineno}" if error.lineno > 1 else error.msg
+    except ValueError as error:  # bytes that are no text, a number of thousands of digits
+        reason = str(error).partition(";")[0]
+    raise PicoError(f"cannot read {place}: not valid JSON ({reason}){expected}")

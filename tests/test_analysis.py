@@ -9,7 +9,7 @@ from helpers import tiny
 
 from pico import PicoError, analysis, checkpoint
 from pico.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds, rerouted
-from pico.analysis_report import report_table, write_page
+from pico.analysis_report import _routing_rows, report_table, write_page
 from pico.config import DataConfig, TrainConfig
 from pico.data import story_documents
 from pico.documents import Documents
@@ -211,6 +211,16 @@ def test_every_router_has_a_report(router):
     assert report["entropy_floor"] is None and "recalls" not in report
     assert len(examples) == 2
     report_table(report | {"dataset": "here", "run": "m/r"})
+
+
+def test_a_text_with_one_routed_byte_has_no_gaps(model):
+    seen = Routed()
+    seen.add(trace(b"ab", [1, 0, 1], [1, 2, 3]))
+    assert "gaps" not in seen.report(0.5) and seen.report(0.5)["word_end"]["recall"] == 1
+    report, _ = analyse(model, documents(TEXT), 32, max_bytes=20)
+    report["routing"] = seen.report(0.5)
+    report_table(report | {"dataset": "here", "run": "m/r"})
+    assert "CV of the gaps (chance)" not in _routing_rows(report["routing"])
 
 
 def test_one_long_document_is_resampled_by_blocks(model):

@@ -105,7 +105,7 @@ def test_a_size_takes_precedence_over_a_validation_part_nobody_named(tmp_path):
 
 def test_single_document_holds_out_its_end(tmp_path):
     """As tinyshakespeare is used: the last 10 % validate."""
-    text = os.urandom(1000)
+    text = os.urandom(1000).replace(b"\0", b"0")
     (tmp_path / "input.txt").write_bytes(text)
     assert opened(tmp_path / "input.txt", validation_size=0.1) == ([text[:900]], [text[900:]], [text[900:]])
     assert opened(tmp_path) == ([text[:990]], [text[990:]], [text])
@@ -118,7 +118,7 @@ def test_holding_out_loses_and_shares_nothing(texts, size):
     documents = collect(texts)
     whole = len(texts) if len(texts) > 1 else documents.bytes
     if round(size * whole) == whole:
-        with pytest.raises(PicoError, match="cannot hold out"):
+        with pytest.raises(PicoError, match=r"cannot hold out|leaves nothing to train on"):
             hold_out(documents, size)
         return
     train, validation = hold_out(documents, size)
@@ -201,14 +201,27 @@ def test_errors(tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"\0\1")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "train.txt").write_text("one")
+    (tmp_path / "half" / "valid.txt").write_text("")
+    (tmp_path / "m" / "r").mkdir(parents=True)
+    for name in "m/model.json", "m/r/train.json", "m/r/metrics.jsonl":
+        (tmp_path / name).write_text('{"text": "no text to read"}')
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for dataset, flags, message in [
         ("missing.txt", {}, "no file or folder '.*missing.txt': give a path that exists"),
         ("missing/folder", {}, "no file or folder '.*missing/folder'"),
-        ("e.txt", {}, "dataset '.*e.txt' is empty"),
-        ("empty", {}, "dataset '.*empty' is empty"),
+        ("e.txt", {}, r"no text in '.*e.txt' \(from e.txt\), expected at least one document; left out: empty files"),
+        ("empty", {}, r"no text in '.*empty' \(from a.jsonl\), .*; left out: rows without text \(2\)"),
+        ("half", {}, r"no text in '.*half' \(from valid.txt\)"),
         ("nothing", {}, "no text files in '.*nothing'"),
-        ("pictures", {}, r"no text files in '.*pictures' but .png \(binary\): --dataset-format bytes"),
-        ("one.txt", {}, "cannot hold out 0.01 of a single document of 1 bytes"),
+        ("pictures", {}, r"no text files in '.*pictures' \(left out: .png \(binary data.*--dataset-format bytes"),
+        (
+            "one.txt",
+            {},
+            "single document of 1 byte, and to validate on 0.01 leaves nothing to train on: give more text, a --doc",
+        ),
         ("d", dict(column_name="body"), r"no column 'body' in .*train.jsonl, it has text \(text\)"),
         ("d", dict(train_split="all"), "no split 'all' in .*, it has train, validation: .*--dataset-train-split"),
         ("d", dict(validation_split="x"), "no split 'x' in .*--dataset-validation-split"),
@@ -216,11 +229,21 @@ def test_errors(tmp_path):
         ("d", dict(validation_file="/x*.jsonl"), "no file '/x"),
         ("d", dict(validation_size=2), "cannot hold out 2 of 2 documents"),
         ("d", dict(validation_size=1.5), "expected a fraction below 1 or a whole number"),
-        ("one.txt", dict(validation_size=2), "cannot hold out 2 of a single document"),
+        ("one.txt", dict(validation_size=2e6), "on 2,000,000 documents leaves .*a --dataset-validation-size below 1"),
+        ("gone.txt", {}, "'.*gone.txt' is a link that leads nowhere"),
+        ("loop", {}, "'.*loop' is a link that leads nowhere"),
+        ("m", {}, "'.*m' is the folder of a model or a run, expected text"),
+        ("m/r", {}, "'.*r' is the folder of a model or a run, expected text"),
     ]:
         with pytest.raises(PicoError, match=message) as error:
             open_data(DataConfig.build(dataset=str(tmp_path / dataset), **flags), seed=0)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.txt", "file:///tmp/a.txt", "hf://datasets/a/b"])
+def test_addresses_are_no_paths(address):
+    with pytest.raises(PicoError, match="is an address, expected a path"):
+        open_data(DataConfig(dataset=address), seed=0)
 
 
 def test_unreadable_folder(tmp_path, monkeypatch):
@@ -257,7 +280,7 @@ def peak():
 
 before = peak()
 for separator in "<|end|>", None:
-    documents, validation = open_data(DataConfig(dataset=sys.argv[1], document_separator=separator), 0)
+    documents, validation = open_data(DataConfig(dataset=sys.argv[1], format='bytes', document_separator=separator), 0)
     documents.fingerprint
     batches = Batches(documents, 512, 8, 8, seed=0)
     for _ in range(1000):

@@ -308,6 +308,21 @@ def test_streaming_does_not_change_local_files(tmp_path):
     assert isinstance(train, data.Documents)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_in_a_struct(tmp_path, streaming):
+    rows = [{"text": text, "n": 1} for text in ("one", None, "three")]
+    write_parquet(tmp_path / "a.parquet", meta=[*rows, None])
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: main\n  data_files: a.parquet\n---\n")
+    for column in None, "meta.text":
+        config = DataConfig(dataset=str(tmp_path), column_name=column, streaming=streaming, validation_size=1)
+        reading = Reading()
+        train, validation = open_data(config, 0, reading)
+        assert sorted([*(train.block(0) if streaming else train), *validation]) == encoded(["one", "three"])
+        assert "column 'meta.text'" in "\n".join(reading.lines())
+    with pytest.raises(PicoError, match=r"no column 'meta' in .*, it has meta.text \(text\), meta.n \(int64\)"):
+        open_data(config.model_copy(update={"column_name": "meta"}), 0)
+
+
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,7 @@ def test_what_has_no_end_or_no_beginning_is_refused(tmp_path, monkeypatch):
         for dataset, message in [
             ("pipe", "nobody writes to the pipe .*pipe, for"),
             ("socket", "socket is a socket: expected a file, a folder or a pipe"),
+            *[("/proc/cpuinfo", "/proc/cpuinfo has no size, though")] * os.path.exists("/proc/cpuinfo"),
             ("/dev/zero", "/dev/zero is a device: expected"),
             ("/dev/urandom", "/dev/urandom is a device: expected"),
         ]:

@@ -55,6 +55,22 @@ def test_a_folder_with_splits(tmp_path):
     assert {"split 'train' from train.jsonl", "split 'test' from test.jsonl"} < set(said["left"].split(", "))
 
 
+def test_flags_that_change_nothing_are_said(tmp_path):
+    file = write(tmp_path / "a.txt", "one\r\ntwo\r\nthree")
+    assert opened(file, column_name="text")[1] == [
+        "--dataset-column-name changes nothing from a.txt: no table is among these files"
+    ]
+    assert opened(file, csv_separator=";")[1][0].startswith("--dataset-csv-separator changes nothing")
+    assert opened(file, streaming=True)[1] == [
+        "--streaming changes nothing: files on this disk are read where they lie"
+    ]
+    table = jsonl(tmp_path / "a.jsonl", "one", "two")
+    assert opened(table, column_name="text")[1] == opened("stories", validation_size=2)[1] == []
+    for reads in open_data, open_evaluation:
+        assert opened("stories", reads, validation_size=2, column_name="text")[1][0].startswith("the built-in stories")
+    assert opened(file, document_separator="\\r\\n")[0]["training"].startswith("2 documents, ")
+
+
 def test_what_was_said_once_is_said_again_when_the_cache_has_it(tmp_path, monkeypatch):
     from pico import storage
 

@@ -94,7 +94,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         "__pycache__/a.pyc",
     )
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    left_out = {".zip": 2, ".tar.gz": 1, "without ending": 1, "hidden": 2, "__pycache__": 1, "broken link": 1}
+    left_out = {".zip": 2, ".tar.gz": 1, "without ending": 1, "hidden files": 2, "__pycache__": 1, "broken links": 1}
     assert find_files(tmp_path).left_out == left_out
     assert len(found(tmp_path)[0]["train"]) == 6
 

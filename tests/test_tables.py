@@ -84,7 +84,8 @@ def test_column_rules():
         (kinds, "id", r"column 'id' of x holds int64, expected text or bytes"),
         ({"text": "int64", "b": "text"}, None, r"column 'text' of x holds int64"),
         ({"a": "text", "b": "text"}, None, r"several columns of x could be the text, it has a \(text\), b"),
-        ({"a": "int64"}, None, r"no column of x could be the text, it has a \(int64\): .*--dataset-column-name"),
+        ({"a": "int64"}, None, r"no column of x holds text, it has a \(int64\): write the text into a column named"),
+        (dict.fromkeys("abcdefghijklmnop", "text"), None, r"several columns .* l \(text\) and 4 more: choose"),
     ]:
         with pytest.raises(PicoError, match=message):
             choose_column(columns, wanted, "x")
@@ -118,6 +119,10 @@ def test_wrong_type_far_down_is_named(tmp_path):
         ("a.jsonl", '{"text": "x"}\n{"text": ', r"a.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"text": "\xff"}', r"a.jsonl, line 1: not valid JSON"),
         ("a.json", "[1, 2", r"a.json: not valid JSON"),
+        ("a.json", '[\n"a"\n"b"]', r"a.json: not valid JSON \(Expecting ',' delimiter, line 3\)"),
+        ("a.jsonl", '{\n"text": "x"\n}', r"a.jsonl, line 1: not valid JSON .*; expected one value a line"),
+        ("a.jsonl", "[" * 100_000, r"a.jsonl, line 1: not valid JSON \(nested too deeply\)"),
+        ("a.csv", "sep=;\nid;text\n1;x\n", r"a.csv, line 1: 'sep=;' is a mark for Excel: remove that line"),
         ("a.parquet", b"PAR1 this is not a table", r"cannot read .*a.parquet: "),
         ("a.parquet", b"", r"cannot read .*a.parquet: "),
     ],
@@ -179,7 +184,7 @@ def test_unclear_separator_is_asked_for(tmp_path):
     refused(file, "may be separated by ',' or ';': choose with --dataset-csv-separator", column="text")
     assert list(read_files([file], "text,more", separator=";")) == [b"a,b", b"c,d"]
     refused(
-        csv_file(tmp_path, "text;id", "a;1"), "no column 'text' in .*, it has text;id", column="text", separator=","
+        csv_file(tmp_path, "text;id", "a;1"), "a.csv, line 1: no ',' in it, .* but ';'", column="text", separator=","
     )
 
 
@@ -233,6 +238,21 @@ def test_columns_of_different_length(tmp_path):
 
 
 # --- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_given_separator_that_the_header_has_not(tmp_path):
+    file = write(tmp_path / "a.csv", "text;id\none;1\n")
+    with pytest.raises(PicoError, match=r"a.csv, line 1: no '\|' in it, which --dataset-csv-separator says, but ';'"):
+        read_files([file], separator="|")
+    alone = write(tmp_path / "b.csv", "text\none\n")
+    assert list(read_files([file, alone], separator=";")) == [b"one", b"one"]
+
+
+def test_a_column_of_nulls_is_no_other_type(tmp_path):
+    full = write_parquet(tmp_path / "a.parquet", text=["one"])
+    empty = write_parquet(tmp_path / "b.parquet", text=[None, None])
+    documents = read_files([full, empty])
+    assert list(documents) == [b"one"] and documents.empty == 2
 
 
 def test_categories_and_structs_of_parquet(tmp_path):

@@ -1,5 +1,6 @@
 """Sources: which files of a folder are data and of which split, and how each becomes documents."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -98,9 +99,11 @@ def find_files(root: Path, raw: bool = False) -> Found:
     """
     left_out: Counter[str] = Counter()
     names = []
-    for path in sorted(root.rglob("*")):
+    for path in sorted(_below(root)):
         name = path.relative_to(root)
-        if any(part.startswith(".") for part in name.parts):
+        if path.is_symlink() and path.is_dir():
+            left_out["links to folders"] += 1
+        elif any(part.startswith(".") for part in name.parts):
             left_out["hidden files"] += not path.is_dir()
         elif CLUTTER & set(name.parts):
             left_out[next(iter(CLUTTER & set(name.parts)))] += not path.is_dir()
@@ -132,6 +135,20 @@ def find_files(root: Path, raw: bool = False) -> Found:
     for name in kept:
         splits.setdefault(told.get(name, "train"), []).append(root / name)
     return Found(splits, not is_data, +left_out)
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """All that lies in a folder. Links to folders are not followed, they may lead in circles.
+
+    Raises OSError for a folder that cannot be read, unless it is hidden.
+    """
+
+    def fail(error: OSError):
+        if not any(part.startswith(".") for part in Path(error.filename).relative_to(root).parts):
+            raise error
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        yield from (Path(folder, name) for name in folders + files)
 
 
 def find_splits(names: Iterable[Path]) -> dict[Path, str]:

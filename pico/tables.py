@@ -42,7 +42,7 @@ def read_table(
     if not kinds:
         return
     column = choose_column(kinds, wanted, file)
-    say(f"column '{column}'")
+    say(told(column, kinds, wanted))
     beside: set[str] = set()  # columns of the rows that have the column
     instead: dict[str, str] = {}  # text column of a row that does not have it -> the first such row
     for place, row in rows():
@@ -104,6 +104,13 @@ def choose_column(kinds: dict[str, str], wanted: str | None, source) -> str:
     return name
 
 
+def told(column: str, kinds: dict[str, str], wanted: str | None) -> str:
+    """ "column 'body'", and beside which nested ones it was taken for being the only one with text."""
+    nested = [name for name, kind in kinds.items() if kind.lower().startswith("list") and wanted is None]
+    beside = f", the only one with text; not read: {', '.join(nested)}" if nested and column != "text" else ""
+    return f"column '{column}'{beside}"
+
+
 def cell(row: dict, column: str):
     """The value of a column, None where there is none; a.b means b in a, unless a column is called so."""
     if column in row:
@@ -153,8 +160,9 @@ def _read_parquet(file: Path, wanted: str | None, say: Callable) -> Iterator[byt
                 unpacked.seek(0)
                 source = unpacked
             with parquet.ParquetFile(source) as table:
-                column = choose_column(dict(_arrow_kinds(table.schema_arrow)), wanted, file)
-                say(f"column '{column}'")
+                kinds = dict(_arrow_kinds(table.schema_arrow))
+                column = choose_column(kinds, wanted, file)
+                say(told(column, kinds, wanted))
                 path = [column] if column in table.schema_arrow.names else column.split(".")
                 for batch in table.iter_batches(1024, columns=[column]):
                     values = batch.column(path[0])

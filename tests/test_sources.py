@@ -1,5 +1,6 @@
 """Which files of a folder are read, as what, and for which split."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -97,6 +98,24 @@ def test_what_is_left_out_is_counted(tmp_path):
     left_out = {".zip": 2, ".tar.gz": 1, "without ending": 1, "hidden files": 2, "__pycache__": 1, "broken links": 1}
     assert find_files(tmp_path).left_out == left_out
     assert len(found(tmp_path)[0]["train"]) == 6
+
+
+def test_folders_that_are_not_read_are_said(tmp_path, monkeypatch):
+    fill(tmp_path, "a.txt", "sub/b.txt")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "sub")
+    assert find_files(tmp_path).left_out == {"links to folders": 2}
+    assert found(tmp_path)[0] == {"train": ["a.txt", "sub/b.txt"]}
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="sub"):
+        find_files(tmp_path)
 
 
 def test_data_folder_with_splits(tmp_path):

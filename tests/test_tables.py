@@ -248,6 +248,16 @@ def test_a_given_separator_that_the_header_has_not(tmp_path):
     assert list(read_files([file, alone], separator=";")) == [b"one", b"one"]
 
 
+def test_lists_beside_the_only_text_are_named(tmp_path):
+    rows = {"source": ["web", "book"], "messages": [["hello"], ["good night"]]}
+    lines = "\n".join(json.dumps(dict(zip(rows, row))) for row in zip(*rows.values()))
+    for file in write_parquet(tmp_path / "a.parquet", **rows), write(tmp_path / "a.jsonl", lines):
+        said = []
+        read_files([file], say=said.append)
+        read_files([file], "source", say=said.append)
+        assert said == ["column 'source', the only one with text; not read: messages", "column 'source'"]
+
+
 def test_a_column_of_nulls_is_no_other_type(tmp_path):
     full = write_parquet(tmp_path / "a.parquet", text=["one"])
     empty = write_parquet(tmp_path / "b.parquet", text=[None, None])

@@ -139,7 +139,7 @@ def test_what_will_be_read_is_asked_for_ahead(tmp_path, on_disk, monkeypatch):
         return real(file, places)
 
     monkeypatch.setattr(storage.File, "take", take)
-    batches = Batches(read_files([write(tmp_path / "a.txt", os.urandom(3_000_000))]), 512, 2, 8, seed=0)
+    batches = Batches(read_files([write(tmp_path / "a.txt", os.urandom(3_000_000))], raw=True), 512, 2, 8, seed=0)
     list(islice(batches, 20))
     assert len(taken) > 50_000 and len(taken - asked) < 0.02 * len(taken)  # a chunk may end on the next page
 

@@ -15,11 +15,9 @@ from pico import DataConfig, preset
 from pico import train as module
 from pico.folder import create
 from pico.machine import blas
-from pico.machine import blas
 
 for pool in torch, blas():
     pool.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-blas().set_num_threads(1)
 settings.register_profile("pico", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("pico")
 

@@ -21,7 +21,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 def python(*arguments, **variables):
     """Exit code and output of a fresh Python in which TRITON_INTERPRET is what `variables` says."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
     environment |= {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr

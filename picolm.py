@@ -14,13 +14,13 @@ import base64
 import json
 import math
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from pico import __version__, hints
-from pico.config import LONGEST_PROMPT, PRESETS, DataConfig, ModelConfig, PicoError, RouterName, TrainConfig, preset
+from pico.config import LONGEST_PROMPT, PRESETS, DataConfig, ModelConfig, PicoError, TrainConfig, preset
 from pico.experiment import form
 from pico.flags import flags, options
 
@@ -92,7 +92,6 @@ def switch(name: str, help: str, panel: str | None = None):
 
 PATHS = (Path, Path | None)
 START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
-ROUTERS = ", ".join(get_args(RouterName))
 ModelPath = argument(Path, "folder of the model")
 RunName = argument(str, "name of the run")
 AnyRun = argument(str, "name of the run; may be left out where there is only one")
@@ -205,7 +204,6 @@ def train(
     base_weights: option(
         str | None, "start from the weights of a run: its name, its folder or a checkpoint's (default: PATH/pretrained)"
     ) = None,
-    router: option(str | None, f"route this run's bytes another way: {ROUTERS}") = None,
     device: Device = None,
     quiet: switch("--quiet", "say nothing but warnings") = False,
 ):
@@ -222,7 +220,7 @@ def train(
     source = DataConfig.build(**{**data, "dataset": dataset})
     from pico.train import train as start
 
-    summary = start(path, run, source, config, resume, base_weights, router, quiet, device)
+    summary = start(path, run, source, config, resume, base_weights, quiet, device)
     raise typer.Exit(summary.exit_code)
 
 

@@ -269,12 +269,12 @@ def reading(run: Path, checkpoint: int | str, read: Callable[[Path], object], we
 
 
 def saved_config(path: str | Path, folder: Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint. Raises PicoError if it differs from model.json in more than the router."""
+    """The ModelConfig of a checkpoint. Raises PicoError if it differs from model.json."""
     try:
         config = ModelConfig.build(**read_state(folder)["model"])
     except PicoError as error:
         raise PicoError(f"{folder}: {error}") from None
-    if difference := differences(read_config(path), config, ignore=("router",)):
+    if difference := differences(read_config(path), config):
         raise PicoError(f"{folder} is of another architecture than {path}/model.json: {difference}")
     return config
 

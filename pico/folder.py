@@ -79,13 +79,13 @@ def read_config(path: str | Path) -> ModelConfig:
         raise PicoError(f"{file}: {error}") from None
 
 
-def differences(before, after, ignore=(), only=None) -> str:
+def differences(before, after, only=None) -> str:
     """'dim 128 -> 64; ...': fields in which two configs differ, or ''."""
     before, after = before.model_dump(), after.model_dump()
     return "; ".join(
         f"{key} {before.get(key)} -> {after.get(key)}"
         for key in only or {**before, **after}
-        if key not in ignore and before.get(key) != after.get(key)
+        if before.get(key) != after.get(key)
     )
 
 

@@ -22,22 +22,19 @@ def check_new(folder: Path) -> None:
 
 
 def check_resume(
-    path, folder: Path, model: ModelConfig, data: DataConfig, config: TrainConfig, fingerprint: str, router: str | None
-) -> tuple[Path | None, ModelConfig, list[str]]:
-    """The newest valid checkpoint (None if the run has none yet), the run's ModelConfig, and what had to be skipped.
+    path, folder: Path, model: ModelConfig, data: DataConfig, config: TrainConfig, fingerprint: str
+) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint (None if the run has none yet), and what had to be skipped.
 
     Raises PicoError, with the difference, if the model, the dataset or settings changed that the run's state depends
-    on; and if there are checkpoints but none is valid. `router` None stands for the run's own.
+    on; and if there are checkpoints but none is valid.
     """
     before = read_record(folder)
     if not before:
         raise PicoError(f"{folder} holds no train.json, so there is nothing to resume: leave out --resume")
     if missing := [key for key in ("train", "data", "model", "fingerprint") if key not in before]:
         raise PicoError(f"{folder}/train.json has no {', '.join(missing)}: mend it from another run's")
-    was = ModelConfig.build(**before["model"])
-    if router is None:
-        model = model.model_copy(update={"router": was.router})
-    changed = [differences(was, model)]
+    changed = [differences(ModelConfig.build(**before["model"]), model)]
     if before["fingerprint"] != fingerprint:
         changed.append(differences(DataConfig.build(**before["data"]), data))
         changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
@@ -52,7 +49,7 @@ def check_resume(
         raise PicoError(f"no valid checkpoint in {folder} ({'; '.join(skipped)})")
     if source:
         checkpoint.saved_config(path, source)
-    return source, model, skipped
+    return source, skipped
 
 
 def record(model: ModelConfig, data: DataConfig, config: TrainConfig, **more) -> dict:

@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import gather_object
 
 from pico import budget, checkpoint, hints, parallel, runs
-from pico.config import DataConfig, DataError, ModelConfig, PicoError, TrainConfig
+from pico.config import DataConfig, DataError, PicoError, TrainConfig
 from pico.data import Batches, open_data
 from pico.derive import pretrained
 from pico.evaluate import score
@@ -67,7 +67,6 @@ def train(
     config: TrainConfig,
     resume: bool = False,
     base_weights: str | None = None,
-    router: str | None = None,
     quiet: bool = False,
     device: str | None = None,
     head: bool = True,
@@ -77,8 +76,8 @@ def train(
 
     resume: continue the run's newest valid checkpoint; base_weights: start from those of another run (its folder, a
     checkpoint's folder, or the name of a run of the same model), by default from those that a derived model has;
-    router: train with another one than model.json's; display: where it says how it goes, instead of stderr's usual one.
-    head: begin with what was read, and warn of a run that cannot be meant so.
+    head: begin with what was read, and warn of a run that cannot be meant so; display: where it says how it goes,
+    instead of stderr's usual one.
     Raises PicoError for whatever the user can mend: an existing run, other data than the run's, out of memory, ...
     """
     check_name(run)
@@ -87,8 +86,6 @@ def train(
     model_config = read_config(path)
     if not resume and base_weights is None:
         base_weights = pretrained(path)
-    if router:
-        model_config = ModelConfig.build(**{**model_config.model_dump(), "router": router})
     accelerator = make_accelerator(config, Path(path) / run, device, model_config.router == "none")
     if accelerator.device.type == "cpu":
         keep_memory()
@@ -98,7 +95,7 @@ def train(
         stack.enter_context(explained(config))
         training = Training(path, run, model_config, data, config, accelerator, display)
         on_main(lambda: training.claim(resume, stack))
-        training.start(resume, base_weights, router)
+        training.start(resume, base_weights)
         if head and accelerator.is_main_process:
             training.announce()
         return training.run()
@@ -134,7 +131,7 @@ class Training:
         if not resume:
             runs.check_new(self.folder)
 
-    def start(self, resume: bool, base_weights: str | None, router: str | None) -> None:
+    def start(self, resume: bool, base_weights: str | None) -> None:
         """Opens the data, builds model, optimizers and batches, fresh or from a checkpoint, and writes train.json."""
         accelerator, config, world = self.accelerator, self.config, self.accelerator.num_processes
         if config.batch_size % world:
@@ -150,9 +147,9 @@ class Training:
         if resume:
             self.before = on_main(lambda: read_record(self.folder))
             self.base = self.before.get("base_weights")
-            settings = self.model_config, self.data, config, self.documents.fingerprint, router
+            settings = self.model_config, self.data, config, self.documents.fingerprint
             found = on_main(lambda: runs.check_resume(self.path, self.folder, *settings))
-            source, self.model_config, skipped = found
+            source, skipped = found
             for problem in skipped:
                 self.display.warn(f"skipped checkpoint {problem}")
             where = f"at step {int(source.name)}" if source else "from the beginning: it has no checkpoint yet"

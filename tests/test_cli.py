@@ -125,7 +125,7 @@ SPECIFIED = {
     "train": "dataset-column-name dataset-train-file dataset-validation-file dataset-train-split dataset-format "
     "dataset-validation-split dataset-validation-size streaming document-separator context-len batch-size "
     "learning-rate weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
-    "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer router "
+    "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer "
     "tracker tracker-project-name compile attention-backend",
     "run": "checkpoint prompt prompt-file temperature top-k top-p min-p max-bytes num-samples seed speculative "
     "disable-latent show-router-decisions stats device",
@@ -154,13 +154,13 @@ def test_data_and_training_flags_arrive(cli, monkeypatch):
     finished = SimpleNamespace(exit_code=143)
     monkeypatch.setattr(pico.train, "train", lambda *arguments: seen.append(arguments) or finished)
     line = "train model b text.txt --dataset-column-name story --document-separator X --streaming --epochs 2 "
-    line += "--learning-rate 0.5 --router none --base-weights a --device cpu --quiet --compile"
+    line += "--learning-rate 0.5 --base-weights a --device cpu --quiet --compile"
     assert cli(line).code == 143
     path, run, data, training, *rest = seen[0]
     assert (str(path), run) == ("model", "b")
     assert data == DataConfig(dataset="text.txt", column_name="story", document_separator="X", streaming=True)
     assert training == TrainConfig(epochs=2, learning_rate=0.5, compile=True)
-    assert rest == [False, "a", "none", True, "cpu"]
+    assert rest == [False, "a", True, "cpu"]
 
 
 def test_resume_keeps_the_settings_of_the_run(cli, home):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import SMALL, assert_same_run, config, go, metrics, script, weights
+from training import SMALL, assert_same_run, config, go, metrics, reroute, script, weights
 
 from pico import PicoError, checkpoint, files, load, preset
 from pico.files import append
@@ -77,13 +77,13 @@ def test_a_killed_run_resumes_bit_for_bit(path, data, monkeypatch, die, step):
 @pytest.mark.parametrize("router", ["threshold", "topk", "random", "none"])
 def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch, optimizer, router):
     settings = config(optimizer=optimizer, grad_accumulation_steps=2, batch_size=2)
-    go(path, "whole", data, settings, router=router)
+    reroute(path, router)
+    go(path, "whole", data, settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_at_step(patch, 6)
-        go(path, "killed", data, settings, router=router)
-    go(path, "killed", data, settings, resume=True)  # the run's router is kept without being named again
+        go(path, "killed", data, settings)
+    go(path, "killed", data, settings, resume=True)
     assert_same_run(path, "whole", "killed")
-    assert load(path, "killed").config.router == router
 
 
 def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):
@@ -137,7 +137,6 @@ def snapshot(folder):
         (dict(seed=1), {}, r"seed 0 -> 1"),
         (dict(optimizer="adamw"), {}, r"optimizer soap -> adamw"),
         (dict(batch_size=8), {}, r"batch_size x grad_accumulation_steps 4 -> 8"),
-        ({}, dict(router="stride"), r"router topk -> stride"),
     ],
 )
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(path, data, changes, options, expected):

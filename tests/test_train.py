@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import SMALL, assert_same_run, config, go, metrics, weights
+from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
 from pico import DataConfig, PicoError, TrainConfig, checkpoint, preset
 from pico import train as module
@@ -86,10 +86,11 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
         return out
 
     monkeypatch.setattr(Pico, "forward", forward)
-    shape = read_config(path).model_copy(update={"router": router})
+    reroute(path, router)
+    shape = read_config(path)
     limit = 11.5 * 4 * 32 * flops_per_byte(shape, 32)[1]
     settings = config(max_steps=None, max_flops=limit, batch_size=2, grad_accumulation_steps=2)
-    whole = go(path, "whole", data, settings, router=router)
+    whole = go(path, "whole", data, settings)
     lines = metrics(path, "whole")
     flops = executed = 0
     for i, line in enumerate(lines):
@@ -110,7 +111,7 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
         patch.setattr(
             Training, "optimizer_step", lambda self, p: self.signals.update({2: self.step == 6}) or step(self, p)
         )
-        assert go(path, "r", data, settings, router=router).stopped == "interrupted"
+        assert go(path, "r", data, settings).stopped == "interrupted"
     go(path, "r", data, settings, resume=True)
     assert_same_run(path, "whole", "r")
     state = checkpoint.read_state(checkpoint.newest(path / "r")[0])
@@ -239,7 +240,7 @@ def test_validation_is_causal_and_training_mode_returns(path, data, monkeypatch)
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(Pico, "forward", forward)
-    go(path, "r", data, router="topk")
+    go(path, "r", data)
     assert all(training == loss for training, loss in modes)
     assert (False, False) in modes and modes[-1] == (False, False)
 

@@ -10,19 +10,35 @@ from pico import process
 if __name__ == "__main__":  # before the slow imports: Ctrl-C among them is no traceback
     process.guard()
 
-import base64
 import json
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
-from pico import __version__, hints
-from pico.config import LONGEST_PROMPT, PRESETS, DataConfig, ModelConfig, PicoError, TrainConfig, preset
-from pico.experiment import form
-from pico.flags import flags, options
+from pico import __version__, commands, hints
+from pico.config import PRESETS, DataConfig, PicoError, TrainConfig, preset
+from pico.flags import (
+    DATA,
+    LOOK,
+    MODEL,
+    START,
+    TRAINING,
+    WORK,
+    AnyRun,
+    Checkpoint,
+    Dataset,
+    Device,
+    Json,
+    ModelPath,
+    RunName,
+    argument,
+    flags,
+    option,
+    switch,
+)
+from pico.samples import argument_bytes, read_prompt, write_objects, write_samples
+from pico.terminal import check_writable, run_app, say, show, show_json
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
@@ -32,107 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-MODEL = options(
-    ModelConfig,
-    {
-        "Width": "dim mlp_ratio next_tokens chained_heads att_q_heads att_kv_heads qk_norm embedding_skip",
-        "Lookup, for every byte": "ngram_max ngram_rows ngram_dim",
-        "Local blocks, on every byte": "fb_num_blocks fb_att_window_size",
-        "Latent blocks, on routed bytes": "latent_num_blocks latent_att_window_size latent_capacity_factor router",
-    },
-)
-DATA = options(
-    DataConfig,
-    {
-        "Data": "column_name format =document_separator csv_separator train_file validation_file train_split "
-        "validation_split validation_size =streaming"
-    },
-    prefix="dataset_",
-)
-TRAINING = options(
-    TrainConfig,
-    {
-        "Length": "epochs max_steps max_minutes max_flops",
-        "Batch": "context_len batch_size grad_accumulation_steps seed",
-        "Optimizer": "optimizer learning_rate warmup_steps weight_decay ngram_dropout dropout gradient_clip "
-        "router_loss_weight",
-        "Checkpoints and what is shown": "checkpoint_interval keep_last validation_interval sample_interval tracker "
-        "tracker_project_name",
-        "Machine": "precision attention_backend compile",
-    },
-)
-
-BENCHED = options(
-    TrainConfig, {"Batch": "context_len batch_size", "Machine": "optimizer precision attention_backend compile"}
-)
-
-
-def path(text: str | Path) -> Path:
-    """A path as it was typed; an empty one, mostly an unset variable, would be the current folder."""
-    if text == "":
-        raise PicoError("'' is no path: give the name of a file or folder ('.' is the current one)")
-    return Path(text)
-
-
-def argument(kind, help: str):
-    return Annotated[kind, typer.Argument(help=help, parser=path if kind in PATHS else None)]
-
-
-def option(kind, help: str, panel: str | None = None, *names: str):
-    return Annotated[
-        kind, typer.Option(*names, help=help, rich_help_panel=panel, parser=path if kind in PATHS else None)
-    ]
-
-
-def switch(name: str, help: str, panel: str | None = None):
-    """Off unless given; there is no --no- form."""
-    return option(bool, help, panel, name)
-
-
-PATHS = (Path, Path | None)
-START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
-ModelPath = argument(Path, "folder of the model")
-RunName = argument(str, "name of the run")
-AnyRun = argument(str, "name of the run; may be left out where there is only one")
-Dataset = argument(str, DataConfig.model_fields["dataset"].description)
-Device = option(str | None, "cpu, cuda, mps ... (default: the best there is)")
-Checkpoint = option(str, "step number, 'best', or -1 for the newest")
-Json = switch("--json", "one JSON object on stdout")
-
-
-def say(text: str = "") -> None:
-    """Talk."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def show(renderable, **how) -> None:
-    """Product, for people. Where stdout fails, stderr has it: what took an hour to compute is not lost."""
-    from rich.console import Console
-
-    try:
-        Console(highlight=False).print(renderable, **how)
-        sys.stdout.flush()
-    except process.StdoutFailed as failure:
-        if not failure.quiet:
-            Console(highlight=False, stderr=True).print(renderable, **how)
-        raise
-
-
-def show_json(facts: dict) -> None:
-    """Product, for programs: one line of strict JSON, where what is not a number is null."""
-    from rich.text import Text
-
-    show(Text(json.dumps(finite(facts), allow_nan=False)), soft_wrap=True)
-
-
-def finite(value):
-    """Nested facts with None in the place of infinities and NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def version(wanted: bool) -> None:
@@ -290,81 +205,6 @@ def run(
         say(json.dumps(generation.stats))
 
 
-def read_prompt(text: str | None, file: Path | None) -> bytes:
-    """The prompt's bytes, wherever they come from."""
-    if text is not None and file is not None:
-        raise PicoError("--prompt and --prompt-file were both given: choose one")
-    most = LONGEST_PROMPT + 1  # enough to see that it is too long, even where there is no end
-    if file is not None:
-        try:
-            with open(file, "rb") as stream:
-                return stream.read(most)
-        except OSError as error:
-            raise PicoError(f"cannot read --prompt-file {file}: {error.strerror}") from None
-    if text == "-":
-        return sys.stdin.buffer.read(most)
-    return argument_bytes(text or "")
-
-
-def argument_bytes(text: str) -> bytes:
-    """The bytes that were typed, also where they are no UTF-8."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def write_samples(generation, count: int, show_routed: bool) -> None:
-    """Writes the first text while it grows, then the others, an empty line between them."""
-    from pico.vocab import characters, visible
-
-    later, terminal = [[] for _ in range(count)], sys.stdout.isatty()
-
-    def first():
-        for step in generation:
-            if step.row == 0:
-                yield step
-            else:
-                later[step.row].append(step)
-
-    def write(text: str, data: bytes) -> None:
-        """One of the two: the text for a person, the bytes for whatever reads them."""
-        if terminal:
-            sys.stdout.write(text)
-        else:
-            sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-
-    if terminal:
-        sys.stdout.reconfigure(encoding="utf-8")
-    for row in range(count):
-        if row:
-            write("\n\n", b"\n\n")
-            if sys.stderr.isatty():
-                say("─" * 40)
-        for character, steps in characters(later[row] if row else first()):
-            mark = "_" * (show_routed and any(step.routed for step in steps))
-            write(mark + visible(character), mark.encode() + bytes(step.byte for step in steps))
-    if terminal:
-        sys.stdout.write("\n")
-
-
-def write_objects(generation, count: int) -> None:
-    """A JSON object a line for each text: its prompt and itself, what was routed, how it ended, the stats of them all.
-
-    Where prompt or text is no UTF-8, its bytes are beside it in base64.
-    """
-    rows = [{"prompt": [], "text": []} for _ in range(count)]
-    for step in generation:
-        rows[step.row]["prompt" if step.prompt else "text"].append(step)
-    for row, ended in zip(rows, generation.ended):
-        made: dict = {}
-        for name, steps in row.items():
-            data = bytes(step.byte for step in steps)
-            made[name] = data.decode(errors="replace")
-            if made[name].encode() != data:
-                made[f"{name}_base64"] = base64.b64encode(data).decode()
-            made[f"{name}_routed"] = [step.routed for step in steps]
-        print(json.dumps(made | {"ended": ended, "stats": generation.stats}))
-
-
 @app.command(name="eval", rich_help_panel=LOOK)
 @flags(data=DATA)
 def evaluate(
@@ -404,78 +244,6 @@ def evaluate(
         show_json(result) if as_json else show(report_table(result))
 
 
-def check_writable(file: Path, flag: str) -> None:
-    """Raises PicoError if a file cannot be written: known before the work whose result it is to hold."""
-    if not file.absolute().parent.is_dir():
-        raise PicoError(f"{flag} {file}: there is no folder {file.parent}; make it, or write elsewhere")
-    there = file.exists()
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise PicoError(f"{flag} {file}: {error.strerror}; write elsewhere") from None
-    if not there:
-        file.unlink()
-
-
-@app.command(rich_help_panel=LOOK, epilog=f"The keys of an experiment file:\n\n\b\n{form()}")
-def compare(
-    experiment: argument(Path, "JSON file; there are examples in benchmarks/"),
-    out: option(Path | None, "folder of the runs and results (default: models/compare/NAME)") = None,
-    dataset: option(str | None, "train and score on this instead of the file's dataset") = None,
-    only: option(str | None, "train only these configurations, as a,b") = None,
-    seeds: option(str | None, "how many seeds, as 2, or which, as 0,3 (default: the file's)") = None,
-    dry_run: switch("--dry-run", "train a few steps of each configuration and say how long all will take") = False,
-    device: Device = None,
-    quiet: switch("--quiet", "say nothing of each training but warnings") = False,
-):
-    """Train several designs on one budget, several seeds each, and write one table and one plot.
-
-    Stopped at any time, the same command goes on where it was. Started several times, once per core or GPU, it shares
-    the work: each process trains what no other does, and all end with the same table.
-    """
-    from pico.experiment import read_experiment
-
-    file = read_experiment(experiment, dataset, say)
-    plan = file.plan(only, seeds)
-    name = experiment.stem + (f"-{Path(dataset).stem}" if dataset is not None else "")
-    out = out or Path("models/compare") / name
-    if dry_run:
-        from pico.estimate import estimate
-
-        text, stopped = estimate(file, out, device, say, plan)
-    else:
-        from pico.compare import compare as start
-
-        results, stopped = start(file, out, device, quiet, say, plan)
-    if stopped != "finished":
-        say("stopped" if dry_run else "stopped; the same command goes on from here")
-        from pico.progress import EXIT_CODES
-
-        raise typer.Exit(EXIT_CODES[stopped])
-    if dry_run:
-        print(text, end="")
-        return
-    print((out / "compare.md").read_text(encoding="utf-8"), end="")
-    say(f"wrote {out}/compare.md, compare.json and compare.png")
-    raise typer.Exit(1 if results["failed"] else 0)
-
-
-@app.command(rich_help_panel=WORK)
-def export(
-    path: ModelPath,
-    run: RunName,
-    target: argument(Path, "folder of the model to write"),
-    checkpoint: Checkpoint = "best",
-):
-    """Write a trained model to give away: fp16 weights and what is known of them, no optimizer state."""
-    from pico.export import export as write
-    from pico.export import size
-
-    made = write(path, run, target, checkpoint)
-    say(f"wrote {made}, {size(target) / 1e6:.1f} MB")
-    say(f"next: {hints.command('run', target, run)}")
-
-
 @app.command(rich_help_panel=LOOK)
 def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     """Size and cost of a model, and its runs."""
@@ -494,68 +262,12 @@ def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
         show(runs_table(facts["runs"]))
 
 
-@app.command(rich_help_panel=LOOK)
-@flags(model=MODEL, training=BENCHED)
-def bench(
-    kind: argument(str, "what to measure: train, generate, attention or optimizer"),
-    path: argument(Path | None, "generate: folder of a trained model (default: a new one, of the flags)") = None,
-    run: AnyRun = "",
-    *,
-    model: dict,
-    training: dict,
-    preset_name: option(str, f"shape to measure: {', '.join(PRESETS)}", None, "--preset") = "tiny",
-    seconds: option(float, "how long to measure") = 30.0,
-    device: Device = None,
-    as_json: Json = False,
-):
-    """Where the time goes: training, generation, attention or optimizers, with medians and spreads."""
-    config, settings = preset(preset_name, **model), TrainConfig.build(**training)
-    from pico import load
-    from pico.bench import bench as measure
-    from pico.machine import pick_device
-
-    where = pick_device(device)
-    trained = load(path, run, device=where) if path else None
-    result = measure(kind, config, where, settings, trained, seconds)
-    if as_json:
-        show_json(result)
-        return
-    from pico.report import facts_table
-
-    show(facts_table(result))
+app.add_typer(commands.app)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code. Whatever the user can mend is one line on stderr and code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    process.busy = True
-    try:
-        code = app(arguments or ["--help"], standalone_mode=False) or 0
-        sys.stdout.flush()
-        return code
-    except PicoError as error:
-        problem, code = str(error), 2
-    except TyperException as error:  # a wrong flag or value
-        problem, code = mistyped(error), 2
-    except process.StdoutFailed as error:
-        if error.quiet:  # what a shell shows of a command that the closed pipe ended
-            return 141
-        problem, code = str(error), 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        problem, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
-    finally:
-        process.busy = False
-    say(f"error: {' '.join(problem.split())}")
-    return code
-
-
-def mistyped(error: TyperException) -> str:
-    """What is wrong with a command line, in the style of all errors."""
-    text = error.format_message().removesuffix(".")
-    context = getattr(error, "ctx", None)
-    words = [context.info_name] if context and context.parent else []
-    text = text.replace(". Did you", "; did you")
-    return f"{text[0].lower()}{text[1:]} (see {hints.command(*words, '--help')})"
+    """Runs a command and returns its exit code."""
+    return run_app(app, (sys.argv[1:] if arguments is None else arguments) or ["--help"])
 
 
 if __name__ == "__main__":

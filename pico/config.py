@@ -239,7 +239,7 @@ class DataConfig(Config):
 
     dataset: str = Field("stories", description="'stories', a file or folder, or a Hub dataset (NAME or NAME:CONFIG)")
     column_name: str | None = Field(None, description="column that holds the text")
-    format: Literal["auto", "bytes"] = Field("auto", description="'bytes' reads any file as raw bytes")
+    format: Literal["auto", "bytes"] = Field("auto", description="'bytes' takes files raw")
     document_separator: str | None = Field(None, description="what stands between documents in a file")
     csv_separator: str | None = Field(
         None, description="what stands between the cells of a .csv file, 'tab' for a tab (default: found)"
@@ -249,7 +249,7 @@ class DataConfig(Config):
     train_split: str | None = Field(None, description="split to train on (default: train)")
     validation_split: str | None = Field(None, description="split to validate on")
     validation_size: Positive | None = Field(
-        None, description="held out: a fraction below 1, or a number of documents (default 1 %)"
+        None, description="held out: a fraction below 1, or how many documents (default 1 %)"
     )
     streaming: bool = Field(False, description="stream a Hub dataset instead of downloading it")
 
@@ -275,18 +275,17 @@ class TrainConfig(Config):
     context_len: Size = Field(512, description="bytes in a chunk")
     batch_size: Size = Field(8, description="chunks in a batch, over all processes")
     grad_accumulation_steps: Size = Field(1, description="batches in an optimizer step")
-    optimizer: Literal["soap", "soap-exact", "adamw", "muon"] = Field(
-        "soap", description="how gradients become steps; soap-exact is the paper's, slow, to compare with"
-    )
+    optimizer: Literal["soap", "adamw", "muon"] = Field("soap", description="how gradients become steps")
+    soap_exact: bool = Field(False, description="SOAP to the letter of its paper, slow, to compare with")
     learning_rate: Annotated[Positive, Field(le=MOST_RATE)] = Field(1e-2, description="peak learning rate")
     weight_decay: Annotated[NonNegative, Field(le=MOST_RATE)] = Field(
         0.01, description="decoupled; not on norms, biases, router"
     )
     ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.7, description="share of n-gram lookups left out when a text shorter than their tables is read again"
+        0.7, description="lookups left out when small text is read again"
     )
     dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        0.1, description="share of what each block adds, left out in the same case"
+        0.1, description="of what blocks add, left out in the same case"
     )
     gradient_clip: Annotated[Positive, Field(le=1e12)] = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -301,21 +300,17 @@ class TrainConfig(Config):
         None, description="FLOPs of training, charged by the bytes that were routed"
     )
     warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
-        50, description="linear warm-up; then the rate falls on a line to zero"
+        50, description="linear; then the rate falls on a line to zero"
     )
     validation_interval: Interval = Field(500, description="steps between validations")
     checkpoint_interval: Interval = Field(500, description="steps between checkpoints")
     sample_interval: Interval = Field(500, description="steps between printed samples")
     keep_last: Interval = Field(3, description="checkpoints kept, besides the best")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="of weights, data order, samples and held-out part"
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of weights, order, samples, held-out part")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
     attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
     compile: bool = Field(False, description="torch.compile the model")
-    tracker: Literal["none", "wandb", "tensorboard"] = Field(
-        "none", description="where metrics go besides metrics.jsonl"
-    )
+    tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="metrics also go to")
     tracker_project_name: str = Field("pico", description="project of the tracker")
 
     @property

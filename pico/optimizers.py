@@ -35,7 +35,7 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     undecayed = {"params": plain, "weight_decay": 0.0}
     if config.optimizer.startswith("soap"):
         groups = [{"params": blocks}, {"params": wide, "one_sided": True}, undecayed]
-        return [SOAP(groups, lr=rate, weight_decay=decay, exact=config.optimizer == "soap-exact"), *lookups]
+        return [SOAP(groups, lr=rate, weight_decay=decay, exact=config.soap_exact), *lookups]
     options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
     if config.optimizer == "adamw":
         return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options), *lookups]

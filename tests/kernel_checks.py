@@ -251,7 +251,7 @@ def test_gather_and_scatter(width, dtype, index_dtype):
 
 
 def test_kernels_inside_torch_compile():
-    """One graph, no break, same results: what --compile needs."""
+    """One graph, no break, same results: what torch.compile needs."""
     index = torch.tensor(INDEX, device=DEVICE)
     q, k, v = (random(3, 11, 1, 16).requires_grad_() for _ in range(3))
     positions = torch.arange(11, dtype=torch.int32, device=DEVICE).expand(3, -1)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ import typer.main
 
 import pico
 import picolm
-from pico import folder, generate, load
-from pico.config import DataConfig, ModelConfig, TrainConfig, preset
+from pico import folder, generate, load, samples
+from pico.config import DataConfig, TrainConfig, preset
+from pico.flags import DATA, MODEL, TRAINING
 from pico.folder import checkpoints, read_config, read_record
 from pico.vocab import visible
 
@@ -113,20 +115,38 @@ def test_export_writes_a_model_that_runs(cli, home):
 # --- flags are the configs' fields ------------------------------------------------------------------------------------
 
 
-def test_every_field_has_a_flag():
-    assert set(picolm.MODEL) == set(ModelConfig.model_fields)
-    assert set(picolm.DATA) == set(DataConfig.model_fields) - {"dataset"}
-    assert set(picolm.TRAINING) == set(TrainConfig.model_fields)
+def test_every_field_can_be_set():
+    assert set(DATA.parameters) == set(DataConfig.model_fields) - {"dataset"}
+    for command, options in (("init", MODEL), ("train", TRAINING)):
+        (settings,) = [o for o in options_of(command) if "--set" in o.opts]
+        named = set(re.findall(r"\w+", settings.help.partition(": ")[2]))
+        assert named == set(options.config.model_fields) - set(options.parameters) > set()
+
+
+def test_settings_without_a_flag_arrive(cli, home):
+    assert cli("init set --preset tiny --set qk_norm=false --set dim=64 --latent-num-blocks 2").code == 0
+    assert read_config(home / "set") == preset("tiny", qk_norm=False, dim=64, latent_num_blocks=2)
+    line = "train model set text.txt --device cpu --quiet --set gradient_clip=0.5 --set soap_exact=true"
+    assert cli(f"{line} {TRAIN} --max-steps 1").code == 0
+    training = read_record(home / "model" / "set")["train"]
+    assert (training["gradient_clip"], training["soap_exact"], training["max_steps"]) == (0.5, True, 1)
+    shutil.rmtree(home / "model" / "set")
+
+
+def test_the_help_of_train_fits_a_screen(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    out = cli("train --help").out
+    assert max(map(len, out.splitlines())) <= 100 and out.count("\n") <= 70
 
 
 SPECIFIED = {
     "init": "preset dim next-tokens att-q-heads att-kv-heads fb-num-blocks fb-att-window-size latent-capacity-factor "
-    "latent-num-blocks latent-att-window-size router",
+    "latent-num-blocks latent-att-window-size router set",
     "train": "dataset-column-name dataset-train-file dataset-validation-file dataset-train-split dataset-format "
     "dataset-validation-split dataset-validation-size streaming document-separator context-len batch-size "
     "learning-rate weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
     "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer "
-    "tracker tracker-project-name compile attention-backend",
+    "tracker attention-backend set",
     "run": "checkpoint prompt prompt-file temperature top-k top-p min-p max-bytes num-samples seed speculative "
     "disable-latent show-router-decisions stats device",
     "eval": "dataset-column-name dataset-format dataset-validation-split checkpoint json",
@@ -154,7 +174,7 @@ def test_data_and_training_flags_arrive(cli, monkeypatch):
     finished = SimpleNamespace(exit_code=143)
     monkeypatch.setattr(pico.train, "train", lambda *arguments: seen.append(arguments) or finished)
     line = "train model b text.txt --dataset-column-name story --document-separator X --streaming --epochs 2 "
-    line += "--learning-rate 0.5 --base-weights a --device cpu --quiet --compile"
+    line += "--learning-rate 0.5 --base-weights a --device cpu --quiet --set compile=true"
     assert cli(line).code == 143
     path, run, data, training, *rest = seen[0]
     assert (str(path), run) == ("model", "b")
@@ -312,7 +332,7 @@ def test_prompts_from_a_file_and_from_stdin_hold_any_bytes(cli, home, monkeypatc
 
 
 def test_a_prompt_without_end_is_refused(cli, monkeypatch):
-    monkeypatch.setattr(picolm, "LONGEST_PROMPT", 1000)
+    monkeypatch.setattr(samples, "LONGEST_PROMPT", 1000)
     monkeypatch.setattr(generate, "LONGEST_PROMPT", 1000)
     for file in ("text.txt", "/dev/zero") if Path("/dev/zero").exists() else ("text.txt",):
         refused(cli(f"run model a --device cpu --prompt-file {file}"), "1,001 bytes or more, expected at most 1,000")
@@ -452,6 +472,19 @@ BAD = {
     "init b --latent-capacity-factor 1.5": "less than or equal to 1",
     "init b --latent-capacity-factor 0": "latent_capacity_factor",
     "init b --router clever": "threshold",
+    "init b --set wide=1": "--set wide=1: no 'wide': valid: dim, next_tokens, ",
+    "init b --set qknorm=0": "did you mean qk_norm?",
+    "init b --set qk_norm": "expected KEY=VALUE",
+    "init b --set qk_norm=often": "qk_norm = 'often'",
+    "init b --dim 64 --set dim=32": "dim was given before",
+    "init b --set dim=64 --set dim=32": "dim was given before",
+    "init b --from model --set dim=64": "leave out",
+    "init b --no-qk-norm": "--no-qk-norm",
+    "train model b text.txt --set gradient_clip=-1": "gradient_clip = '-1'",
+    "train model b text.txt --set qk_norm=false": "valid: context_len, ",
+    "train model b text.txt --router none": "--router",
+    "train model b text.txt --set optimizer=soap-exact": "'adamw' or 'muon'",
+    "bench optimizer --set speed=1": "valid: dim, ",
     # data
     "train model b nothing.txt": "nothing.txt",
     "train model b empty.txt": "empty",

@@ -24,8 +24,10 @@ import torch
 from pico.attention import alibi_slopes, attend_cached, attention, available_backends, ring_bias
 from pico.config import TrainConfig, preset
 from pico.generate import generate
+from pico.machine import Batch
 from pico.model import Pico, flops_per_byte
-from pico.optimizers import build_optimizers, set_learning_rate
+from pico.optimizers import build_optimizers
+from pico.step import StepResult, optimizer_step
 
 SHAPES = {  # one layer: batch, length, query heads, key heads, head width, window; 64k bytes, a quarter of them latent
     "s local": (32, 2048, 9, 3, 40, 32),
@@ -226,35 +228,26 @@ def gather() -> dict:
 
 
 class Trainer:
-    """A model, its optimizer and a text in memory: the step of pico/train.py without its files and its talk."""
+    """A model, its optimizer and a text on the GPU, for the steps that pico/train.py takes."""
 
     def __init__(self, config, text: bytes, length: int, batch: int, compiled: bool):
         torch.manual_seed(0)
-        self.config, self.length, self.batch, self.step = TrainConfig(), length, batch, 0
+        self.config, self.length, self.batch, self.step = TrainConfig(context_len=length), length, batch, 0
         self.model = Pico(config, dtype=torch.bfloat16).to(DEVICE).train()
         self.forward = torch.compile(self.model) if compiled else self.model
         self.optimizers = build_optimizers(self.model, self.config)
         self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(DEVICE)
         self.window = torch.arange(length + config.next_tokens, device=DEVICE)
 
-    def train(self, progress: float = 0.0, mark=lambda: None):
-        """One optimizer step; calls `mark` before it, and after forward, backward and optimizer."""
+    def train(self, progress: float = 0.0, mark=lambda part: None) -> StepResult:
+        """One optimizer step on random places of the text; calls `mark` with "data" before it."""
         starts = torch.randint(len(self.text) - len(self.window), (self.batch, 1), device=DEVICE)
-        tokens = self.text[starts + self.window].long()
-        set_learning_rate(self.optimizers, self.config, self.step, progress)
-        mark()
-        out = self.forward(tokens[:, : self.length], targets=tokens[:, 1:])
-        mark()
-        (0.9 * out.loss + 0.1 * out.router_loss).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.dense_parameters(), self.config.gradient_clip)
-        mark()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self.model.update_router()
-        mark()
+        chunk = Batch(self.text[starts + self.window].long(), self.batch * self.length, {})
+        mark("data")
+        parts = self.model, self.forward, self.optimizers, self.config, [chunk]
+        result = optimizer_step(*parts, self.step, progress, mark=mark)
         self.step += 1
-        return out.head_nll[0].detach()
+        return result
 
 
 def story_text(size: int) -> bytes:
@@ -279,21 +272,24 @@ def training() -> dict:
 
 
 def steps(*arguments) -> dict:
-    """Times 40 steps after 11, so that SOAP's work every tenth step is in both. The mean, for the same reason."""
+    """Times 40 steps after 15, so that SOAP's work every tenth step is in both. The mean, for the same reason.
+
+    Every five steps are a run in small: the last of them routes causally.
+    """
     trainer = Trainer(*arguments)
     began = time.perf_counter()
-    for _ in range(1 if SMOKE else 11):
-        trainer.train().item()
+    for number in range(1 if SMOKE else 15):
+        trainer.train(number % 5 / 5)
     warm_up, times, marks = time.perf_counter() - began, [], []
 
-    def mark():
+    def mark(part: str) -> None:
         if DEVICE.type == "cuda":
-            marks.append(torch.cuda.Event(enable_timing=True))
-            marks[-1].record()
+            marks.append((part, torch.cuda.Event(enable_timing=True)))
+            marks[-1][1].record()
 
-    for _ in range(2 if SMOKE else 40):
+    for number in range(2 if SMOKE else 40):
         began = time.perf_counter()
-        trainer.train(mark=mark).item()
+        trainer.train(number % 5 / 5, mark)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
@@ -307,8 +303,8 @@ def steps(*arguments) -> dict:
         "bytes_per_step": size,
         "warm_up_seconds": round(warm_up, 1),
     }
-    for part, name in enumerate(("forward", "backward", "optimizer") if marks else ()):
-        spent = [a.elapsed_time(b) for a, b in zip(marks[part::4], marks[part + 1 :: 4])]
+    for name in ("forward", "backward", "optimizer") if marks else ():
+        spent = [a.elapsed_time(b) for (_, a), (part, b) in pairwise(marks) if part == name]
         entry[f"{name}_ms"] = round(statistics.mean(spent), 2)
     if marks:
         entry["optimizer_share"] = round(entry["optimizer_ms"] / entry["ms_per_step"], 3)
@@ -326,8 +322,8 @@ def generation() -> dict:
     trainer = Trainer(preset("tiny" if SMOKE else "s"), text, length, batch, False)
     began, seconds = time.monotonic(), 0.5 if SMOKE else min(60.0, left() / 3)
     while (progress := (time.monotonic() - began) / seconds) < 1:
-        nats = trainer.train(progress).item()
-    result = {"trained_steps": trainer.step, "last_training_bpb": round(nats / 0.6931, 3)}
+        result = trainer.train(progress)
+    result = {"trained_steps": trainer.step, "last_training_bpb": round(result.bits_per_byte, 3)}
     for batch in (1, 2) if SMOKE else (1, 64):
         for speculative in (False, True):
             label = f"{'speculative' if speculative else 'plain'}, batch {batch}"

@@ -10,6 +10,7 @@ Nothing is timed once: every figure is a median over repetitions that take turns
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from pico.attention import attention, available_backends
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
-from pico.machine import keep_memory, pick_dtype
+from pico.machine import Prefetch, keep_memory, pick_dtype
 from pico.memory import require_weights
 from pico.model import Pico, flops_per_byte
 
@@ -98,41 +99,35 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
     from pico.data import open_data
     from pico.optimizers import build_optimizers
     from pico.packing import Batches
+    from pico.step import optimizer_step
 
     dtype = pick_dtype(settings.precision, device)
     peak = matmul_peak(device, dtype)
     documents, _ = open_data(DataConfig(dataset="stories"), settings.seed)
     length, batch = settings.context_len, settings.batch_size
-    batches = iter(Batches(documents, length, config.next_tokens, batch, settings.seed))
     model = trainable(config, device, settings)
-    forward = torch.compile(model) if settings.compile else model
-    optimizers = build_optimizers(model, settings)
-    names = ("data", "forward", "backward", "optimizer")
-    times, warm, end = [], 5, None
-    while end is None or time.perf_counter() < end or len(times) < 10:
-        marks = [wait(device)]
-        tokens = torch.as_tensor(next(batches)).to(device)
-        marks.append(wait(device))
-        out = forward(tokens[:, :length].clamp(min=0), targets=tokens[:, 1:])
-        loss = (1 - settings.router_loss_weight) * out.loss + settings.router_loss_weight * out.router_loss
-        marks.append(wait(device))
-        loss.backward()
-        marks.append(wait(device))
-        torch.nn.utils.clip_grad_norm_(model.dense_parameters(), settings.gradient_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        model.update_router()
-        marks.append(wait(device))
-        if warm:
-            warm -= 1
-            end = time.perf_counter() + seconds
-        else:
-            times.append(np.diff(marks))
-    step = summary([sum(t) for t in times])
+    parts = model, torch.compile(model) if settings.compile else model, build_optimizers(model, settings), settings
+    times, marks, warm, end = [], [], 5, 0.0
+
+    def mark(part: str) -> None:
+        marks.append((part, wait(device)))
+
+    with Prefetch(Batches(documents, length, config.next_tokens, batch, settings.seed), device) as batches:
+        while len(times) < warm + 10 or time.perf_counter() < end:
+            mark("start")
+            chunks = [next(batches)]
+            mark("data")
+            # every five steps are a run in small: the last of them routes causally
+            optimizer_step(*parts, chunks, len(times), progress=len(times) % 5 / 5, mark=mark)
+            times.append({part: now - before for (_, before), (part, now) in pairwise(marks)})
+            marks.clear()
+            if len(times) == warm:
+                end = time.perf_counter() + seconds
+    times = times[warm:]
+    step = summary([sum(t.values()) for t in times])
     rate = 1000 * batch * length / step["median"]
     memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()) / 2**20
-    parts = {name: summary([t[i] for t in times]) for i, name in enumerate(names)}
+    parts = {name: summary([t[name] for t in times]) for name in times[0]}
     flops = flops_per_byte(config, length)[1]
     return {
         "precision": str(dtype).removeprefix("torch."),

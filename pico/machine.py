@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -76,7 +77,6 @@ def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unus
         return Accelerator(
             mixed_precision="no",
             cpu=device == "cpu" or several_on_cpu,
-            gradient_accumulation_steps=config.grad_accumulation_steps,
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(folder),
             kwargs_handlers=[
@@ -195,8 +195,16 @@ def keep_memory() -> None:
     libc.mallopt(top_pad, 64 << 20)
 
 
+class Batch(NamedTuple):
+    """What one forward pass of training reads."""
+
+    tokens: Tensor  # (B, T + N)
+    bytes: int  # raw ones among the T next-byte targets of each row
+    position: dict  # of the data, after this batch, by `Batches.state_dict`
+
+
 class Prefetch:
-    """Batches made by a thread, a few ahead: (tokens (B, T + N), raw bytes to predict, state_dict after the batch)."""
+    """Batches made by a thread, a few ahead, in pinned memory for CUDA."""
 
     def __init__(self, batches, device: torch.device, depth: int = 4):
         self.batches, self.device = batches, device
@@ -223,13 +231,13 @@ class Prefetch:
                 count = int(((targets >= 0) & (targets < 256)).sum())
                 if self.device.type == "cuda":
                     tokens = tokens.pin_memory()
-                self.queue.put((tokens, count, self.batches.state_dict()))
+                self.queue.put(Batch(tokens, count, self.batches.state_dict()))
                 if self.stopping.is_set():
                     return
         except BaseException as error:
             self.queue.put(error)
 
-    def __next__(self) -> tuple[Tensor, int, dict]:
+    def __next__(self) -> Batch:
         item = self.queue.get()
         if isinstance(item, BaseException):
             raise item

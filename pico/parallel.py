@@ -139,6 +139,13 @@ def shard(model, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)  # embedding, router and heads
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum of x over all processes. To be called by all of them."""
+    if PartialState().num_processes > 1:
+        dist.all_reduce(x)
+    return x
+
+
 def whole(x: Tensor) -> Tensor:
     """The tensor that x is a slice of; x itself if it is whole. To be called by all processes."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x

@@ -41,23 +41,21 @@ from pico.machine import (
 from pico.memory import require, require_weights, training_bytes
 from pico.metrics import cut_back
 from pico.model import Pico
-from pico.optimizers import set_learning_rate
 from pico.parallel import on_main, whole_model
 from pico.plots import plot_losses
 from pico.progress import Display, Summary
 from pico.reading import Reading, counted, outlook
 from pico.report import marked, underscored
 from pico.state import rng_state, set_rng_state, set_seed
+from pico.step import optimizer_step
 from pico.trackers import Tracker
 from pico.vocab import VOCABULARY
 
 VALIDATION_BYTES = 100_000  # scored at each validation, whole documents; `picolm.py eval` scores everything
 SAMPLE_BYTES = 256
-CAUSAL_FROM = 0.8  # of a run: from here on `topk` trains with the rule that it generates with
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
 STOPS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}  # signals, and what they make of a run
 SAVES = "SIGUSR1"
-LN2 = math.log(2)
 
 
 def train(
@@ -306,63 +304,29 @@ class Training:
 
     def optimizer_step(self, prefetch) -> dict | None:
         """One optimizer step over grad_accumulation_steps batches. Its metrics, or None if it was not finite."""
-        config, accelerator, began = self.config, self.accelerator, time.monotonic()
-        length, share, totals, text = config.context_len, config.router_loss_weight, 0, 0
+        config, began = self.config, time.monotonic()
         batches = [next(prefetch) for _ in range(config.grad_accumulation_steps)]  # before anything has changed
-        rate = set_learning_rate(self.optimizers, config, self.step, self.progress())
-        self.model.lookahead.fill_(1 - self.progress())
-        self.model.router.causal = self.progress() >= CAUSAL_FROM
-        for tokens, count, self.position in batches:
-            again = self.short and self.position["epoch"] > 0
-            self.model.drop(config.ngram_dropout * again, config.dropout * again)
-            text += count
-            tokens = tokens.to(accelerator.device, non_blocking=True)  # (B, T + N)
-            with accelerator.accumulate(self.forward):
-                out = self.forward(tokens[:, :length].clamp(min=0), targets=tokens[:, 1:])
-                accelerator.backward((1 - share) * out.loss + share * out.router_loss)
-            nats = out.head_nll[0] * (tokens[:, 1 : length + 1] >= 0).sum()
-            filled = nats.new_tensor(out.slots / length)
-            sums = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, filled, nats
-            totals = totals + torch.stack([x.detach().float() for x in sums])
-        norm = parallel.whole(accelerator.clip_grad_norm_(self.model.dense_parameters(), config.gradient_clip))
-        # All that the host must know, in one transfer a step. It waits for the backward pass just before the optimizer
-        # is queued, so a GPU idles for a moment only, and a gradient that is not finite never reaches the weights.
-        clock = time.monotonic() - self.started
-        mine = totals.new_tensor([text, *self.signals.values(), clock if accelerator.is_main_process else 0.0])
-        numbers = torch.cat([totals, norm.float()[None], mine])
-        if accelerator.num_processes > 1:
-            numbers = accelerator.reduce(numbers)
-            clock = float(numbers[-1])
-        *sums, norm, text = numbers[: len(totals) + 2].tolist()
-        *means, nats = sums
-        self.heed(numbers[len(totals) + 2 : -1].tolist())
-        parts = accelerator.num_processes * config.grad_accumulation_steps
-        loss, router_loss, routed, skipped, filled = (mean / parts for mean in means)
-        self.seconds = clock
-        finite = math.isfinite(nats + loss + router_loss + norm)
-        if finite:
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.model.update_router()
-            self.step, self.bytes, self.skips = self.step + 1, self.bytes + int(text), 0
-            self.flops += budget.step_flops(self.model_config, config, routed)
-            self.executed_flops += budget.step_flops(self.model_config, config, filled)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        if not finite:
-            self.skip(loss, norm)
+        parts = self.model, self.forward, self.optimizers, config, batches
+        done = optimizer_step(*parts, self.step, self.progress(), short_text=self.short, tell=self.tell)
+        self.position = batches[-1].position
+        self.heed(done.told)
+        if not done.finite:
+            self.skip(done.loss, done.grad_norm)
             return None
-        elapsed = time.monotonic() - began
-        self.rate = 0.9 * self.rate + 0.1 * text / elapsed if self.rate else text / elapsed
+        self.step, self.bytes, self.skips = self.step + 1, self.bytes + done.bytes, 0
+        self.flops += budget.step_flops(self.model_config, config, done.routed)
+        self.executed_flops += budget.step_flops(self.model_config, config, done.slots)
+        rate = done.bytes / (time.monotonic() - began)
+        self.rate = 0.9 * self.rate + 0.1 * rate if self.rate else rate
         return {
             "step": self.step,
-            "loss": loss,
-            "train_bpb": nats / LN2 / max(text, 1),  # by the training-time routing; validation_bpb is causal
-            "router_loss": router_loss,
-            "routed": routed,
-            "skipped": skipped,
-            "learning_rate": rate,
-            "grad_norm": norm / accelerator.num_processes,
+            "loss": done.loss,
+            "train_bpb": done.bits_per_byte,  # by the training-time routing; validation_bpb is causal
+            "router_loss": done.router_loss,
+            "routed": done.routed,
+            "skipped": done.skipped,
+            "learning_rate": done.learning_rate,
+            "grad_norm": done.grad_norm,
             "bytes": self.bytes,
             "flops": self.flops,
             "executed_flops": self.executed_flops,
@@ -370,15 +334,22 @@ class Training:
             "kB_per_s": round(self.rate / 1000, 2),
         }
 
-    def heed(self, counts: list[float]) -> None:
-        """What the signals that all processes have received ask for."""
-        received = dict(zip(self.signals, counts))
+    def tell(self) -> list[float]:
+        """What the processes share in every step: how often each signal came, and the main one's clock."""
+        self.seconds = time.monotonic() - self.started
+        return [*self.signals.values(), self.seconds if self.accelerator.is_main_process else 0.0]
+
+    def heed(self, told: list[float]) -> None:
+        """What the signals that all processes have received ask for, and what time it is."""
+        *counts, clock = told
+        if self.accelerator.num_processes > 1:  # a process alone knows its own time, unrounded
+            self.seconds = clock
+        received = dict(zip(self.signals, counts, strict=True))
         self.saves_wanted = received.pop(getattr(signal, SAVES, None), 0)
         self.stopped = next((STOPS[signal.Signals(number).name] for number, n in received.items() if n), None)
 
     def skip(self, loss: float, norm: float) -> None:
         """A step that was not finite: say so, and stop after ten in a row."""
-        self.model.router.seen.zero_()  # what it saw is not finite either
         self.skips += 1
         self.display.warn(f"step {self.step + 1} skipped: loss {loss}, gradient norm {norm} ({self.skips} in a row)")
         if self.skips == MOST_SKIPS:

@@ -1,0 +1,109 @@
+"""One optimizer step: what training does again and again, and what `bench` and benchmarks/cuda.py time."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+
+from pico import parallel
+from pico.config import TrainConfig
+from pico.machine import Batch
+from pico.model import Pico
+from pico.optimizers import set_learning_rate
+
+CAUSAL_FROM = 0.8  # of a run: from here on `topk` trains with the rule that it generates with
+
+
+class StepResult(NamedTuple):
+    """How a step went, over all of its batches and all processes."""
+
+    loss: float  # nats per byte, mean over the heads
+    router_loss: float  # nats per byte
+    routed: float  # fraction of the positions that went through the latent blocks
+    skipped: float  # fraction of the bytes to be routed that met a full training buffer
+    slots: float  # positions that the latent blocks ran on, the empty ones included, over all positions
+    bits_per_byte: float  # of head 0, by the routing that training uses
+    bytes: int  # raw bytes that head 0 was to predict
+    grad_norm: float  # before it was clipped
+    learning_rate: float
+    told: list[float]  # what `tell` gave, summed over the processes
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights have moved: a step that is not finite leaves them alone."""
+        return math.isfinite(self.bits_per_byte + self.loss + self.router_loss + self.grad_norm)
+
+
+def optimizer_step(
+    model: Pico,
+    forward: Callable,
+    optimizers: Sequence,
+    config: TrainConfig,
+    batches: Sequence[Batch],
+    step: int,
+    progress: float,
+    short_text: bool = False,
+    tell: Callable[[], list[float]] = list,
+    mark: Callable[[str], object] = lambda part: None,
+) -> StepResult:
+    """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
+
+    forward: the model as it is called, which may be compiled or wrapped in DDP. step, progress: how many steps came
+    before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
+    then there is dropout. tell: numbers that the processes share on the way. mark: told the name of each part when it
+    ends, "forward", "backward" or "optimizer".
+    """
+    # 1. Where the run is decides how far a step goes, how much the stream looks ahead, and which rule routes.
+    rate = set_learning_rate(optimizers, config, step, progress)
+    model.lookahead.fill_(1 - progress)
+    model.router.causal = progress >= CAUSAL_FROM
+
+    # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
+    device, share, sums = model.lookahead.device, config.router_loss_weight, 0
+    for number, batch in enumerate(batches, start=1):
+        again = short_text and batch.position["epoch"] > 0
+        model.drop(config.ngram_dropout * again, config.dropout * again)
+        tokens = batch.tokens.to(device, non_blocking=True)  # (B, T + N)
+        inputs, targets = tokens[:, : config.context_len].clamp(min=0), tokens[:, 1:]  # (B, T), (B, T + N - 1)
+        # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
+        alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
+        with alone():
+            out = forward(inputs, targets=targets)
+            mark("forward")
+            loss = (1 - share) * out.loss + share * out.router_loss
+            (loss / len(batches)).backward()
+            mark("backward")
+        nats = out.head_nll[0] * (targets[:, : config.context_len] >= 0).sum()
+        slots = nats.new_tensor(out.slots / config.context_len)
+        these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
+        sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip))
+
+    # 3. All that the host must know, in one transfer. It waits for the backward pass just before the optimizer is
+    # queued, so a GPU idles for a moment only, and a gradient that is not finite never reaches the weights.
+    mine = [len(batches), sum(batch.bytes for batch in batches), *tell()]
+    numbers = parallel.total(torch.cat([sums, norm.float()[None], sums.new_tensor(mine)])).tolist()
+    *sums, nats, norm, parts, text = numbers[:9]
+    means = [x / parts for x in sums]  # over the batches of all processes
+    result = StepResult(
+        *means,
+        bits_per_byte=nats / math.log(2) / max(text, 1),
+        bytes=int(text),
+        grad_norm=norm * len(batches) / parts,  # every process has the same one
+        learning_rate=rate,
+        told=numbers[9:],
+    )
+
+    # 4. The step itself.
+    if result.finite:
+        for optimizer in optimizers:
+            optimizer.step()
+        model.update_router()
+    else:
+        model.router.seen.zero_()  # what it saw is not finite either
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    mark("optimizer")
+    return result

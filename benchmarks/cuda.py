@@ -242,7 +242,8 @@ class Trainer:
     def train(self, progress: float = 0.0, mark=lambda part: None) -> StepResult:
         """One optimizer step on random places of the text; calls `mark` with "data" before it."""
         starts = torch.randint(len(self.text) - len(self.window), (self.batch, 1), device=DEVICE)
-        chunk = Batch(self.text[starts + self.window].long(), self.batch * self.length, {})
+        tokens = self.text[starts + self.window].long()  # (B, T + N)
+        chunk = Batch(tokens[:, : self.length], tokens[:, 1:], self.batch * self.length, {})
         mark("data")
         parts = self.model, self.forward, self.optimizers, self.config, [chunk]
         result = optimizer_step(*parts, self.step, progress, mark=mark)

@@ -1,7 +1,7 @@
 """Where training text comes from, and how it is packed into batches.
 
 train, validation = open_data(DataConfig(dataset="stories"), seed=0)
-for tokens in Batches(train, context_len=512, next_tokens=8, batch_size=8, seed=0):  # (8, 520) int64, endless
+for inputs, targets in Batches(train, context_len=512, next_tokens=8, batch_size=8, seed=0):  # (8, 512), (8, 519)
 """
 
 from collections.abc import Callable

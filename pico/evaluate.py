@@ -164,14 +164,15 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size) -> 
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
         length = max(w.end - w.start for w in batch)
-        tokens = np.full((len(batch), length + heads), -100, np.int64)
+        text = np.zeros((len(batch), length + heads - 1), np.int64)  # of shorter rows the rest is never scored
+        targets = np.full_like(text, -100)
         for row, w in enumerate(batch):
-            tokens[row, : len(w.ids)] = w.ids
-        tokens = torch.from_numpy(tokens).to(device)
-        text = tokens[:, :-1].clamp(min=0)
+            text[row, : len(w.ids)] = w.ids[: text.shape[1]]
+            targets[row, : len(w.ids) - 1] = w.ids[1:]
+        text, targets = torch.from_numpy(text).to(device), torch.from_numpy(targets).to(device)
         start = torch.tensor([w.start for w in batch], device=device)  # generation counts on, so windows do too
         result = model(text[:, :length], disable_latent=disable_latent, start=start)
-        targets = head_targets(tokens[:, 1:], length, heads)  # (B, T, N)
+        targets = head_targets(targets, length, heads)  # (B, T, N)
         logits = model.right_draft_logits(result.stream, text).float()
         chosen = logits.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
         bits = ((logits.logsumexp(-1) - chosen) / LN2).cpu().double().numpy()  # (B, T, N)

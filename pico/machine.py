@@ -198,8 +198,9 @@ def keep_memory() -> None:
 class Batch(NamedTuple):
     """What one forward pass of training reads."""
 
-    tokens: Tensor  # (B, T + N)
-    bytes: int  # raw ones among the T next-byte targets of each row
+    inputs: Tensor  # (B, T)
+    targets: Tensor  # (B, T + N - 1), -100 where nothing is scored
+    bytes: int  # raw ones among the next-byte targets, those of head 0
     position: dict  # of the data, after this batch, by `Batches.state_dict`
 
 
@@ -225,13 +226,12 @@ class Prefetch:
 
     def _work(self) -> None:
         try:
-            for tokens in self.batches:
-                tokens = torch.as_tensor(tokens)
-                targets = tokens[:, 1 : self.batches.context_len + 1]
-                count = int(((targets >= 0) & (targets < 256)).sum())
+            for inputs, targets in self.batches:
+                following = targets[:, : inputs.shape[1]]
+                count = int(((following >= 0) & (following < 256)).sum())
                 if self.device.type == "cuda":
-                    tokens = tokens.pin_memory()
-                self.queue.put(Batch(tokens, count, self.batches.state_dict()))
+                    inputs, targets = inputs.pin_memory(), targets.pin_memory()
+                self.queue.put(Batch(inputs, targets, count, self.batches.state_dict()))
                 if self.stopping.is_set():
                     return
         except BaseException as error:

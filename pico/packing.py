@@ -16,13 +16,16 @@ from pico.vocab import BOS, EOS
 
 
 class Batches:
-    """Endless batches of packed chunks: (batch_size / world, context_len + next_tokens) int64, padding is -100.
+    """Endless batches (inputs, targets) of packed chunks, int64: inputs (B, T), targets (B, T + N - 1).
 
-    Chunk j of an epoch holds tokens jT .. jT + T + next_tokens of the epoch's string, T = context_len: T inputs and
-    the targets of the last of them, so every byte is the next-byte target of exactly one position. Batch g takes the
-    chunks g * batch_size .. of the epoch's order (on across the end of the epoch), process `rank` a block of its
-    rows: how many processes share the work changes nothing but who does it. Raises PicoError if the batch does not
-    divide over the processes, or the data does not fill one chunk.
+    B = batch_size / world, T = context_len, N = next_tokens. Targets are one ahead: head k at input t predicts target
+    t + k. Where a target is -100 nothing is scored; inputs past the end of the epoch, which only such targets follow,
+    are byte 0.
+
+    Chunk j of an epoch holds tokens jT .. jT + T + N of the epoch's string, so every byte is the next-byte target of
+    exactly one position. Batch g takes the chunks g * batch_size .. of the epoch's order (on across the end of the
+    epoch), process `rank` a block of its rows: how many processes share the work changes nothing but who does it.
+    Raises PicoError if the batch does not divide over the processes, or the data does not fill one chunk.
     """
 
     def __init__(
@@ -74,19 +77,20 @@ class Batches:
     def __iter__(self):
         return self
 
-    def __next__(self) -> torch.Tensor:
-        out = np.full((self.rows, len(self._offsets)), -100, np.int64)
-        row = -self.first  # of `out`: where the batch's next chunk goes, if that is one of our rows
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = np.empty((self.rows, len(self._offsets)), np.int64)  # (B, T + N)
+        row = -self.first  # of `tokens`: where the batch's next chunk goes, if that is one of our rows
         while row < self.batch_size - self.first:
             if self.chunk == self.chunks:
                 self._open(self.number + 1)
             taken = min(self.batch_size - self.first - row, self.chunks - self.chunk)
             ours = np.arange(max(row, 0), min(row + taken, self.rows))
             if len(ours):
-                out[ours] = self._read(self._order(self.chunk + ours - row))
+                tokens[ours] = self._read(self._order(self.chunk + ours - row))
             row += taken
             self.chunk += taken
-        return torch.from_numpy(out)
+        inputs, targets = tokens[:, : self.context_len], tokens[:, 1:]
+        return torch.from_numpy(np.where(inputs >= 0, inputs, 0)), torch.from_numpy(targets)
 
     def _open(self, number: int, place: dict | None = None) -> None:
         """Lays out epoch `number`: the order of its documents and where each ends in the string of all."""
@@ -117,7 +121,7 @@ class Batches:
         return position + self._shifts[document], document
 
     def _read(self, chunks: np.ndarray) -> np.ndarray:
-        """chunks (R,) -> tokens (R, context_len + next_tokens)."""
+        """chunks (R,) -> tokens (R, T + N), -100 past the end of the epoch."""
         position = chunks[:, None] * self.context_len + self._offsets  # in the epoch's string
         place, document = self._place(position)
         begin, end = self._begins[document], self._ends[document] - 1  # where its BOS and EOS are

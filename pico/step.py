@@ -65,8 +65,9 @@ def optimizer_step(
     for number, batch in enumerate(batches, start=1):
         again = short_text and batch.position["epoch"] > 0
         model.drop(config.ngram_dropout * again, config.dropout * again)
-        tokens = batch.tokens.to(device, non_blocking=True)  # (B, T + N)
-        inputs, targets = tokens[:, : config.context_len].clamp(min=0), tokens[:, 1:]  # (B, T), (B, T + N - 1)
+        inputs = batch.inputs.to(device, non_blocking=True)  # (B, T)
+        targets = batch.targets.to(device, non_blocking=True)  # (B, T + N - 1)
+        length = inputs.shape[1]
         # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
         alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
         with alone():
@@ -75,8 +76,8 @@ def optimizer_step(
             loss = (1 - share) * out.loss + share * out.router_loss
             (loss / len(batches)).backward()
             mark("backward")
-        nats = out.head_nll[0] * (targets[:, : config.context_len] >= 0).sum()
-        slots = nats.new_tensor(out.slots / config.context_len)
+        nats = out.head_nll[0] * (targets[:, :length] >= 0).sum()
+        slots = nats.new_tensor(out.slots / length)
         these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
         sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
     norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip))

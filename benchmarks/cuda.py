@@ -23,7 +23,7 @@ import torch
 
 from pico.attention import alibi_slopes, attend_cached, attention, available_backends, ring_bias
 from pico.config import TrainConfig, preset
-from pico.generate import generate
+from pico.generation import generate
 from pico.machine import Batch
 from pico.model import Pico, flops_per_byte
 from pico.optimizers import build_optimizers

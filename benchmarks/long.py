@@ -13,12 +13,8 @@ from pathlib import Path
 
 sys.path[:1] = [str(Path(__file__).resolve().parent.parent)]  # not this folder: torch imports a package named cuda
 
-import pico.decode
 from pico import generate, load
 from pico.bench import peak_memory
-from pico.vocab import BOS
-
-pico.decode.EOS = BOS  # the last control symbol that may be drawn, and that one never is
 
 
 def resident() -> float:
@@ -32,7 +28,7 @@ def resident() -> float:
 
 def measure(path: str, run: str, size: int, speculative: bool) -> dict:
     """Medians of the first and the last ten thousand bytes, and the growth after the second thousand."""
-    generation = generate(load(path, run), "The", max_bytes=size, speculative=speculative)
+    generation = generate(load(path, run), "The", max_bytes=size, speculative=speculative, stop_symbols=())
     seconds, memory, last = [], [], time.perf_counter()
     for count, _ in enumerate(generation, start=1):
         if count % 1000 == 0:

@@ -15,7 +15,7 @@ _HOME = {
     "preset": "config",
     "Pico": "model",
     "load": "checkpoint",
-    "generate": "generate",
+    "generate": "generation",
 }
 __all__ = sorted(_HOME)
 

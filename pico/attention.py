@@ -60,7 +60,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int, backend: str) -> Ten
     return _BACKENDS[backend](q, k, v, window)
 
 
-def _bias(q_positions: Tensor, k_positions: Tensor, heads: int, window: int, dtype: torch.dtype) -> Tensor:
+def alibi_bias(q_positions: Tensor, k_positions: Tensor, heads: int, window: int, dtype: torch.dtype) -> Tensor:
     """ALiBi and window mask (..., H, Q, S) from integer positions (..., Q) and (..., S); negative keys are empty."""
     distance = q_positions[..., :, None] - k_positions[..., None, :]
     seen = (distance >= 0) & (distance <= window) & (k_positions >= 0)[..., None, :]
@@ -87,7 +87,7 @@ def _weighted_sum(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def _dense(q, k, v, window):
     positions = torch.arange(q.shape[1], device=q.device)
-    return _weighted_sum(q, k, v, _bias(positions, positions, q.shape[2], window, q.dtype)[None])
+    return _weighted_sum(q, k, v, alibi_bias(positions, positions, q.shape[2], window, q.dtype)[None])
 
 
 def _blocked(q, k, v, window):
@@ -177,7 +177,7 @@ def _block_bias(blocks, size, heads, kv_heads, window, dtype, device):
     """(blocks, K, H/K C, keys): of the first block, which has no keys before it, and of any other if there are two."""
     positions = torch.arange(blocks * size, device=device).view(blocks, size)
     keys = positions if blocks == 1 else torch.cat([positions - size, positions], 1)
-    return _bias(positions, keys, heads, window, dtype).view(blocks, kv_heads, heads // kv_heads * size, -1)
+    return alibi_bias(positions, keys, heads, window, dtype).view(blocks, kv_heads, heads // kv_heads * size, -1)
 
 
 def _flash(q, k, v, window):
@@ -254,4 +254,4 @@ def ring_bias(
     k_positions = last - (last - slot) % slots
     if backend == "triton":
         return Positions(q_positions.int(), k_positions.int(), window)
-    return _bias(q_positions, k_positions, heads, window, dtype)
+    return alibi_bias(q_positions, k_positions, heads, window, dtype)

@@ -154,7 +154,7 @@ def trainable(config: ModelConfig, device: torch.device, settings: TrainConfig) 
 
 def bench_generate(model: Pico, seconds: float) -> dict:
     """Plain and speculative generation of the same length, at temperature 0 and 0.8, and one reading of the weights."""
-    from pico.generate import generate
+    from pico.generation import generate
 
     model.eval()
     device = next(model.parameters()).device

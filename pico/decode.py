@@ -6,13 +6,17 @@ text in fp32: weights laid out once, and keys and values in plain arrays that ar
 keys of a window are one contiguous slice and the only mask is a precomputed bias.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
+from pico.attention import alibi_bias
 from pico.cache import MAX_FEED
 from pico.machine import blas_threads, pick_blas_threads
 from pico.ngrams import keys
-from pico.vocab import BOS, EOS
+from pico.sampling import Sampling, numpy_accept_drafts, numpy_distribution, numpy_draw
+from pico.vocab import BOS
 
 ROOM = 1024  # positions written before the last window of keys is moved back to the start
 LARGEST = 60.0  # exponent with which a thousand terms still sum to a finite fp32
@@ -73,7 +77,6 @@ class _Stack:
         self.mixes = [b.mix if b.mix is None else b.mix.tolist() for b in blocks]
         shape = (len(blocks), 2, self.kv_heads, window + MAX_FEED + ROOM, self.width)
         self.memory = np.zeros(shape, np.float32)
-        self.slopes = 2.0 ** (-8.0 * np.arange(1, self.heads + 1) / self.heads)
         self.biases: dict[int, np.ndarray] = {}
         self.rows: dict[int, _Rows] = {}
 
@@ -85,10 +88,9 @@ class _Stack:
     def bias(self, n: int) -> np.ndarray:
         """(K, H/K n, W + n): n queries against the keys from the first one's window to the last one."""
         if n not in self.biases:
-            distance = self.window + np.arange(n)[:, None] - np.arange(self.window + n)
-            seen = (distance >= 0) & (distance <= self.window)
-            bias = np.where(seen, -self.slopes[:, None, None] * distance, -np.inf)  # (H, n, W + n)
-            self.biases[n] = bias.reshape(self.kv_heads, -1, self.window + n).astype(np.float32)
+            keys = torch.arange(self.window + n)
+            bias = alibi_bias(keys[self.window :], keys, self.heads, self.window, torch.float32)  # (H, n, W + n)
+            self.biases[n] = bias.numpy().reshape(self.kv_heads, -1, self.window + n)
             self.rows[n] = _Rows(n, self.heads, self.kv_heads, self.width, self.hidden)
         return self.biases[n]
 
@@ -133,11 +135,12 @@ class _Stack:
         return x
 
 
-class TextReader:
-    """One text being read on the CPU: `read` some bytes, then `keep` the first few of them."""
+class NumpyReader:
+    """A `Reader` of one text on the CPU, in fp32."""
 
-    def __init__(self, model):
-        config = self.config = model.config
+    def __init__(self, model, disable_latent: bool = False):
+        config, self.disable_latent = model.config, disable_latent
+        self.config = config
         unit, self.eps = config.dim**0.5, config.dim * EPS  # see `_norm`
         self.router = model.router
         self.embedding = model.embedding.weight.detach().float().numpy()
@@ -156,18 +159,13 @@ class TextReader:
         embedding = np.ones((1 + config.drafts, config.dim), np.float32)
         self.threads = pick_blas_threads(lambda: stack.run(embedding, slice(1), embedding))
 
-    def computing(self):
-        """In this context the reader decodes fastest."""
-        return blas_threads(self.threads)
-
-    def read(self, tokens: np.ndarray, disable_latent: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """tokens (1, n), n <= MAX_FEED -> router weight (1, n), routed (1, n)."""
+    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         depth = self.config.fb_num_blocks
         embedding = x = np.array(self._embed(tokens[0].tolist()))
         x = self.local.run(x, slice(depth), embedding)
         score = _norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
-        routed = np.zeros(len(x), bool) if disable_latent else self._wanted(score, tokens)
+        routed = np.zeros(len(x), bool) if self.disable_latent else self._wanted(score, tokens)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
@@ -192,12 +190,16 @@ class TextReader:
         return logits
 
     def keep(self, count: np.ndarray) -> None:
-        """The first `count` (1,) bytes of the last read are part of the text; the others never were."""
         count = int(count[0])
         self.local.length += count
         self.latent.length += int(self._routed[:count].sum())
         self.history = [*self.history, *self._tokens[0, :count].tolist()][count:]
         self.ahead = [], []
+
+    @contextmanager
+    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling):
+        with blas_threads(self.threads):
+            yield NumpyDecoder(self, last, drafts, sampling)
 
     def _embed(self, text: list[int]) -> list[np.ndarray]:
         """The embeddings (D,) of bytes that continue the history. What was drafted is not looked up again."""
@@ -225,78 +227,23 @@ class TextReader:
         return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()
 
 
-class TextDecoder:
-    """Continues the text of a reader; every call is one forward. `last` (1, 1) is the byte yet to be read."""
+class NumpyDecoder:
+    """A `Decoder` of the text of a reader; `last` (1, 1) is the byte yet to be read."""
 
-    def __init__(self, reader: TextReader, last: np.ndarray, drafts: int, settings: dict):
-        self.reader, self.tokens, self.drafts, self.settings, self.q = reader, last, drafts, settings, None
+    def __init__(self, reader: NumpyReader, last: np.ndarray, drafts: int, sampling: Sampling):
+        self.reader, self.tokens, self.drafts, self.sampling = reader, last, drafts, sampling
+        self.banned, self.q = sampling.banned(), None  # what the drafts were drawn from
 
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
-        """tokens (1, n) that were read, how many of them are kept (1,), routed (1, n), router weight (1, n).
-
-        u (1, n + drafts) are uniform numbers to accept, draw and draft by.
-        """
         reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]
-        weight, routed = reader.read(self.tokens, self.settings["disable_latent"])
-        p = distribution(reader.logits(), **self.settings)
-        accepted, following = verify(p, tokens[0][1:], self.q, u[:n])
+        weight, routed = reader.read(self.tokens)
+        p = numpy_distribution(reader.logits(), self.sampling, self.banned)
+        accepted, following = numpy_accept_drafts(p, tokens[0][1:], self.q, u[:n])
         reader.keep([accepted + 1])
         drawn, self.q = [following], []
         for chance in u[n:].tolist():
-            self.q.append(distribution(reader.draft_logits(accepted, drawn), **self.settings))
-            drawn = [*drawn, draw(self.q[-1], chance)]
+            logits = reader.draft_logits(accepted, drawn)
+            self.q.append(numpy_distribution(logits, self.sampling, self.banned))
+            drawn = [*drawn, numpy_draw(self.q[-1], chance)]
         self.tokens = np.array([drawn])
         return tokens, [accepted + 1], routed.tolist(), weight.tolist()
-
-
-def distribution(logits: np.ndarray, temperature, top_k, top_p, min_p, **_) -> np.ndarray:
-    """Logits (..., V), which are overwritten, to the probabilities that are sampled from.
-
-    Control symbols other than EOS never are.
-    """
-    logits[..., BOS], logits[..., EOS + 1 :] = -np.inf, -np.inf
-    if temperature < 1e-5:  # one-hot to fp32's last digit; smaller ones would overflow
-        p = np.zeros_like(logits)
-        rows = p.reshape(-1, p.shape[-1])
-        rows[np.arange(len(rows)), logits.argmax(-1).ravel()] = 1
-        return p
-    logits -= np.maximum.reduce(logits, -1, keepdims=True)
-    logits /= np.float32(temperature)
-    p = np.exp(logits, out=logits)
-    if top_k:
-        p *= p >= -np.sort(-p)[..., min(top_k, p.shape[-1]) - 1, None]
-    if top_p < 1:
-        index = np.argsort(-p, kind="stable")
-        ordered = np.take_along_axis(p, index, -1)
-        before = ordered.cumsum(-1) - ordered  # of what top-k left
-        inside = before < top_p * ordered.sum(-1, keepdims=True)
-        np.put_along_axis(p, index, ordered * inside, -1)
-    if min_p:
-        p *= p >= min_p  # the likeliest is 1 until here
-    p /= np.add.reduce(p, -1, keepdims=True)
-    return p
-
-
-def draw(p: np.ndarray, u: float) -> int:
-    """One sample of a distribution p (V,), which need not sum to one, by a uniform number."""
-    best = int(p.argmax())
-    if p[best] == 1:  # all there is to draw, as always at temperature 0: said in a tenth of the time
-        return best
-    cumulative = p.cumsum(dtype=np.float64)
-    return min(int(cumulative.searchsorted(u * cumulative[-1], "right")), len(p) - 1)
-
-
-def verify(p: np.ndarray, drafts: list[int], q: list[np.ndarray], u: np.ndarray) -> tuple[int, int]:
-    """Speculative sampling (arXiv 2211.17192, algorithm 1), by uniform numbers u (n,).
-
-    p (n, V) the model after each byte read, drafts (n - 1) drawn from q, n - 1 of (V,). Returns how many drafts are
-    accepted and the byte that follows them, distributed exactly as p.
-    """
-    accepted = 0
-    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted][drafts[accepted]]:
-        accepted += 1
-    following = p[accepted]
-    if accepted < len(drafts):
-        rest = np.maximum(following - q[accepted], 0)
-        following = rest if rest.any() else following  # else q = p but for rounding, and still rejected
-    return accepted, draw(following, u[-1])

@@ -16,7 +16,7 @@ from pico.analysis_report import write_page
 from pico.config import DataConfig, TrainConfig, preset
 from pico.data import open_evaluation
 from pico.folder import create, read_config
-from pico.generate import generate
+from pico.generation import generate
 from pico.progress import Display
 from pico.report import marked, model_facts, model_table, routed_text, underscored
 from pico.train import train

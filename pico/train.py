@@ -27,7 +27,7 @@ from pico.derive import pretrained
 from pico.evaluate import score
 from pico.files import append, size_of, write_json
 from pico.folder import check_name, lock, read_config, read_record, run_folder
-from pico.generate import generate
+from pico.generation import generate
 from pico.machine import (
     Prefetch,
     catch_signals,

@@ -12,9 +12,10 @@ from typing import get_args
 import numpy as np
 import torch
 
-import pico.generate
-from pico.batch import BatchReader
+import pico.generation
+from pico.batch import TorchReader
 from pico.config import ModelConfig, RouterName
+from pico.decode import NumpyDecoder
 from pico.model import Pico
 from pico.vocab import BOS, EOS, VOCABULARY
 
@@ -154,7 +155,7 @@ class Bigram:
                 for following, p in chances.items():
                     self.table[byte, k, following] = torch.tensor(float(p)).log()
 
-    def read(self, tokens, disable_latent):
+    def read(self, tokens):
         self.reads.append(tokens.shape[1])
         self.tokens = tokens
         return np.zeros(tokens.shape), np.zeros(tokens.shape, bool)
@@ -168,20 +169,21 @@ class Bigram:
     def keep(self, count):
         pass
 
-    def computing(self):
-        return nullcontext()
+    def decoder(self, *args):
+        return nullcontext(NumpyDecoder(self, *args))
 
 
-class BatchBigram(Bigram, BatchReader):
-    device = torch.device("cpu")
+class BatchBigram(Bigram, TorchReader):
+    device, cuda_graph = torch.device("cpu"), False
+    decoder = TorchReader.decoder
 
     def __init__(self, tables):
         super().__init__(tables)
         self.cache = SimpleNamespace(rollback=self.keep, history=None)
         self.model = SimpleNamespace(draft_logits=lambda read, drawn, _: self.table[read, drawn.shape[1]])
 
-    def forward(self, tokens, disable_latent):
-        weight, routed = map(torch.from_numpy, self.read(tokens, disable_latent))
+    def forward(self, tokens):
+        weight, routed = map(torch.from_numpy, self.read(tokens))
         return SimpleNamespace(logits=self.table[tokens], stream=tokens, router_weight=weight, routed=routed)
 
 
@@ -189,11 +191,11 @@ def use_tables(monkeypatch, *tables):
     """Makes `generate` read from tables, one a head; returns a model to pass and the list of readers made."""
     made = []
 
-    def reader(model, batch):
+    def reader(model, batch, **_):
         made.append((Bigram if batch == 1 else BatchBigram)(tables))
         return made[-1]
 
-    monkeypatch.setattr(pico.generate, "reader", reader)
+    monkeypatch.setattr(pico.generation, "reader", reader)
     return tiny(next_tokens=len(tables), chained_heads=False), made
 
 

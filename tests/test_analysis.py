@@ -16,7 +16,7 @@ from pico.documents import Documents
 from pico.evaluate import Trace, score, traces
 from pico.files import write_json
 from pico.folder import create
-from pico.generate import generate
+from pico.generation import generate
 from pico.routing import Router
 from pico.vocab import BOS, VOCABULARY
 

@@ -19,16 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pico.batch
-import pico.generate
+import pico.generation
 import pico.routing
 from pico.attention import alibi_slopes
-from pico.batch import BatchDecoder, BatchReader, Graphed
+from pico.batch import Graphed, TorchDecoder, TorchReader
 from pico.cache import Cache
-from pico.generate import generate
+from pico.generation import generate
 from pico.model import Pico
+from pico.sampling import Sampling
 
 RAGGED = [b"", b"A", b"one two", b"\xff\x00\xfe" * 40]
-OPTIONS = dict(disable_latent=False, temperature=0.8, top_k=5, top_p=0.9, min_p=0.01, cuda_graph=True)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -54,9 +54,8 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, backend, temperature, monke
         alibi_slopes.cache_clear()
         with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
             model = Pico(tiny_config(router), backend, torch.bfloat16).eval()
-            decoder = BatchDecoder(
-                BatchReader(model, 2), np.array([[1], [2]]), drafts, OPTIONS | {"temperature": temperature}
-            )
+            sampling = Sampling(temperature=temperature, top_k=5, top_p=0.9, min_p=0.01)
+            decoder = TorchDecoder(TorchReader(model, 2), np.array([[1], [2]]), drafts, sampling)
             with OneDevice():
                 record = decoder.run(decoder.step, decoder.tokens, decoder.u)
             assert record.shape == (2, 3 * (1 + drafts) + 1) and record.is_cuda
@@ -88,13 +87,13 @@ def replayed(monkeypatch):
     """Decoding as on a GPU: as many latent slots as bytes, one capture, replays. Returns the captures made."""
     made = []
 
-    class Replayed(BatchDecoder):
+    class Replayed(TorchDecoder):
         def __init__(self, *args):
             super().__init__(*args)
             self.run = Traced()
             made.append(self.run)
 
-    monkeypatch.setattr(pico.generate, "BatchDecoder", Replayed)
+    monkeypatch.setattr(pico.batch, "TorchDecoder", Replayed)
     monkeypatch.setattr(pico.routing, "fullest", lambda routed: routed.shape[1])
     return made
 
@@ -117,7 +116,7 @@ def test_a_seed_gives_the_same_text_on_every_path(speculative, replayed, monkeyp
     model, options = trained("topk"), dict(max_bytes=80, temperature=1.2, top_p=0.95, speculative=speculative)
     alone = [texts(generate(model, b"one", seed=seed, **options)) for seed in range(3)]
     assert not replayed
-    monkeypatch.setattr(pico.generate, "reader", BatchReader)
+    monkeypatch.setattr(pico.generation, "reader", TorchReader)
     assert alone == [texts(generate(model, b"one", seed=seed, **options)) for seed in range(3)]
     assert len(replayed) == 3
 

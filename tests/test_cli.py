@@ -18,7 +18,7 @@ import typer.main
 
 import pico
 import picolm
-from pico import folder, generate, load, samples
+from pico import folder, generate, generation, load, samples
 from pico.config import DataConfig, TrainConfig, preset
 from pico.flags import DATA, MODEL, TRAINING
 from pico.folder import checkpoints, read_config, read_record
@@ -333,7 +333,7 @@ def test_prompts_from_a_file_and_from_stdin_hold_any_bytes(cli, home, monkeypatc
 
 def test_a_prompt_without_end_is_refused(cli, monkeypatch):
     monkeypatch.setattr(samples, "LONGEST_PROMPT", 1000)
-    monkeypatch.setattr(generate, "LONGEST_PROMPT", 1000)
+    monkeypatch.setattr(generation, "LONGEST_PROMPT", 1000)
     for file in ("text.txt", "/dev/zero") if Path("/dev/zero").exists() else ("text.txt",):
         refused(cli(f"run model a --device cpu --prompt-file {file}"), "1,001 bytes or more, expected at most 1,000")
 

@@ -9,7 +9,7 @@ from helpers import awake
 
 from pico import decode
 from pico.config import RouterName, preset
-from pico.decode import TextReader
+from pico.decode import NumpyReader
 from pico.model import Pico
 from pico.vocab import BOS, EOS
 
@@ -27,7 +27,7 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
     tokens = torch.randint(0, 256, (1, length))
     with torch.inference_mode():
         full = model(tokens)
-    text, at, rng = TextReader(model), 0, random.Random(1)
+    text, at, rng = NumpyReader(model), 0, random.Random(1)
     while at < length:
         text.read(np.array([[1, 2, 3, 4]]))
         text.keep(np.array([0]))
@@ -54,7 +54,7 @@ def test_a_sharpness_may_be_learned_away():
     model = awake(Pico(preset("tiny", dim=32, latent_num_blocks=2, ngram_rows=64))).eval()
     for block in (*model.local_in, *model.latent[:1]):
         torch.nn.init.zeros_(block.attention.sharpness)
-    text, tokens = TextReader(model), torch.randint(0, 256, (1, 60))
+    text, tokens = NumpyReader(model), torch.randint(0, 256, (1, 60))
     text.read(tokens.numpy())
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -64,7 +64,7 @@ def test_a_sharpness_may_be_learned_away():
 
 def test_memory_does_not_grow():
     model = Pico(preset("tiny", dim=16, latent_num_blocks=1)).eval()
-    text = TextReader(model)
+    text = NumpyReader(model)
     shapes = [stack.memory.shape for stack in (text.local, text.latent)]
     for _ in range(3 * decode.ROOM // 64):
         text.read(np.full((1, 64), 97))

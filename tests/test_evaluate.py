@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pico.config import PicoError
 from pico.evaluate import score, traces
-from pico.generate import generate
+from pico.generation import generate
 from pico.vocab import BOS, EOS, VOCABULARY
 
 TEXTS = [b"The cat sat.", b"", b"A", bytes(range(0, 256, 5)), "Zoë sang, à voix basse".encode()]

@@ -11,7 +11,7 @@ from training import assert_same_run, config, go
 
 from pico import decode, machine
 from pico import train as module
-from pico.generate import generate
+from pico.generation import generate
 from pico.machine import Blas, pick_threads
 
 

@@ -10,7 +10,7 @@ import picolm
 from pico import memory
 from pico.config import ModelConfig, PicoError, TrainConfig, preset
 from pico.folder import create
-from pico.generate import generate
+from pico.generation import generate
 from pico.memory import available, training_bytes
 from pico.model import Pico
 from pico.optimizers import build_optimizers

@@ -15,13 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pico.batch
-from pico.batch import draw, widest
+from pico.batch import widest
 from pico.bench import wait
 from pico.config import TrainConfig
 from pico.evaluate import score
-from pico.generate import generate
+from pico.generation import generate
 from pico.model import Pico
 from pico.optimizers import build_optimizers
+from pico.sampling import torch_draw
 
 # What SOAP leaves to the CPU when the model is on MPS: the eigenvectors of its first step, a QR every tenth (soap.py).
 ON_THE_CPU = {"_linalg_eigh", "geqrf", "linalg_householder_product"}
@@ -137,7 +138,7 @@ def test_a_draw_in_fp32_is_of_something_possible():
     p[:, [3, 7]] = torch.tensor([[0.5, 0.5], [1e-3, 0.1], [1.0, 1e-7], [0.7, 1.9]])
     u = torch.tensor([0.0, 0.5, 1 - 1e-9], dtype=torch.float64).float()
     for row in p:
-        assert set(draw(row.expand(3, -1), u).tolist()) <= {3, 7}
+        assert set(torch_draw(row.expand(3, -1), u).tolist()) <= {3, 7}
 
 
 def test_the_clock_waits_for_any_device(monkeypatch):

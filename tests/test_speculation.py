@@ -8,11 +8,9 @@ import torch
 from helpers import ROUTERS, chi_square, joint, texts, trained, use_tables
 from torch import inference_mode
 
-import pico.batch
-import pico.decode
-import pico.generate
-from pico.decode import draw, verify
-from pico.generate import generate
+import pico.generation
+from pico.generation import generate
+from pico.sampling import numpy_accept_drafts, numpy_draw, torch_accept_drafts, torch_draw
 from pico.vocab import BOS, EOS, VOCABULARY
 
 RAGGED = [b"", b"A", b"Once upon a time", bytes(range(256)), b"\xff\x00\xfe" * 40]
@@ -65,22 +63,22 @@ def spread(*chances):
     return p / p.sum()
 
 
-@pytest.mark.parametrize("code", [pico.decode, pico.batch])
+@pytest.mark.parametrize("accept_drafts", [numpy_accept_drafts, torch_accept_drafts])
 @pytest.mark.parametrize("q", [(0.1, 0.3, 0.6), (0.6, 0.3, 0.1), (0, 0, 1), (1, 1, 1), (0.3, 0.7, 0), (0, 0, 0, 1)])
 @pytest.mark.parametrize("p", [(0.6, 0.3, 0.1), (0, 1), (0.5, 0, 0.5)])
-def test_verified_bytes_are_distributed_as_the_model(p, q, code):
+def test_verified_bytes_are_distributed_as_the_model(p, q, accept_drafts):
     """Whatever drafted them. The original turned .6/.3/.1 into .75/.19/.06."""
     total, generator = 10000, np.random.default_rng(0)
     p = np.stack([spread(*p), spread(0.2, 0.8), spread(0.5, 0.25, 0.25)])  # after no, one, two drafts
     q = np.stack([spread(*q), spread(0.7, 0.2, 0.1)])
     p_rows, q_rows = (np.repeat(x[None], total, 0) for x in (p, q))
     u = generator.random((total, 5))
-    drafts = pico.batch.draw(*map(torch.from_numpy, (q_rows, u[:, :2]))).numpy()
+    drafts = torch_draw(*map(torch.from_numpy, (q_rows, u[:, :2]))).numpy()
     arguments = p_rows, drafts, q_rows, u[:, 2:]
-    if code is pico.batch:
-        accepted, following = map(np.asarray, code.verify(*map(torch.from_numpy, arguments)))
+    if accept_drafts is torch_accept_drafts:
+        accepted, following = map(np.asarray, accept_drafts(*map(torch.from_numpy, arguments)))
     else:
-        accepted, following = map(np.array, zip(*map(code.verify, *arguments)))
+        accepted, following = map(np.array, zip(*map(accept_drafts, *arguments)))
         following = following[:, None]
     out = np.where(
         np.arange(3) < accepted[:, None], np.append(drafts, following, 1), following
@@ -150,11 +148,11 @@ def test_draw_gives_only_what_is_possible():
     generator = np.random.default_rng(0)
     p = np.tile([0, 0, 2.0, 0, 6.0, 0, 0], (20000, 1))  # need not sum to one
     u = generator.random(20000)
-    drawn = list(map(draw, p, u))
+    drawn = list(map(numpy_draw, p, u))
     statistic, limit = chi_square(Counter(drawn), {2: 0.25, 4: 0.75}, 20000)
     assert statistic < limit
-    assert list(map(draw, np.eye(9), u)) == list(range(9))
-    assert pico.batch.draw(torch.from_numpy(p), torch.from_numpy(u)).tolist() == drawn
+    assert list(map(numpy_draw, np.eye(9), u)) == list(range(9))
+    assert torch_draw(torch.from_numpy(p), torch.from_numpy(u)).tolist() == drawn
 
 
 def test_a_rejection_by_rounding_alone_still_draws_from_the_model():
@@ -162,9 +160,9 @@ def test_a_rejection_by_rounding_alone_still_draws_from_the_model():
     q = np.tile(spread(0.5, 0.5), (50, 1, 1))
     p = np.tile(np.stack([spread(0.5, 0.5) * 1e-6, spread(1)]), (50, 1, 1))
     arguments = p, np.zeros((50, 1), int), q, np.random.default_rng(0).random((50, 2))
-    accepted, following = zip(*map(verify, *arguments))
+    accepted, following = zip(*map(numpy_accept_drafts, *arguments))
     assert set(accepted) == {0} and set(following) == {0, 1}
-    accepted_too, following_too = pico.batch.verify(*map(torch.from_numpy, arguments))
+    accepted_too, following_too = torch_accept_drafts(*map(torch.from_numpy, arguments))
     assert tuple(accepted_too.tolist()) == accepted and tuple(following_too[:, 0].tolist()) == following
 
 
@@ -213,15 +211,15 @@ def test_rejected_draws_are_emitted_with_the_models_frequencies(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_forwards_are_counted_honestly(batch, monkeypatch):
     """`forwards` is what the model ran, whichever code reads."""
-    calls, make = [], pico.generate.reader
+    calls, make = [], pico.generation.reader
 
-    def counted(model, rows):
-        reader = make(model, rows)
+    def counted(*args, **options):
+        reader = make(*args, **options)
         read = reader.read
         reader.read = lambda *args: calls.append(1) or read(*args)
         return reader
 
-    monkeypatch.setattr(pico.generate, "reader", counted)
+    monkeypatch.setattr(pico.generation, "reader", counted)
     model = trained("topk")
     hook = model.register_forward_hook(lambda *_: calls.append(0))
     run = generate(model, [b"x" * 150] * batch, max_bytes=30, temperature=0)

@@ -6,32 +6,49 @@ drawn from max(p - q, 0) is emitted instead. Heads 1.. at the last kept byte dra
 before it. At temperature 0 both distributions are one-hot and the same lines are greedy decoding.
 """
 
-import sys
 import time
 from collections.abc import Iterator
-from types import ModuleType
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from pico.batch import BatchDecoder, BatchReader
+from pico.batch import TorchReader
 from pico.cache import MAX_FEED
 from pico.config import LONGEST_PROMPT, PicoError
-from pico.decode import TextDecoder, TextReader
+from pico.decode import NumpyReader
 from pico.memory import require
 from pico.model import cache_bytes
-from pico.vocab import BOS, EOS
+from pico.sampling import Sampling
+from pico.vocab import BOS, VOCABULARY
 
-BOUNDS = {  # least and most of each setting
-    "max_bytes": (1, 10**9),
-    "temperature": (0, 1000),  # 0 is greedy; at 1000 all bytes are alike
-    "top_k": (0, 10**6),  # 0 is off
-    "min_p": (0, 1),  # 0 is off
-    "num_samples": (1, 2**16),
-    "seed": (0, 2**64 - 1),
-}
-MOST_STOPS, LONGEST_STOP = 64, 256  # texts, bytes
+MOST_TEXTS = 2**16
+
+Prompt = bytes | str | list[int]
+
+
+class Decoder(Protocol):
+    """Continues the texts of a reader."""
+
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+        """One forward: tokens (B, n) that were read, how many are kept (B,), routed (B, n), router weight (B, n).
+
+        u (B, n + drafts) are uniform numbers to accept, draw and draft by.
+        """
+
+
+class Reader(Protocol):
+    """Texts being read: `read` some bytes of each, then `keep` the first few of them."""
+
+    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, n), n <= MAX_FEED -> router weight (B, n), routed (B, n)."""
+
+    def keep(self, count: np.ndarray) -> None:
+        """count (B,): so many bytes of the last read are part of each text; the others never were."""
+
+    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling) -> AbstractContextManager[Decoder]:
+        """What continues the texts, in a context in which it is fastest. last (B, 1): each text's last byte, unread."""
 
 
 class Step(NamedTuple):
@@ -44,42 +61,52 @@ class Step(NamedTuple):
 
 def generate(
     model,
-    prompt: bytes | str | list[bytes | str] = b"",
+    prompt: Prompt | list[Prompt] = b"",
+    sampling: Sampling | None = None,
     *,
-    max_bytes: int = 512,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int | None = 0,
-    num_samples: int = 1,
-    stop: bytes | str | list[bytes | str] = (),
     speculative: bool = True,
     disable_latent: bool = False,
     echo: bool = False,
     cuda_graph: bool = True,
+    **settings,
 ) -> "Generation":
     """Continue a prompt, or a list of prompts as one batch. Iterate over the result for one Step per byte.
 
-    top_k 0, top_p 1 and min_p 0 are off; seed None draws a new one; num_samples continues each prompt so many times;
-    echo gives the prompt's bytes first. A text ends before the first of the `stop` texts that it comes to write, with
-    its document, or after max_bytes. On a GPU, cuda_graph False launches every kernel of every step from Python.
+    A prompt is text, bytes, or ids, which begin with BOS or get one. settings: fields of `Sampling` to set or change,
+    such as temperature=0 or max_bytes=100. echo gives the prompt's bytes first. On a GPU, cuda_graph False launches
+    every kernel of every step from Python.
     Raises PicoError for impossible settings and for texts that do not fit into memory.
     """
-    return Generation(**locals())
+    sampling = Sampling.build(**{**dict(sampling or ()), **settings})
+    prompts = prompt if isinstance(prompt, list) and not any(isinstance(p, int) for p in prompt) else [prompt]
+    ids = [ids for ids in map(to_ids, prompts) for _ in range(sampling.num_samples)]
+    if not 0 < len(ids) <= MOST_TEXTS:
+        raise PicoError(f"prompt: {len(prompts)} of them, expected 1 to {MOST_TEXTS} texts in all")
+    return Generation(model, ids, sampling, speculative, disable_latent, echo, cuda_graph)
+
+
+def to_ids(prompt: Prompt) -> list[int]:
+    """The ids of a prompt, BOS first. Raises PicoError for what is none."""
+    prompt = prompt.encode() if isinstance(prompt, str) else prompt
+    if len(prompt) > LONGEST_PROMPT:
+        raise PicoError(f"prompt: {len(prompt):,} bytes or more, expected at most {LONGEST_PROMPT:,}")
+    ids = list(prompt)
+    if isinstance(prompt, list) and not all(isinstance(i, int) and 0 <= i < VOCABULARY for i in ids):
+        raise PicoError(f"prompt: expected text, bytes, or ids from 0 to {VOCABULARY - 1}")
+    return ids if ids[:1] == [BOS] else [BOS, *ids]
 
 
 class Continuation:
     """One text as it grows. Bytes that may become a stop text are held back until they are known to be none."""
 
-    def __init__(self, max_bytes: int, stop: list[bytes]):
-        self.left, self.stop = max_bytes, stop
+    def __init__(self, sampling: Sampling):
+        self.left, self.stop, self.stop_symbols = sampling.max_bytes, sampling.stop, sampling.stop_symbols
         self.held: list[Step] = []
-        self.ended: str | None = None  # "end" of the document, "stop" text, "length": max_bytes
+        self.ended: str | None = None  # by a symbol: "end", by a text: "stop", by max_bytes: "length"
 
     def add(self, step: Step) -> list[Step]:
-        """One more byte, or EOS: the steps that are certain now."""
-        if step.byte == EOS:
+        """One more byte, or stop symbol: the steps that are certain now."""
+        if step.byte in self.stop_symbols:
             self.ended = "end"
             return self._release()
         self.left -= 1
@@ -105,7 +132,7 @@ class Continuation:
 class Generation:
     """An iterable of Steps; reading it twice generates twice. Brought up to date by every forward:
 
-    `ended`, of each text: None, or "end" (of its document), "stop" (it came to a stop text), "length" (max_bytes)
+    `ended`, of each text: None, or "end" (a stop symbol, as at the end of its document), "stop" (a stop text), "length"
     `stats`:
     bytes, seconds, bytes_per_second   generated bytes of all texts, and the time that making them took: what happens
                                        between two steps, outside, is not counted
@@ -117,16 +144,13 @@ class Generation:
     routed_fraction                    of the generated bytes
     """
 
-    def __init__(self, model, prompt, num_samples, seed, stop, **settings):
-        prompts = prompt if isinstance(prompt, list) else [prompt]
-        prompts = [p.encode() if isinstance(p, str) else bytes(p) for p in prompts]
-        stop = [stop] if isinstance(stop, (bytes, str)) else stop
-        self.stop = [s.encode() if isinstance(s, str) else bytes(s) for s in stop]
-        _check(prompts, self.stop, num_samples=num_samples, seed=seed, **settings)
-        self.model, self.seed, self.settings = model, seed, settings
-        self.prompts = [p for p in prompts for _ in range(num_samples)]
+    def __init__(self, model, ids, sampling, speculative, disable_latent, echo, cuda_graph):
+        self.model, self.ids, self.sampling, self.echo = model, ids, sampling, echo
+        self.drafts = model.config.drafts if speculative else 0
+        self.options = dict(disable_latent=disable_latent, cuda_graph=cuda_graph)  # of the reader
+        self.prompts = [bytes(i for i in text if i < 256) for text in ids]
         self.stats: dict = {}
-        self.ended: list[str | None] = [None] * len(self.prompts)
+        self.ended: list[str | None] = [None] * len(ids)
 
     def __iter__(self) -> Iterator[Step]:
         training = self.model.training
@@ -137,20 +161,20 @@ class Generation:
             self.model.train(training)
 
     def _steps(self) -> Iterator[Step]:
-        options, seconds, started = self.settings, 0.0, time.perf_counter()
-        texts = [Continuation(options["max_bytes"], self.stop) for _ in self.prompts]
+        seconds, started = 0.0, time.perf_counter()
+        texts = [Continuation(self.sampling) for _ in self.ids]
         made = routed_bytes = decodes = 0
-        accepted = [0] * self.model.config.drafts * options["speculative"]
+        accepted = [0] * self.drafts
         for forwards, (tokens, keep, routed, weight, prompt) in enumerate(self._cycles(), start=1):
             sure = []
             for row, (text, kept) in enumerate(zip(texts, keep)):
-                if not text.ended and kept > prompt[row] and tokens[row][0] != EOS:
+                if not text.ended and kept > prompt[row] and tokens[row][0] < 256:
                     decodes += 1
                     accepted = [n + (kept > k) for k, n in enumerate(accepted, start=1)]
                 for i in range(kept):
                     step = Step(row, tokens[row][i], routed[row][i], weight[row][i], i < prompt[row])
                     if step.prompt:
-                        if options["echo"] and step.byte < 256:
+                        if self.echo and step.byte < 256:
                             sure.append(step)
                     elif not text.ended:
                         sure += text.add(step)
@@ -174,61 +198,26 @@ class Generation:
 
     def _cycles(self) -> Iterator[tuple]:
         """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
-        model, options = self.model, self.settings
-        off = options["disable_latent"]
-        drafts = model.config.drafts if options["speculative"] else 0
-        rng = np.random.default_rng(self.seed)
-
-        prompts = [[BOS, *p] for p in self.prompts]
-        texts = reader(model, len(prompts))
-        for start in range(0, max(map(len, prompts)) - 1, MAX_FEED):  # all but the last byte of each prompt
-            piece = [p[start : min(start + MAX_FEED, len(p) - 1)] for p in prompts]
-            keep = np.array([len(p) for p in piece])
-            weight, routed = texts.read(np.array([p + [0] * (keep.max() - len(p)) for p in piece]), off)
+        texts, longest = reader(self.model, len(self.ids), **self.options), max(map(len, self.ids))
+        for start in range(0, longest - 1, MAX_FEED):  # all but the last byte of each prompt
+            piece = [ids[start : min(start + MAX_FEED, len(ids) - 1)] for ids in self.ids]
+            keep = np.array([len(ids) for ids in piece])
+            weight, routed = texts.read(np.array([ids + [0] * (keep.max() - len(ids)) for ids in piece]))
             texts.keep(keep)
             yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep.tolist()
 
-        last, n, prompt = np.array([p[-1:] for p in prompts]), 1, [1] * len(prompts)
-        decode = (BatchDecoder if isinstance(texts, BatchReader) else TextDecoder)(texts, last, drafts, options)
-        with texts.computing():
+        rng, batch, n, prompt = np.random.default_rng(self.sampling.seed), len(self.ids), 1, [1] * len(self.ids)
+        with texts.decoder(np.array([ids[-1:] for ids in self.ids]), self.drafts, self.sampling) as decode:
             while True:
-                u = np.concatenate([rng.random((len(prompts), k)) for k in (n - 1, 1, drafts)], axis=1)
+                u = np.concatenate([rng.random((batch, k)) for k in (n - 1, 1, self.drafts)], axis=1)
                 yield *decode(u), prompt
-                n, prompt = 1 + drafts, [0] * len(prompts)
+                n, prompt = 1 + self.drafts, [0] * batch
 
 
-def reader(model, batch: int) -> TextReader | BatchReader:
+def reader(model, batch: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:
     """The fastest reader of `batch` texts for this model where it is. Raises PicoError if they do not fit there."""
     size, device = batch * cache_bytes(model.config, model.dtype), next(model.parameters()).device
     require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
-    on_cpu = device.type == "cpu" and model.dtype == torch.float32
-    return TextReader(model) if on_cpu and batch == 1 else BatchReader(model, batch)
-
-
-def _check(prompts: list[bytes], stop: list[bytes], **settings) -> None:
-    """Raises PicoError that names every impossible setting."""
-    problems = []
-    for name, (least, most) in BOUNDS.items():
-        value = settings[name]
-        if value is not None and not least <= value <= most:
-            problems.append(f"{name.replace('_', '-')} = {value}: expected {least} to {most}")
-    if not 0 < settings["top_p"] <= 1:
-        problems.append(f"top-p = {settings['top_p']}: expected a number above 0 and at most 1 (off)")
-    if (longest := max(map(len, prompts), default=0)) > LONGEST_PROMPT:
-        problems.append(f"prompt: {longest:,} bytes or more, expected at most {LONGEST_PROMPT:,}")
-    if not prompts or len(prompts) * settings["num_samples"] > BOUNDS["num_samples"][1]:
-        problems.append(f"{len(prompts)} prompts: expected 1 to {BOUNDS['num_samples'][1]} texts in all")
-    if len(stop) > MOST_STOPS or not all(0 < len(s) <= LONGEST_STOP for s in stop):
-        problems.append(f"stop: expected at most {MOST_STOPS} texts of 1 to {LONGEST_STOP} bytes")
-    if problems:
-        raise PicoError("; ".join(problems))
-
-
-class _Module(ModuleType):
-    """Once this module is loaded `pico.generate` is the module, so `from pico import generate` must be callable too."""
-
-    def __call__(self, *args, **settings) -> Generation:
-        return generate(*args, **settings)
-
-
-sys.modules[__name__].__class__ = _Module
+    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32:
+        return NumpyReader(model, disable_latent)
+    return TorchReader(model, batch, disable_latent, cuda_graph)

@@ -115,7 +115,7 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
     with Prefetch(Batches(documents, length, config.next_tokens, batch, settings.seed), device) as batches:
         while len(times) < warm + 10 or time.perf_counter() < end:
             mark("start")
-            chunks = [next(batches)]
+            chunks = next(batches)
             mark("data")
             # every five steps are a run in small: the last of them routes causally
             optimizer_step(*parts, chunks, len(times), progress=len(times) % 5 / 5, mark=mark)

@@ -205,11 +205,12 @@ class Batch(NamedTuple):
 
 
 class Prefetch:
-    """Batches made by a thread, a few ahead, in pinned memory for CUDA."""
+    """The batches of a step, `each` of them, made by a thread a few steps ahead, in pinned memory for CUDA."""
 
-    def __init__(self, batches, device: torch.device, depth: int = 4):
-        self.batches, self.device = batches, device
+    def __init__(self, batches, device: torch.device, each: int = 1, depth: int = 4):
+        self.batches, self.device, self.each = batches, device, each
         self.queue: queue.Queue = queue.Queue(depth)
+        self.coming: list | BaseException | None = None
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._work, daemon=True)
 
@@ -226,22 +227,30 @@ class Prefetch:
 
     def _work(self) -> None:
         try:
-            for inputs, targets in self.batches:
-                following = targets[:, : inputs.shape[1]]
-                count = int(((following >= 0) & (following < 256)).sum())
-                if self.device.type == "cuda":
-                    inputs, targets = inputs.pin_memory(), targets.pin_memory()
-                self.queue.put(Batch(inputs, targets, count, self.batches.state_dict()))
-                if self.stopping.is_set():
-                    return
+            while not self.stopping.is_set():
+                self.queue.put([self._batch() for _ in range(self.each)])
         except BaseException as error:
             self.queue.put(error)
 
-    def __next__(self) -> Batch:
-        item = self.queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+    def _batch(self) -> Batch:
+        inputs, targets = next(self.batches)
+        following = targets[:, : inputs.shape[1]]
+        count = int(((following >= 0) & (following < 256)).sum())
+        if self.device.type == "cuda":
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return Batch(inputs, targets, count, self.batches.state_dict())
+
+    def failure(self) -> BaseException | None:
+        """What keeps the next step's batches from being made; it waits until they are or cannot be."""
+        if self.coming is None:
+            self.coming = self.queue.get()
+        return self.coming if isinstance(self.coming, BaseException) else None
+
+    def __next__(self) -> list[Batch]:
+        if error := self.failure():
+            raise error
+        made, self.coming = self.coming, None
+        return made
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import os
 import secrets
 import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,8 @@ class Training:
         self.signals = {getattr(signal, name): 0 for name in known}  # received by this process
         self.stopped: str | None = None  # agreed by all processes
         self.saves_wanted = self.saves_made = 0  # by signal; agreed by all processes
+        self.failure: BaseException | None = None  # what keeps this process from reading on
+        self.failed = False  # whether one of them has such a failure; agreed by all processes
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -269,9 +272,9 @@ class Training:
         self.started = time.monotonic() - self.seconds
         with ExitStack() as stack:
             stack.enter_context(catch_signals(self.signals))
-            prefetch = stack.enter_context(Prefetch(self.batches, self.accelerator.device))
-            stack.enter_context(self.kept())
-            while self.progress() < 1 and not self.stopped:
+            each = config.grad_accumulation_steps
+            prefetch = stack.enter_context(Prefetch(self.batches, self.accelerator.device, each))
+            while self.progress() < 1 and not self.stopped and not self.failed:
                 line = self.optimizer_step(prefetch)
                 if line is None:
                     continue
@@ -288,26 +291,19 @@ class Training:
                 self.display.step(line, self.progress(), self.remaining(), self.floor)
             if self.saved != self.step:
                 self.save()
-        return self.finish()
-
-    @contextmanager
-    def kept(self):
-        """Saves this step before text that can no longer be read ends the run."""
-        try:
-            yield
-        except DataError as error:
-            if self.accelerator.num_processes > 1:  # the others may be in the midst of a step
-                raise
-            if self.saved != self.step:
-                self.save()
-            raise DataError(f"{error}; step {self.step} is saved, --resume goes on from there") from None
+        if not self.failed:
+            return self.finish()
+        if isinstance(self.failure, DataError):
+            raise DataError(f"{self.failure}; step {self.step} is saved, --resume goes on from there")
+        raise self.failure or parallel.Elsewhere(1)
 
     def optimizer_step(self, prefetch) -> dict | None:
         """One optimizer step over grad_accumulation_steps batches. Its metrics, or None if it was not finite."""
         config, began = self.config, time.monotonic()
-        batches = [next(prefetch) for _ in range(config.grad_accumulation_steps)]  # before anything has changed
+        batches = next(prefetch)
         parts = self.model, self.forward, self.optimizers, config, batches
-        done = optimizer_step(*parts, self.step, self.progress(), short_text=self.short, tell=self.tell)
+        tell = partial(self.tell, prefetch)
+        done = optimizer_step(*parts, self.step, self.progress(), short_text=self.short, tell=tell)
         self.position = batches[-1].position
         self.heed(done.told)
         if not done.finite:
@@ -316,6 +312,7 @@ class Training:
         self.step, self.bytes, self.skips = self.step + 1, self.bytes + done.bytes, 0
         self.flops += budget.step_flops(self.model_config, config, done.routed)
         self.executed_flops += budget.step_flops(self.model_config, config, done.slots)
+        self.failed &= self.progress() < 1  # else nothing more is to be read
         rate = done.bytes / (time.monotonic() - began)
         self.rate = 0.9 * self.rate + 0.1 * rate if self.rate else rate
         return {
@@ -334,14 +331,17 @@ class Training:
             "kB_per_s": round(self.rate / 1000, 2),
         }
 
-    def tell(self) -> list[float]:
-        """What the processes share in every step: how often each signal came, and the main one's clock."""
+    def tell(self, prefetch: Prefetch) -> list[float]:
+        """What the processes share in every step: how often each signal came, whether text failed, the main's clock."""
+        self.failure = prefetch.failure()  # of the next step's text: this step can still be finished and saved
         self.seconds = time.monotonic() - self.started
-        return [*self.signals.values(), self.seconds if self.accelerator.is_main_process else 0.0]
+        clock = self.seconds if self.accelerator.is_main_process else 0.0
+        return [*self.signals.values(), self.failure is not None, clock]
 
     def heed(self, told: list[float]) -> None:
         """What the signals that all processes have received ask for, and what time it is."""
-        *counts, clock = told
+        *counts, failures, clock = told
+        self.failed = failures > 0
         if self.accelerator.num_processes > 1:  # a process alone knows its own time, unrounded
             self.seconds = clock
         received = dict(zip(self.signals, counts, strict=True))
@@ -389,10 +389,16 @@ class Training:
 
         model = self.sound_model()
 
-        def bits_per_byte() -> float:
-            return score(model, self.scored, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+        def bits_per_byte() -> float | DataError:
+            try:
+                return score(model, self.scored, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+            except DataError as error:
+                return error
 
         bpb = on_main(bits_per_byte)
+        if isinstance(bpb, DataError):
+            self.failure, self.failed = bpb, True
+            return {}
         if not math.isfinite(bpb):
             raise self.diverged(f"the validation of step {self.step} is not finite")
         self.bpb = bpb

@@ -10,6 +10,8 @@ import sys
 import pytest
 from training import ROOT, config, go, metrics, weights
 
+from pico.folder import checkpoints
+
 pytestmark = pytest.mark.slow
 
 START = """
@@ -82,6 +84,26 @@ module.Training.optimizer_step = die
     codes, said = two(path, data, fault)
     assert codes[1] == -signal.SIGKILL and codes[0] in (1, 2)
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("where", ["rank == 1", "True"])
+@pytest.mark.parametrize("function", ["data.Batches.__next__", "module.score"])
+def test_text_that_one_can_no_longer_read_ends_both_after_a_checkpoint(path, data, where, function):
+    fault = f"""
+from pico.config import DataError
+inner, calls = {function}, []
+def unreadable(*a, **k):
+    calls.append(a)
+    if len(calls) == {8 if "next" in function else 1}: raise DataError("text.txt changed")
+    return inner(*a, **k)
+if {where} or "{function}" == "module.score": {function} = unreadable
+"""
+    codes, said = two(path, data, fault, "--checkpoint-interval", "100")
+    assert codes == [2, 2], said
+    step = 7 if "next" in function else 6
+    assert said.count("rror: ") == 1 and f"error: text.txt changed; step {step} is saved, --resume goes" in said, said
+    assert checkpoints(path / "r")[-1].name == f"{step:08d}"
+    go(path, "r", data, resume=True)
 
 
 def test_they_draw_their_own_dropout_and_count_together(path, data):

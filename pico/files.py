@@ -16,6 +16,20 @@ from pathlib import Path
 
 from pico.config import PicoError
 
+try:
+    import fcntl
+
+    def hold(descriptor: int) -> None:
+        """Keeps an open file for this process until it is closed. Raises OSError where another has it."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except ImportError:  # Windows
+    import msvcrt
+
+    def hold(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: what is locked there, no other may read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+
 LIMIT = 1 << 28  # bytes of a JSON file
 DEEPEST = 64  # levels of a JSON file
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -137,7 +151,7 @@ def write_json(file: Path, value) -> None:
 
 def append(file: Path, text: str) -> None:
     """Adds to a text file. Raises PicoError where that fails, and for a link: what it leads to is not ours."""
-    with writing(file), open(file, "a", encoding="utf-8", opener=_no_links) as stream:
+    with writing(file), open(file, "a", encoding="utf-8", opener=no_links) as stream:
         stream.write(text)
 
 
@@ -151,12 +165,12 @@ def size_of(file: Path) -> int:
 
 def cut(file: Path, size: int) -> None:
     """Takes off a file what comes after its first `size` bytes. A file that is not there, or shorter, is left alone."""
-    with writing(file), suppress(FileNotFoundError), open(file, "r+b", opener=_no_links) as stream:
+    with writing(file), suppress(FileNotFoundError), open(file, "r+b", opener=no_links) as stream:
         if os.fstat(stream.fileno()).st_size > size:
             stream.truncate(size)
 
 
-def _no_links(name: str, flags: int) -> int:
+def no_links(name: str, flags: int) -> int:
     return os.open(name, flags | NO_LINKS, 0o666)
 
 

@@ -17,23 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pico.config import ModelConfig, PicoError
-from pico.files import NO_LINKS, entries, read_json, remove, write_json, writing
+from pico.files import NO_LINKS, entries, hold, read_json, remove, write_json, writing
 from pico.hints import command
 
-try:
-    import fcntl
-
-    def _hold(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except ImportError:  # Windows
-    import msvcrt
-
-    def _hold(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: what is locked there, no other may read
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-
-HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what _hold says of another's lock
+HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what hold says of another's lock
 WRITTEN = ("train.json", "metrics.jsonl", "samples.txt", "loss.png", ".lock")  # by a training, besides checkpoints
 TAKEN = ("model.json", "readme.md")
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
@@ -205,7 +192,7 @@ def _locked(run: Path) -> tuple[int, str | None]:
         with writing(file):
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
-            _hold(descriptor)
+            hold(descriptor)
         except OSError as error:
             if error.errno in HELD:
                 os.lseek(descriptor, 0, os.SEEK_SET)

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from pico.config import PicoError
-from pico.storage import PIECE, cache_folder, writing
+from pico.storage import PIECE, cache_folder, held, sweep, writing
 
 WAIT = 10  # seconds for somebody to write
 
-_copies: dict[tuple, tuple[tempfile.TemporaryDirectory, Path]] = {}  # a pipe cannot be read again, data is opened again
+_copies: dict[tuple, tuple[tempfile.TemporaryDirectory, BinaryIO]] = {}  # a pipe is read once, data often
 
 
 def as_file(path: Path) -> Path:
@@ -38,7 +39,7 @@ def as_file(path: Path) -> Path:
     key = str(path), found.st_dev, found.st_ino
     if key not in _copies:
         _copies[key] = _copied(path)
-    return _copies[key][1]
+    return Path(_copies[key][1].name)
 
 
 def _has_content(path: Path) -> bool:
@@ -51,18 +52,22 @@ def _has_content(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _copied(path: Path) -> tuple[tempfile.TemporaryDirectory, Path]:
+def _copied(path: Path) -> tuple[tempfile.TemporaryDirectory, BinaryIO]:
+    """The copy, held open for as long as this process lives, and its folder."""
     with _opened(path) as pipe:
         cache = cache_folder()
         with writing(cache):
             cache.mkdir(parents=True, exist_ok=True)
+            sweep(cache)
             folder = tempfile.TemporaryDirectory(prefix="pipe-", dir=cache)
         copy = Path(folder.name) / path.name
         try:
-            with writing(cache), open(copy, "wb") as file:
+            with writing(cache):
+                file = held(copy)
                 for piece in iter(partial(pipe.read, PIECE), b""):
                     file.write(piece)
-            return folder, copy
+                file.flush()
+            return folder, file
         except BaseException:
             folder.cleanup()
             raise

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pico.config import DataError, PicoError
-from pico.files import sync
+from pico.files import hold, no_links, remove, sync
 
 SMALL = 64 << 20  # bytes that are simply kept in memory
 PIECE = 4 << 20  # bytes of a file held at once while all of it is read
@@ -161,11 +161,12 @@ def store(
                 out.file.flush()
                 return File(out.file, "a stream's copy in the cache"), lengths
             out.digest.update(lengths.tobytes())
-            out.file.close()
+            out.file.flush()
             with open(parts[1], "wb") as file:
                 np.save(file, np.append(_numbers(out.digest), lengths))
             for part in parts:
                 sync(part)
+            out.file.close()
             for part, file in zip(parts, (data, index), strict=True):
                 os.replace(part, file)
             sync(folder)
@@ -199,7 +200,8 @@ class Copy:
         small = self.file.getvalue()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "wb") if self.path else tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+            sweep(self.folder)
+            self.file = held(self.path) if self.path else tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             self.on_disk, self.digest = True, hashlib.blake2b(small, digest_size=8 * SUM_NUMBERS)
             self.file.write(small)
 
@@ -211,6 +213,24 @@ class Copy:
 def cache_folder() -> Path:
     """$PICO_CACHE, or ~/.cache/pico."""
     return Path(os.environ.get("PICO_CACHE") or Path.home() / ".cache" / "pico")
+
+
+def held(file: Path) -> BinaryIO:
+    """A new file in the cache, this process's own while it is open: no other sweeps it away."""
+    stream = open(file, "wb")  # noqa: SIM115
+    with suppress(OSError):  # a disk that knows no locks, where nothing can be swept either
+        hold(stream.fileno())
+    return stream
+
+
+def sweep(folder: Path) -> None:
+    """Removes from the cache what killed processes left there half-made: files that nobody holds."""
+    for file in (*folder.glob("*.bytes.*.part"), *folder.glob("pipe-*/*")):
+        with suppress(OSError):
+            with open(file, "r+b", opener=no_links) as stream:
+                hold(stream.fileno())
+            remove(file if file.parent == folder else file.parent)
+            remove(file.with_name(file.name.replace(".bytes.", ".npy.")))  # the index beside it
 
 
 def _find(data: Path, index: Path) -> tuple[File, np.ndarray] | None:

@@ -258,7 +258,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
 
 def test_a_lock_removed_while_it_is_waited_for_is_taken_anew(tmp_path, monkeypatch):
     """Its holder removes it between the other's open and lock: what is locked then is a file nobody finds."""
-    run, hold, calls = tmp_path / "r", folder._hold, []
+    run, hold, calls = tmp_path / "r", folder.hold, []
 
     def late(descriptor):
         calls.append(descriptor)
@@ -266,7 +266,7 @@ def test_a_lock_removed_while_it_is_waited_for_is_taken_anew(tmp_path, monkeypat
             (run / ".lock").unlink()
         hold(descriptor)
 
-    monkeypatch.setattr(folder, "_hold", late)
+    monkeypatch.setattr(folder, "hold", late)
     with lock(run):
         assert len(calls) == 2
         with pytest.raises(folder.Locked), lock(run):
@@ -277,7 +277,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def unknown(_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(folder, "_hold", unknown)
+    monkeypatch.setattr(folder, "hold", unknown)
     with lock(tmp_path / "r") as note:
         assert note.endswith("r is not locked (No locks available): start no second training there")
 
@@ -293,12 +293,13 @@ def test_windows_has_a_lock_too(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="LK_NBLCK"))
-    spec = importlib.util.find_spec("pico.folder")
+    spec = importlib.util.find_spec("pico.files")
     windows = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(windows)
-    with windows.lock(tmp_path / "r") as note:
+    monkeypatch.setattr(folder, "hold", windows.hold)
+    with lock(tmp_path / "r") as note:
         assert note is None
-        with pytest.raises(windows.Locked, match=f"process {os.getpid()}"), windows.lock(tmp_path / "r"):
+        with pytest.raises(folder.Locked, match=f"process {os.getpid()}"), lock(tmp_path / "r"):
             pass
     assert not (tmp_path / "r").exists()
 

@@ -1,6 +1,7 @@
 """Around a command, in real processes: Ctrl-C at any moment, standard streams that are full, closed or broken."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +97,11 @@ def test_ctrl_c_is_130_without_a_traceback(home, command, moment):
     done = subprocess.run(line, cwd=home, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr and "Error" not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signal")
+def test_a_training_that_only_starts_is_not_ended_by_sigusr1(home):
+    words = ["torch", str(ROOT / "picolm.py"), "train", "m", "asked", "text.txt", *TRAIN.split()]
+    line = [sys.executable, "-c", AT.replace("SIGINT", "SIGUSR1"), *words]
+    done = subprocess.run(line, cwd=home, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (home / "m" / "asked" / "00000002").is_dir(), done.stderr

@@ -289,6 +289,23 @@ def test_unwritable_cache_and_full_disk(tmp_path, monkeypatch, on_disk):
             assert not list(folder.iterdir())
 
 
+def test_what_killed_processes_left_in_the_cache_goes_and_what_others_are_at_stays(cache, on_disk):
+    left = [cache / name for name in ("a.bytes.17.part", "a.npy.17.part", "pipe-dead/text")]
+    (cache / "pipe-dead").mkdir()
+    (cache / "pipe-live").mkdir()
+    for file in left:
+        file.write_bytes(b"half of it")
+    live = [storage.held(cache / name) for name in ("b.bytes.18.part", "pipe-live/text")]
+    kept = write(cache / "c.bytes", b"whole")
+    collect([b"x" * 200], key="these")
+    assert not any(file.exists() for file in left) and not (cache / "pipe-dead").exists()
+    assert kept.exists() and all(os.path.exists(file.name) for file in live)
+    for file in live:
+        file.close()
+    collect([b"y" * 200], key="others")
+    assert not list(cache.glob("*.part")) and not list(cache.glob("pipe-*"))
+
+
 # --- a training whose text changes -----------------------------------------------------------------------------------
 
 

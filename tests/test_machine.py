@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from helpers import tiny
-from training import assert_same_run, config, go
+from training import assert_same_run, config, go, reroute
 
 from pico import decode, machine
 from pico import train as module
@@ -119,11 +119,12 @@ def test_the_threads_of_blas_are_found():
 
 @pytest.mark.parametrize("router", ["topk", "threshold"])
 def test_measuring_leaves_no_trace_in_a_training(path, data, monkeypatch, router):
-    go(path, "whole", data, router=router)
+    reroute(path, router)
+    go(path, "whole", data)
     tried = []
     monkeypatch.setattr(module, "threads_chosen", lambda: False)
     monkeypatch.setattr(module, "pick_threads", lambda work, say: tried.extend([work(), work()]))
-    go(path, "measured", data, router=router)
+    go(path, "measured", data)
     assert len(tried) == 2
     assert_same_run(path, "whole", "measured")
 

@@ -31,6 +31,7 @@ from pico.state import pack, unpack
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FLOATS = {"F16", "BF16", "F32", "F64"}  # dtypes of weights, as safetensors names them
+UNREADABLE = SafetensorError, OSError, RuntimeError  # the last by torch, which opens the file once more to map it
 TRIES = 5  # at reading a checkpoint while a training saves and prunes
 
 
@@ -172,7 +173,7 @@ def tensors_in(file: Path) -> dict[str, tuple[list[int], str]]:
         with safe_open(file, framework="pt") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, it is no dict
             return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise PicoError(f"{file.parent.name}: {file.name} cannot be read ({reason(error)})") from None
 
 
@@ -290,7 +291,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file. Raises PicoError if it cannot be read."""
     try:
         return load_file(file)
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise PicoError(f"{file} cannot be read: {reason(error)}") from None
 
 

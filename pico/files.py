@@ -56,7 +56,8 @@ def writing(file: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PicoError(f"cannot write {file}: {reason(error)}; make it writable, or choose another place") from None
+        way_out = "free space" if error.errno in FULL else "make it writable"
+        raise PicoError(f"cannot write {file}: {reason(error)}; {way_out}, or choose another place") from None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

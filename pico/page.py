@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from pico.files import remove, writing
 from pico.plots import COLOURS, Plot, svg
 from pico.vocab import characters, visible
 
@@ -52,7 +53,14 @@ def write_html(
         filled[mode] = "; ".join(f"--{key}: {colours[i]}" for key, colours in COLOURS.items())
     for key, value in filled.items():
         page = page.replace(f"<!--{key}-->", value).replace(f"/*{key}*/", value)
-    Path(path).write_text(page, encoding="utf-8")
+    path = Path(path)
+    with writing(path):
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError:
+            if path.is_file():  # and no device
+                remove(path)  # half a page
+            raise
 
 
 def figure(value) -> str:

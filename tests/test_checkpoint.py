@@ -568,6 +568,14 @@ def test_a_checkpoint_that_vanishes_is_looked_for_again(saved, meanwhile, place,
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_file_that_vanishes_between_its_two_openings_is_looked_for_again(saved, meanwhile, times, capfd):
+    """safetensors reads its header, then has torch open it by name and map it: a RuntimeError if it is gone."""
+    meanwhile(torch.UntypedStorage, "from_file", times)
+    assert any(torch.equal(load(saved, "r").embedding.weight, embedding(step)) for step in range(4, 4 + times))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("place", ["saved_config", "load_weights", "read_tensors", "read_json"])
 def test_a_step_asked_for_by_number_is_not_replaced(saved, meanwhile, place):
     meanwhile(ck, place)

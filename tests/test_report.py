@@ -1,5 +1,6 @@
 """What people look at: routed text, sizes, the heat-map page, the architecture figure."""
 
+import errno
 import importlib.util
 import json
 import re
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pico.config import PicoError
 from pico.metrics import read_metrics
 from pico.model import cache_bytes, flops_per_byte
 from pico.page import contrast, document, shaded, write_html
@@ -211,6 +213,17 @@ def test_the_page_needs_no_network_and_cannot_be_scripted_by_text(tmp_path):
     assert page.count("<svg") == 2 and "nothing to show" in page
     for svg in re.findall(r"<svg.*?</svg>", page, re.S):
         ElementTree.fromstring(svg)
+
+
+def test_half_a_page_on_a_full_disk_is_removed_and_the_page_named(tmp_path, monkeypatch):
+    def full(path, text, **_):
+        path.write_bytes(text[:100].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write has it, without the file's name
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(PicoError, match=r"cannot write .*page.html: the disk is full; free space, or choose another"):
+        write_html(tmp_path / "page.html", "a page", {}, {})
+    assert not list(tmp_path.iterdir())
 
 
 # --- the architecture figure ------------------------------------------------------------------------------------------

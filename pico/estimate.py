@@ -17,8 +17,9 @@ from pico.experiment import NEVER, Configuration, Experiment
 from pico.folder import create
 from pico.machine import pick_device
 from pico.metrics import read_metrics
+from pico.parts import VALIDATION_BYTES
 from pico.report import count
-from pico.train import VALIDATION_BYTES, train
+from pico.train import train
 
 WARM, COUNTED, STEPS = 3, 12, 16  # steps left out, the last one counted (before `topk` turns causal), and in all
 HEADS = ("configuration", "steps", "text", "minutes a run", "runs to do", "minutes to do")

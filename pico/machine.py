@@ -1,4 +1,4 @@
-"""The machine under a training: device, processes, precision, memory, signals, trackers, batches made ahead."""
+"""The machine under a training: device, processes, precision, memory, trackers, batches made ahead."""
 
 import ctypes
 import errno
@@ -7,7 +7,6 @@ import netrc
 import os
 import queue
 import re
-import signal
 import statistics
 import threading
 import time
@@ -251,27 +250,6 @@ class Prefetch:
             raise error
         made, self.coming = self.coming, None
         return made
-
-
-@contextmanager
-def catch_signals(counts: dict[int, int]):
-    """Counts these signals instead of dying of them; a second Ctrl-C interrupts at once. nohup's SIGHUP stays off."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number, _):
-        counts[number] += 1
-        if number == signal.SIGINT and counts[number] > 1:
-            raise KeyboardInterrupt
-
-    off = [number for number in counts if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in counts if number not in off}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

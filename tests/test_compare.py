@@ -129,13 +129,13 @@ def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, val
         if len(calls) != 2:
             return real(path, name, data, config, resume=resume, **rest)
         with monkeypatch.context() as patch:  # a signal arrives in the second step
-            step = training.Training.optimizer_step
+            step = training.Training.step
 
             def interrupted(self, prefetch):
-                self.signals[2] = int(self.step == 1)
+                self.signals.counts[2] = int(self.state.step == 1)
                 return step(self, prefetch)
 
-            patch.setattr(training.Training, "optimizer_step", interrupted)
+            patch.setattr(training.Training, "step", interrupted)
             return real(path, name, data, config, resume=resume, **rest)
 
     monkeypatch.setattr(training, "train", stopping)

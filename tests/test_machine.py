@@ -9,8 +9,7 @@ import torch
 from helpers import tiny
 from training import assert_same_run, config, go, reroute
 
-from pico import decode, machine
-from pico import train as module
+from pico import decode, machine, parts
 from pico.generation import generate
 from pico.machine import Blas, pick_threads
 
@@ -122,8 +121,8 @@ def test_measuring_leaves_no_trace_in_a_training(path, data, monkeypatch, router
     reroute(path, router)
     go(path, "whole", data)
     tried = []
-    monkeypatch.setattr(module, "threads_chosen", lambda: False)
-    monkeypatch.setattr(module, "pick_threads", lambda work, say: tried.extend([work(), work()]))
+    monkeypatch.setattr(parts, "threads_chosen", lambda: False)
+    monkeypatch.setattr(parts, "pick_threads", lambda work, say: tried.extend([work(), work()]))
     go(path, "measured", data)
     assert len(tried) == 2
     assert_same_run(path, "whole", "measured")
@@ -134,6 +133,6 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(path, data, four_
     go(path, "r", data, config(max_steps=4))
     assert json.loads((path / "r/train.json").read_text())["threads"] == 3
     torch.set_num_threads(4)
-    monkeypatch.setattr(module, "pick_threads", None)  # not called
+    monkeypatch.setattr(parts, "pick_threads", None)  # not called
     go(path, "r", data, resume=True)
     assert torch.get_num_threads() == 3

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.slow
 START = """
 import hashlib, json, os, signal, sys, torch
 import picolm
-from pico import PicoError, data, model, parallel
+from pico import PicoError, data, model, parallel, parts
 from pico import train as module
 from pico.model import Pico
-rank, forward, step = int(os.environ["RANK"]), Pico.forward, module.Training.optimizer_step
+rank, forward, step = int(os.environ["RANK"]), Pico.forward, module.Training.step
 module.SAMPLE_BYTES = 8
 module.plot_losses = lambda *_: None
 """
@@ -64,7 +64,7 @@ def two(path, data, fault, *flags):
          "error: the disk is full"),
         ("def bad(*a, **k): raise ZeroDivisionError('a bug')\nif rank == 0: module.score = bad\n", 1,
          "ZeroDivisionError: a bug"),
-        ("def bad(*a): raise PicoError('no such data')\nmodule.open_data = bad\n", 2, "error: no such data"),
+        ("def bad(*a): raise PicoError('no such data')\nparts.open_data = bad\n", 2, "error: no such data"),
     ],
 )  # fmt: skip
 def test_an_error_of_one_ends_both_with_one_line(path, data, fault, code, words):
@@ -77,9 +77,9 @@ def test_an_error_of_one_ends_both_with_one_line(path, data, fault, code, words)
 def test_a_process_that_is_killed_ends_the_other(path, data):
     fault = f"""
 def die(self, prefetch):
-    if rank == 1 and self.step == 3: os.kill(os.getpid(), {int(signal.SIGKILL)})
+    if rank == 1 and self.state.step == 3: os.kill(os.getpid(), {int(signal.SIGKILL)})
     return step(self, prefetch)
-module.Training.optimizer_step = die
+module.Training.step = die
 """
     codes, said = two(path, data, fault)
     assert codes[1] == -signal.SIGKILL and codes[0] in (1, 2)
@@ -115,7 +115,7 @@ def noted(update, share):
 model.thin = noted
 finish = module.Training.finish
 def end(self):
-    flat = torch.cat([x.flatten() for x in self.model.state_dict().values()])
+    flat = torch.cat([x.flatten() for x in self.parts.model.state_dict().values()])
     with open(f"{rank}.json", "w") as file:
         json.dump([seen, hashlib.sha256(flat.numpy().tobytes()).hexdigest()], file)
     return finish(self)

@@ -25,15 +25,15 @@ class Killed(BaseException):
 
 def die_at_step(monkeypatch, step):
     """Killed after the weights of that step are moved, before anything of it is written."""
-    original = Training.optimizer_step
+    original = Training.step
 
-    def optimizer_step(self, prefetch):
+    def and_die(self, prefetch):
         line = original(self, prefetch)
-        if self.step == step:
+        if self.state.step == step:
             raise Killed
         return line
 
-    monkeypatch.setattr(Training, "optimizer_step", optimizer_step)
+    monkeypatch.setattr(Training, "step", and_die)
 
 
 def die_while_saving(monkeypatch, step):
@@ -88,9 +88,9 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
 
 def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):
     """Nothing in the model draws random numbers while training; this test does."""
-    original = Training.optimizer_step
+    original = Training.step
     monkeypatch.setattr(
-        Training, "optimizer_step", lambda *args: {**original(*args), "drawn": [torch.rand(()).item(), random.random()]}
+        Training, "step", lambda *args: {**original(*args), "drawn": [torch.rand(()).item(), random.random()]}
     )
     go(path, "whole", data)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -207,9 +207,9 @@ def test_base_weights_start_from_another_run(path, data, monkeypatch):
     monkeypatch.setattr(Training, "run", lambda self: self)
     for number, base in enumerate(["base", str(path / "base"), str(path / "base" / "00000002")]):
         training = go(path, f"r{number}", data, base_weights=base)
-        for name, value in training.model.state_dict().items():
+        for name, value in training.parts.model.state_dict().items():
             assert torch.equal(value, expected[name])
-        assert training.step == 0
+        assert training.state.step == 0
     with pytest.raises(PicoError, match=r"no weights at 'nowhere'.*base"):
         go(path, "r9", data, base_weights="nowhere")
     wider = create(path.parent / "wide", preset("tiny", **{**SMALL, "dim": 32}))

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import config, go, weights
 
-from pico import storage
-from pico import train as module
+from pico import parts, storage
 from pico.checkpoint import newest
 from pico.config import DataConfig, PicoError
 from pico.data import Batches, open_data
@@ -352,7 +351,7 @@ def test_a_run_is_claimed_before_its_data_is_opened(path, data, monkeypatch):
     def never(*_):
         raise AssertionError("data was opened for a run that cannot start")
 
-    monkeypatch.setattr(module, "open_data", never)
+    monkeypatch.setattr(parts, "open_data", never)
     for run, resume, message in [("a", False, "already holds a run"), ("b", True, "no run 'b'")]:
         with pytest.raises(PicoError, match=message):
             go(path, run, data, resume=resume)

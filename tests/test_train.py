@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
-from pico import DataConfig, PicoError, TrainConfig, checkpoint, preset
+from pico import DataConfig, PicoError, TrainConfig, checkpoint, parts, preset
 from pico import train as module
 from pico.data import story_documents
 from pico.evaluate import Score
@@ -38,15 +38,15 @@ def test_heads_look_ahead_less_and_less_and_the_end_of_a_run_routes_causally(pat
 def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, data, monkeypatch):
     """Short: of fewer bytes than the n-gram tables have numbers. None: of documents that are new in each epoch."""
     if rows is None:
-        rows, reading = 256, module.open_data
+        rows, reading = 256, parts.open_data
 
         def fresh(*settings):
             documents, validation = reading(*settings)
             documents.repeats = False
             return documents, validation
 
-        monkeypatch.setattr(module, "open_data", fresh)
-    forward, step, used, seen = Pico.forward, Training.optimizer_step, [], {}
+        monkeypatch.setattr(parts, "open_data", fresh)
+    forward, step, used, seen = Pico.forward, Training.step, [], {}
 
     def noted(self, *args, **options):
         if self.training:
@@ -58,10 +58,10 @@ def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, dat
     def watched(self, prefetch):
         used.clear()
         line = step(self, prefetch)
-        seen.setdefault(self.position["epoch"], set()).update(used)
+        seen.setdefault(self.state.data["epoch"], set()).update(used)
         return line
 
-    monkeypatch.setattr(Training, "optimizer_step", watched)
+    monkeypatch.setattr(Training, "step", watched)
     go(create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
     assert seen == {0: {(0.0, 0.0)}, 1: {again}}
 
@@ -107,9 +107,9 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
     if router in ("stride", "all", "none"):
         assert len(lines) == 12  # they route at the rate that they name
     with monkeypatch.context() as patch:
-        step = Training.optimizer_step
+        step = Training.step
         patch.setattr(
-            Training, "optimizer_step", lambda self, p: self.signals.update({2: self.step == 6}) or step(self, p)
+            Training, "step", lambda self, p: self.signals.counts.update({2: self.state.step == 6}) or step(self, p)
         )
         assert go(path, "r", data, settings).stopped == "interrupted"
     go(path, "r", data, settings, resume=True)
@@ -271,7 +271,7 @@ def test_the_floor_of_stories_is_known_and_printed(path, capfd):
 
 def test_the_floor_is_that_of_the_stories_that_are_scored(path, monkeypatch):
     texts = []
-    monkeypatch.setattr(module, "VALIDATION_BYTES", 4000)
+    monkeypatch.setattr(parts, "VALIDATION_BYTES", 4000)
     monkeypatch.setattr(
         module, "score", lambda model, documents, *_, **__: texts.extend(documents) or Score(32, 16, [1.0], [1])
     )
@@ -293,14 +293,14 @@ def test_stories_and_streams_are_never_read_again():
 
 
 def kill_at_step(monkeypatch, number, step):
-    original = Training.optimizer_step
+    original = Training.step
 
-    def optimizer_step(self, prefetch):
-        if self.step == step:
+    def and_kill(self, prefetch):
+        if self.state.step == step:
             os.kill(os.getpid(), number)
         return original(self, prefetch)
 
-    monkeypatch.setattr(Training, "optimizer_step", optimizer_step)
+    monkeypatch.setattr(Training, "step", and_kill)
 
 
 unix = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
@@ -407,16 +407,16 @@ def test_a_diverging_run_is_one_line_and_leaves_sound_weights(path, data, optimi
 
 @pytest.mark.parametrize("interval", ["validation_interval", "sample_interval", "checkpoint_interval"])
 def test_weights_are_looked_at_before_they_are_used(path, data, monkeypatch, interval):
-    step = Training.optimizer_step
+    step = Training.step
 
     def broken(self, prefetch):
         line = step(self, prefetch)
-        if self.step == 3:
+        if self.state.step == 3:
             with torch.no_grad():
-                self.model.local_in[0].mlp.up.weight[0, 0] = math.inf
+                self.parts.model.local_in[0].mlp.up.weight[0, 0] = math.inf
         return line
 
-    monkeypatch.setattr(Training, "optimizer_step", broken)
+    monkeypatch.setattr(Training, "step", broken)
     monkeypatch.setattr(module, "score", lambda *_, **__: pytest.fail("scored"))
     monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("sampled"))
     never = dict.fromkeys(("validation_interval", "sample_interval", "checkpoint_interval"), 1000)
@@ -541,6 +541,6 @@ def test_an_error_while_making_batches_is_raised(path, data, monkeypatch):
     def broken(self):
         raise PicoError("the dataset went away")
 
-    monkeypatch.setattr(module.Batches, "__next__", broken)
+    monkeypatch.setattr(parts.Batches, "__next__", broken)
     with pytest.raises(PicoError, match="went away"):
         go(path, "r", data)

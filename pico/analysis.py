@@ -8,7 +8,6 @@ stands beside the one that a router choosing at random at the same rate would ge
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from pico.files import talk
 from pico.folder import read_record, run_folder
 from pico.machine import pick_device, pick_threads
 from pico.reading import Reading
-from pico.routing import spacelike
+from pico.routers import ROUTERS, BestScored, spacelike
 from pico.statistics import bootstrap
 from pico.yardsticks import last_bytes, yardsticks
 
@@ -170,38 +169,10 @@ def kinds(data: bytes) -> np.ndarray:
     A word is a run of ASCII letters, digits and bytes from 128 up; spacelike is SpaceByte's rule (arXiv 2404.14408).
     """
     ids = np.frombuffer(data, np.uint8).astype(np.int64)
-    space = spacelike(torch.from_numpy(ids)).numpy()
+    space = spacelike(ids)
     word = ~space | (ids >= 128)
     begins, ends = word & ~np.append(False, word[:-1]), word & ~np.append(word[1:], False)
     return np.stack([begins, ends, space & ~np.append(True, space[:-1]), space])
-
-
-# --- the same model, routed another way -------------------------------------------------------------------------------
-
-
-@contextmanager
-def rerouted(model, rule: str, rate: float):
-    """The trained model with its bytes chosen by another rule; the gates of what is chosen stay the learned ones.
-
-    random: at this rate; stride: every k-th byte, the k nearest to it; space: SpaceByte's, at its own rate; topk: the
-    best-scored fraction of each window, as expert choice trains. It sees the future, so its bits are no prediction.
-    """
-    router = model.router
-    before = router.rule, router.capacity
-    router.rule, router.capacity = rule, rate
-    if rule == "topk":
-        router.wanted = lambda score, *_: top(score, rate)
-    try:
-        yield model
-    finally:
-        router.rule, router.capacity = before
-        router.__dict__.pop("wanted", None)
-
-
-def top(score: torch.Tensor, rate: float) -> torch.Tensor:
-    """score (B, T) -> (B, T) bool, True for the best `rate` of each row."""
-    chosen = score.topk(max(1, round(score.shape[1] * rate)), dim=1).indices
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, chosen, True)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -269,7 +240,7 @@ def analyse(
             {"from": a, "to": b, "bytes": n, "bits_per_byte": x, "bits_per_byte_disable_latent": y}
             for (a, b, x, n), (_, _, y, _) in zip(on.by_distance(), off.by_distance())
         ],
-        "routing": routed.report(target_fraction(model.config)),
+        "routing": routed.report(model.config.rule.target),
     }
     if stories:
         report["recalls"] = [
@@ -281,22 +252,20 @@ def analyse(
     return report, examples
 
 
-def target_fraction(config) -> float | None:
-    """The fraction of bytes a router should choose; None for a rule that has none."""
-    return {"all": 1.0, "none": 0.0, "space": None}.get(config.router, config.latent_capacity_factor)
-
-
 def replaced(model, read, on: Tally, chosen: list, routing: dict, say) -> dict:
-    """One pass for each other rule at the rate this model routes: {"replaced_routing": {rule: figures}}."""
-    rate, out = on.score.routed_fraction, {}
+    """The trained model with its bytes chosen otherwise: {"replaced_routing": {rule: figures}}.
+
+    One pass for each other fixed rule, at the rate this model routes. For a learned one also a pass with the bytes of
+    the best scores in each window, as expert choice trains: it sees the future, so its bits are no prediction.
+    """
+    rate, own, out = on.score.routed_fraction, model.config.rule, {}
     if not len(model.latent) or not 0 < rate < 1:
         return {"replaced_routing": out}
-    for rule in ("random", "stride", "space"):
-        if rule != model.config.router:
-            say(f"again, routed by {rule}")
-            with rerouted(model, rule, rate):
-                out[rule] = read().against(on)
-    if model.config.router in ("topk", "threshold"):
+    for name, rule in ((name, kind(rate)) for name, kind in ROUTERS.items()):
+        if name != model.config.router and not rule.learned and 0 < rule.rate < 1:
+            say(f"again, routed by {name}")
+            out[name] = read(rule=rule).against(on)
+    if own.learned:
         same = [0, 0]
 
         def compare(i: int, trace: Trace) -> None:
@@ -305,10 +274,10 @@ def replaced(model, read, on: Tally, chosen: list, routing: dict, say) -> dict:
             same[1] += len(causal)
 
         say("again, routed by top-k over each window")
-        target = model.config.latent_capacity_factor
-        with rerouted(model, "topk", target):
-            out["topk_sees_the_future"] = read(compare, batch_size=1).against(on)  # one row: no padding to choose
-        routing["topk_agreement"] = {"fraction": same[0] / same[1], "chance": rate * target + (1 - rate) * (1 - target)}
+        best = read(compare, batch_size=1, rule=BestScored(own.capacity))  # one row: no padding to choose
+        out["topk_sees_the_future"] = best.against(on)
+        chance = rate * own.capacity + (1 - rate) * (1 - own.capacity)
+        routing["topk_agreement"] = {"fraction": same[0] / same[1], "chance": chance}
     return {"replaced_routing": out}
 
 

@@ -10,9 +10,6 @@ from pico.page import document, write_html
 from pico.plots import Plot
 
 NAMES = {
-    "random": "random",
-    "stride": "every k-th",
-    "space": "space",
     "topk_sees_the_future": "top-k (sees future)",
     "word_start": "word starts",
     "word_end": "word ends",
@@ -48,7 +45,7 @@ def report_table(report: dict) -> Table:
     row("latent blocks off", difference["bits_per_byte"], _more(difference))
     for name, figures in report.get("replaced_routing", {}).items():
         row(
-            f"routed by {NAMES[name]}",
+            f"routed by {NAMES.get(name, name)}",
             figures["bits_per_byte"],
             f"{_more(figures)}, {share(figures['routed_fraction'])} of bytes",
         )
@@ -148,7 +145,7 @@ def plots(report: dict) -> list[Plot]:
         "as trained": (report["bits_per_byte"], *(report["bits_per_byte_interval"] or [report["bits_per_byte"]] * 2))
     }
     for name, figures in report.get("replaced_routing", {}).items():
-        bars[NAMES[name]] = figures["bits_per_byte"]
+        bars[NAMES.get(name, name)] = figures["bits_per_byte"]
     bars["latent blocks off"] = report["bits_per_byte_disable_latent"]
     made.append(Plot("Bits per byte, the same model routed otherwise", bars=bars, levels=floor))
     if yardsticks := report.get("yardsticks"):

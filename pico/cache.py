@@ -41,9 +41,8 @@ class Cache:
 
     def __init__(self, config: ModelConfig, batch: int, dtype=torch.float32, device="cpu"):
         window = config.fb_att_window_size
-        latent_layers = config.latent_num_blocks if config.router != "none" else 0
         self.local = Ring(2 * config.fb_num_blocks, batch, window, config, dtype, device)
-        self.latent = Ring(latent_layers, batch, config.latent_att_window_size, config, dtype, device)
+        self.latent = Ring(config.latent_blocks, batch, config.latent_att_window_size, config, dtype, device)
         self.history = torch.full((batch, config.history), BOS, device=device)  # (B, H) bytes before the next
 
     @property

@@ -261,7 +261,7 @@ def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str
     if len(runs) < FEWEST_SEEDS:
         yield f"fewer than {FEWEST_SEEDS} seeds, too few to tell a difference from chance: raise seeds"
     routed = row["routed_fraction"]["mean"]
-    if shape.router not in ("all", "none") and abs(routed - wanted) > FAR * wanted:
+    if shape.rule.rate == wanted and abs(routed - wanted) > FAR * wanted:
         yield f"routed {routed:.1%} of the bytes where latent_capacity_factor asks for {wanted:.1%}"
     steps = min(facts["steps"] for facts in runs)
     if steps <= warmup:

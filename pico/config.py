@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pico.routers import ROUTERS, Rule
 from pico.vocab import VOCABULARY
 
 
@@ -22,7 +23,7 @@ class DataError(PicoError):
 
 LONGEST_PROMPT = 100_000_000  # bytes
 MAX_FEED = 64  # bytes that one forward of generation may read; longer prompts are fed in pieces
-RouterName = Literal["topk", "threshold", "space", "stride", "random", "all", "none"]
+RouterName = Literal[tuple(ROUTERS)]  # the rules there are
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -123,6 +124,16 @@ class ModelConfig(Config):
         return max(1, self.ngram_max - 1)
 
     @property
+    def rule(self) -> Rule:
+        """Which bytes are routed."""
+        return ROUTERS[self.router](self.latent_capacity_factor)
+
+    @property
+    def latent_blocks(self) -> int:
+        """How many latent blocks are built: none where nothing is routed."""
+        return self.latent_num_blocks if self.rule.rate else 0
+
+    @property
     def drafts(self) -> int:
         """Bytes drafted ahead in generation: by each head after the first, and two more if the last one can go on.
 
@@ -144,14 +155,13 @@ class ModelConfig(Config):
         block = [(1, qkv, c.dim), (1, c.dim, attention), (1, 2 * c.mlp_dim, c.dim), (1, c.dim, c.mlp_dim)]
         block.append((int(c.qk_norm), 1, 1))
         local = [(c.fb_num_blocks * n, *shape) for n, *shape in [*block, (int(c.embedding_skip), 1, 2)]]
-        latent = 0 if c.router == "none" else c.latent_num_blocks
         ngrams = {"ngrams": [(1, c.ngram_orders * c.ngram_rows, c.ngram_dim), (1, c.dim, lookup)]}
         return {
             "embedding": [(1, VOCABULARY, c.dim)],
             **(ngrams if c.ngram_max else {}),
             "local_in": local,
             "router": [(1, 1, c.dim), (1, 1, 1)],
-            "latent": [(latent * n, *shape) for n, *shape in block],
+            "latent": [(c.latent_blocks * n, *shape) for n, *shape in block],
             "local_out": local,
             "heads": [(1, c.next_tokens * VOCABULARY, c.dim)],
             "chain": [((c.next_tokens - 1) * c.chained_heads, c.dim, c.dim)],
@@ -193,16 +203,8 @@ class ModelConfig(Config):
 
     @field_validator("router")
     @classmethod
-    def _whole_stride(cls, router, info):
-        """Every k-th byte is a fraction of 1/k: three figures of it are enough, such as 0.333."""
-        fraction = info.data.get("latent_capacity_factor", 1)  # missing when it was wrong itself
-        near = [1 / math.floor(1 / fraction), 1 / math.ceil(1 / fraction)]
-        if router == "stride" and f"{fraction:.3g}" not in [f"{x:.3g}" for x in near]:
-            more, less = (f"{x:.4g}" for x in near)
-            raise ValueError(
-                f"routes every k-th byte, so it needs a latent_capacity_factor of 1/k, not {fraction:g}: "
-                f"try {more} or {less}"
-            )
+    def _can_be_met(cls, router, info):
+        ROUTERS[router].check(info.data.get("latent_capacity_factor", 1))  # missing when it was wrong itself
         return router
 
 

@@ -15,6 +15,7 @@ from pico.attention import alibi_bias
 from pico.cache import MAX_FEED
 from pico.machine import blas_threads, pick_blas_threads
 from pico.ngrams import keys
+from pico.routers import RouterInput
 from pico.sampling import Sampling, numpy_accept_drafts, numpy_distribution, numpy_draw
 from pico.vocab import BOS
 
@@ -142,7 +143,7 @@ class NumpyReader:
         config, self.disable_latent = model.config, disable_latent
         self.config = config
         unit, self.eps = config.dim**0.5, config.dim * EPS  # see `_norm`
-        self.router = model.router
+        self.rule, self.threshold = model.router.rule, model.router.threshold.item()
         self.embedding = model.embedding.weight.detach().float().numpy()
         if model.ngrams:
             self.table, self.project = model.ngrams.table.weight.detach().numpy(), _columns(model.ngrams.project)
@@ -160,12 +161,12 @@ class NumpyReader:
         self.threads = pick_blas_threads(lambda: stack.run(embedding, slice(1), embedding))
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        depth = self.config.fb_num_blocks
-        embedding = x = np.array(self._embed(tokens[0].tolist()))
+        depth, ids = self.config.fb_num_blocks, tokens[0].tolist()
+        embedding = x = np.array(self._embed(ids))
         x = self.local.run(x, slice(depth), embedding)
         score = _norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
-        routed = np.zeros(len(x), bool) if self.disable_latent else self._wanted(score, tokens)
+        routed = np.zeros(len(x), bool) if self.disable_latent else self._wanted(score, ids)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
@@ -219,12 +220,11 @@ class NumpyReader:
         self.ahead = text, [*found, *x]
         return self.ahead[1]
 
-    def _wanted(self, score: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        if self.router.rule in ("topk", "threshold"):
-            return score > (self.router.threshold.item() if self.router.rule == "threshold" else 0.0)
-        before = np.append([self.history[-1:]], tokens[:, :-1], axis=1)
-        positions = self.local.length + np.arange(tokens.shape[1])[None]
-        return self.router.wanted(*map(torch.from_numpy, (score[None], tokens, before, positions)))[0].numpy()
+    def _wanted(self, score: np.ndarray, ids: list[int]) -> np.ndarray:
+        """Which of the ids (n,) that continue the history the rule routes, by their scores (n,): (n,) bool."""
+        previous = np.array([self.history[-1], *ids[:-1]])
+        positions = self.local.length + np.arange(len(ids))
+        return self.rule.choose(RouterInput(score, np.array(ids), previous, positions, self.threshold))
 
 
 class NumpyDecoder:

@@ -15,6 +15,7 @@ import torch
 
 from pico.config import PicoError
 from pico.loss import head_targets
+from pico.routers import Rule
 from pico.vocab import BOS, EOS
 
 LN2 = float(np.log(2))
@@ -102,8 +103,9 @@ def traces(
     max_bytes: int | None = None,
     disable_latent: bool = False,
     batch_size: int = 16,
+    rule: Rule | None = None,
 ) -> Iterator[Trace]:
-    """One Trace per document, in order. stride defaults to context_len / 2."""
+    """One Trace per document, in order. stride defaults to context_len / 2; rule: another than the model's own."""
     stride = stride or max(1, context_len // 2)
     if not 1 <= stride <= context_len:
         raise PicoError(f"stride = {stride}: expected 1 to context_len = {context_len}, so that no byte is passed over")
@@ -113,7 +115,7 @@ def traces(
     model.eval()
     try:
         for group in _groups(documents, max_bytes, batch_size * context_len):
-            yield from _read(model, group, context_len, stride, disable_latent, batch_size)
+            yield from _read(model, group, context_len, stride, disable_latent, batch_size, rule)
     finally:
         model.train(training)
 
@@ -147,7 +149,7 @@ class Window(NamedTuple):
 
 
 @torch.inference_mode()
-def _read(model, documents, context_len, stride, disable_latent, batch_size) -> list[Trace]:
+def _read(model, documents, context_len, stride, disable_latent, batch_size, rule) -> list[Trace]:
     heads, device = model.config.next_tokens, next(model.parameters()).device
     out, windows = [], []
     for d, data in enumerate(documents):
@@ -171,7 +173,7 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size) -> 
             targets[row, : len(w.ids) - 1] = w.ids[1:]
         text, targets = torch.from_numpy(text).to(device), torch.from_numpy(targets).to(device)
         start = torch.tensor([w.start for w in batch], device=device)  # generation counts on, so windows do too
-        result = model(text[:, :length], disable_latent=disable_latent, start=start)
+        result = model(text[:, :length], disable_latent=disable_latent, start=start, rule=rule)
         targets = head_targets(targets, length, heads)  # (B, T, N)
         logits = model.right_draft_logits(result.stream, text).float()
         chosen = logits.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)

@@ -20,6 +20,7 @@ from pico.cache import MAX_FEED, Cache, Ring
 from pico.config import ModelConfig
 from pico.loss import multi_byte_loss
 from pico.ngrams import keys
+from pico.routers import Rule
 from pico.routing import Router, gather, scatter
 from pico.vocab import BOS, VOCABULARY
 
@@ -165,13 +166,12 @@ class Pico(nn.Module):
         super().__init__()
         self.config, self.dtype, self.attention_backend = config, dtype, attention_backend
         local, latent = config.fb_att_window_size, config.latent_att_window_size
-        latent_blocks = 0 if config.router == "none" else config.latent_num_blocks
         self.embedding = nn.Embedding(VOCABULARY, config.dim)
         self.ngrams = NGrams(config) if config.ngram_max else None
         skip = config.embedding_skip
         self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.router = Router(config)
-        self.latent = nn.ModuleList(Block(config, latent) for _ in range(latent_blocks))
+        self.latent = nn.ModuleList(Block(config, latent) for _ in range(config.latent_blocks))
         self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
         chained = config.next_tokens - 1 if config.chained_heads else 0
@@ -209,11 +209,13 @@ class Pico(nn.Module):
         cache: Cache | None = None,
         disable_latent: bool = False,
         start: Tensor | None = None,
+        rule: Rule | None = None,
     ) -> Output:
         """tokens (B, T) integers, targets (B, T + N - 1) with -100 where there is none.
 
         With a cache the bytes continue what it holds (T <= MAX_FEED) and the cache moves on. start (B,): where in its
-        text each row begins (0 if not given), for the routers that go by position.
+        text each row begins (0 if not given), for the rules that go by position. rule: routes
+        otherwise than the model's own; the gates of what is chosen stay the learned ones.
         """
         tokens = tokens.long()
         backend = choose_backend(tokens.device, self.attention_backend)
@@ -233,7 +235,7 @@ class Pico(nn.Module):
         for layer, block in enumerate(self.local_in):
             x = block(x, backend, local, layer, embedding)
 
-        routing = self.router(x, tokens, before[0], positions, exact=not self.training)
+        routing = self.router(x, tokens, before[0], positions, rule)
         router_loss = self.router.loss(x, routing) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
@@ -334,7 +336,7 @@ class Pico(nn.Module):
             self.ngrams.dropout = lookups
 
     def update_router(self) -> None:
-        """Call after every optimizer step: moves the threshold to keep the routed fraction."""
+        """Call after every optimizer step: lets the rule move its threshold to keep the routed fraction."""
         self.router.update()
 
     def dense_parameters(self) -> list[nn.Parameter]:
@@ -361,7 +363,7 @@ def flops_per_byte(config: ModelConfig, context_len: int, routed: float | None =
         return linear + 2 * c.att_q_heads * width * seen
 
     if routed is None:
-        routed = {"all": 1.0, "none": 0.0}.get(c.router, c.latent_capacity_factor)
+        routed = c.rule.rate
     local = 2 * c.fb_num_blocks * block(c.fb_att_window_size, context_len)
     latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
     lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP

@@ -89,7 +89,7 @@ def model_table(config: ModelConfig, facts: dict) -> Table:
         "embedding": f"bytes to {c.dim} channels",
         "ngrams": f"n-grams of 2 to {c.ngram_max} bytes, {c.ngram_rows:,} rows of {c.ngram_dim} each",
         "local_in": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
-        "router": f"{c.router}, {c.latent_capacity_factor:.0%} of the bytes",
+        "router": f"{c.router}, {c.rule.rate:.0%} of the bytes",
         "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",
         "local_out": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
         "heads": f"the next {c.next_tokens} bytes",

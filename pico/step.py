@@ -13,8 +13,6 @@ from pico.machine import Batch
 from pico.model import Pico
 from pico.optimizers import set_learning_rate
 
-CAUSAL_FROM = 0.8  # of a run: from here on `topk` trains with the rule that it generates with
-
 
 class StepResult(NamedTuple):
     """How a step went, over all of its batches and all processes."""
@@ -58,7 +56,7 @@ def optimizer_step(
     # 1. Where the run is decides how far a step goes, how much the stream looks ahead, and which rule routes.
     rate = set_learning_rate(optimizers, config, step, progress)
     model.lookahead.fill_(1 - progress)
-    model.router.causal = progress >= CAUSAL_FROM
+    model.router.causal = progress >= model.router.rule.causal_from
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share, sums = model.lookahead.device, config.router_loss_weight, 0

@@ -68,7 +68,7 @@ def train(
     if not resume and base_weights is None:
         base_weights = pretrained(path)
     path = Path(path)
-    accelerator = make_accelerator(config, path / run, device, model_config.router == "none")
+    accelerator = make_accelerator(config, path / run, device, not model_config.latent_blocks)
     if accelerator.device.type == "cpu":
         keep_memory()
     with ExitStack() as stack:

@@ -7,19 +7,16 @@ from functools import lru_cache
 from math import exp
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
 
 import numpy as np
 import torch
 
 import pico.generation
 from pico.batch import TorchReader
-from pico.config import ModelConfig, RouterName
+from pico.config import ModelConfig
 from pico.decode import NumpyDecoder
 from pico.model import Pico
 from pico.vocab import BOS, EOS, VOCABULARY
-
-ROUTERS = list(get_args(RouterName))
 
 
 def tiny_config(router="threshold", **changes) -> ModelConfig:

@@ -8,7 +8,7 @@ import torch
 from helpers import tiny
 
 from pico import PicoError, analysis, checkpoint
-from pico.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds, rerouted
+from pico.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds
 from pico.analysis_report import _routing_rows, report_table, write_page
 from pico.config import DataConfig, TrainConfig
 from pico.data import story_documents
@@ -17,7 +17,7 @@ from pico.evaluate import Trace, score, traces
 from pico.files import write_json
 from pico.folder import create
 from pico.generation import generate
-from pico.routing import Router
+from pico.routers import BestScored, Nothing, Random, RouterInput, Space, Stride
 from pico.vocab import BOS, VOCABULARY
 
 TEXT = b"The cat sat, quietly, on 2 mats. It didn't mind the na\xc3\xafve rain -- or the dog."
@@ -63,11 +63,9 @@ def test_kinds_of_bytes():
     assert marked.startswith("The$ cat$ sat$, quietly$, on$ 2$ mats$. It$ didn$'t$ mind$ the$ na")
     assert start.sum() == end.sum() == len(TEXT.replace(b"'", b" ").replace(b"--", b"").split())
     assert [i for i in np.flatnonzero(space) if TEXT[i : i + 1].isalnum()] == []
-    rule = Router.wanted
-    tokens = torch.tensor([list(TEXT)])
-    previous = torch.cat([torch.tensor([[BOS]]), tokens[:, :-1]], 1)
-    router = type("Space", (), {"rule": "space"})()
-    assert rule(router, None, tokens, previous, None)[0].tolist() == after.tolist()
+    tokens = np.array(list(TEXT))
+    previous = np.append(BOS, tokens[:-1])
+    assert Space(0.5).choose(RouterInput(None, tokens, previous, None, None)).tolist() == after.tolist()
 
 
 def test_gaps_kinds_and_surprisal_of_a_trace_made_by_hand():
@@ -150,27 +148,25 @@ def test_top_k_of_a_short_document_is_of_its_own_bytes():
     assert report["replaced_routing"]["topk_sees_the_future"]["routed_fraction"] == chosen / (61 + 9 * 7)
 
 
-def test_rerouting_is_undone_even_after_an_error(model):
-    before = model.router.rule, model.router.capacity
-    plain = score(model, [TEXT], 32).bits_per_byte
-    for rule in ("random", "stride", "space", "topk"):
-        with pytest.raises(KeyError), rerouted(model, rule, 0.2):
-            assert score(model, [TEXT], 32).bits_per_byte != plain
-            raise KeyError
-        assert (model.router.rule, model.router.capacity) == before
-        assert score(model, [TEXT], 32).bits_per_byte == plain
+def test_a_model_routed_otherwise_keeps_its_own_rule(model):
+    tokens = torch.tensor([list(TEXT)])
+    plain = model(tokens)
+    for rule in (Random(0.2), Stride(0.2), Space(0.2), BestScored(0.2)):
+        other = model(tokens, rule=rule)
+        assert torch.equal(other.router_weight, plain.router_weight)  # the gates stay the learned ones
+        assert not torch.equal(other.routed, plain.routed) and not torch.equal(other.logits, plain.logits)
+        assert torch.equal(model(tokens).logits, plain.logits)
+    assert torch.equal(model(tokens, rule=Nothing(0.2)).logits, model(tokens, disable_latent=True).logits)
+    assert torch.equal(model(tokens, rule=model.config.rule).logits, plain.logits)
 
 
 def test_each_replacement_routes_at_the_rate_it_states(model):
     text = [TEXT * 30]
-    with rerouted(model, "stride", 0.24):
-        (found,) = traces(model, text, 4096, 4096)
-        assert np.flatnonzero(found.routed).tolist() == list(range(0, len(text[0]) + 1, 4))
-    with rerouted(model, "random", 0.3):
-        noise = np.random.default_rng(0).bytes(4000)
-        assert score(model, [noise], 64).routed_fraction == pytest.approx(0.3, abs=0.03)
-    with rerouted(model, "topk", 0.25):
-        (found,) = traces(model, [TEXT], 128, batch_size=1)
+    (found,) = traces(model, text, 4096, 4096, rule=Stride(0.24))
+    assert np.flatnonzero(found.routed).tolist() == list(range(0, len(text[0]) + 1, 4))
+    (found,) = traces(model, [np.random.default_rng(0).bytes(4000)], 64, rule=Random(0.3))
+    assert found.routed.mean() == pytest.approx(0.3, abs=0.03)
+    (found,) = traces(model, [TEXT], 128, batch_size=1, rule=BestScored(0.25))
     best = np.argsort(-found.weight)[: round(0.25 * len(found.weight))]
     assert sorted(best) == np.flatnonzero(found.routed).tolist()
 

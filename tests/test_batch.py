@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from helpers import ROUTERS, texts, tiny_config, trained
+from helpers import texts, tiny_config, trained
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +26,7 @@ from pico.batch import Graphed, TorchDecoder, TorchReader
 from pico.cache import Cache
 from pico.generation import generate
 from pico.model import Pico
+from pico.routers import ROUTERS
 from pico.sampling import Sampling
 
 RAGGED = [b"", b"A", b"one two", b"\xff\x00\xfe" * 40]

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from helpers import ROUTERS, chunks, random_tokens, tiny, tiny_config
+from helpers import chunks, random_tokens, tiny, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.cache import MAX_FEED, Cache
 from pico.model import cache_bytes
+from pico.routers import ROUTERS
 
 CLOSE = dict(atol=2e-4, rtol=1e-3)
 

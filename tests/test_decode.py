@@ -8,13 +8,14 @@ import torch
 from helpers import awake
 
 from pico import decode
-from pico.config import RouterName, preset
+from pico.config import preset
 from pico.decode import NumpyReader
 from pico.model import Pico
+from pico.routers import ROUTERS
 from pico.vocab import BOS, EOS
 
 
-@pytest.mark.parametrize("router", RouterName.__args__)
+@pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("shape", [{}, {"fb_num_blocks": 0}, {"latent_num_blocks": 0, "chained_heads": False}])
 def test_reader_equals_full_forward(router, shape, monkeypatch):
     """Any chunking, drafts rejected at any place, and long enough to shift the buffers back."""

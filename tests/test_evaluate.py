@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import ROUTERS, random_tokens, tiny
+from helpers import random_tokens, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.config import PicoError
 from pico.evaluate import score, traces
 from pico.generation import generate
+from pico.routers import ROUTERS
 from pico.vocab import BOS, EOS, VOCABULARY
 
 TEXTS = [b"The cat sat.", b"", b"A", bytes(range(0, 256, 5)), "Zoë sang, à voix basse".encode()]

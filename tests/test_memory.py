@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import ROUTERS, tiny, tiny_config
+from helpers import tiny, tiny_config
 
 import picolm
 from pico import memory
@@ -14,6 +14,7 @@ from pico.generation import generate
 from pico.memory import available, training_bytes
 from pico.model import Pico
 from pico.optimizers import build_optimizers
+from pico.routers import ROUTERS
 
 
 @pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])

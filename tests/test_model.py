@@ -1,12 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROUTERS, random_tokens, tiny, tiny_config
+from helpers import random_tokens, tiny, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 import pico.model
 from pico.config import PicoError, preset
 from pico.model import EPS, Pico, flops_per_byte, norm, thin
+from pico.routers import ROUTERS
 from pico.vocab import BOS, EOS, VOCABULARY
 
 # Law 1: causality
@@ -99,7 +100,7 @@ def test_latent_stack_is_gated_with_the_weights_of_its_own_positions(router, tra
     """x[chosen] += w[chosen] (latent(x[chosen]) - x[chosen]), row by row in plain indexing."""
     model = tiny(router, latent_capacity_factor=0.3).train(training)
     x, tokens = torch.randn(3, 40, 32), random_tokens(3, 40)
-    routing = model.router(x, tokens, tokens.roll(1), torch.arange(40).expand(3, -1), exact=not training)
+    routing = model.router(x, tokens, tokens.roll(1), torch.arange(40).expand(3, -1))
     out = model.think(x, routing, "dense", None)
     for row in range(3):
         chosen = routing.routed[row].nonzero().flatten()

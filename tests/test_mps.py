@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchgen
 import yaml
-from helpers import ROUTERS, random_tokens, texts, tiny, tiny_config
+from helpers import random_tokens, texts, tiny, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +22,7 @@ from pico.evaluate import score
 from pico.generation import generate
 from pico.model import Pico
 from pico.optimizers import build_optimizers
+from pico.routers import ROUTERS
 from pico.sampling import torch_draw
 
 # What SOAP leaves to the CPU when the model is on MPS: the eigenvectors of its first step, a QR every tenth (soap.py).

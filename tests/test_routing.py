@@ -1,20 +1,23 @@
+from pathlib import Path
+
 import pytest
 import torch
-from helpers import ROUTERS, random_tokens, tiny, tiny_config
+from helpers import random_tokens, tiny, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.routing import SLACK, Router, pack, spacelike
+from pico.routers import ROUTERS, SLACK, BestScored, Random, RouterInput, listing, spacelike
+from pico.routing import Router, pack
 from pico.vocab import BOS, END_OF_TURN, EOS
 
 
-def route(rule, tokens, exact=True, capacity=0.5, positions=None, x=None):
-    router = Router(tiny_config(rule, latent_capacity_factor=capacity)).train(not exact)
+def route(rule, tokens, training=False, capacity=0.5, positions=None, x=None):
+    router = Router(tiny_config(rule, latent_capacity_factor=capacity)).train(training)
     torch.nn.init.normal_(router.weight, std=0.3, generator=torch.Generator().manual_seed(1))
     previous = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], 1)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens) if positions is None else positions
     x = torch.randn(*tokens.shape, 32, generator=torch.Generator().manual_seed(2)) if x is None else x
-    return router, router(x, tokens, previous, positions, exact)
+    return router, router(x, tokens, previous, positions)
 
 
 def ids(text):
@@ -52,12 +55,36 @@ def test_fixed_rules_route_what_they_say():
 @pytest.mark.parametrize("capacity", [0.001, 0.1, 1 / 3, 0.5, 0.9])
 def test_a_coin_is_fair_at_any_rate_and_in_any_text(text, capacity):
     """Within four standard deviations of a million throws, and with the gaps of a coin."""
-    count, router = 10**6, Router(tiny_config("random", latent_capacity_factor=capacity))
+    count = 10**6
     tokens = torch.full((1, count), 97) if text == "one byte" else random_tokens(1, count)
-    routed = router.wanted(torch.zeros(1, count), tokens, tokens, torch.arange(count)[None])[0]
+    routed = Random(capacity).choose(RouterInput(None, tokens, None, torch.arange(count)[None], None))[0]
     assert abs(routed.float().mean().item() - capacity) < 4 * (capacity * (1 - capacity) / count) ** 0.5 + 2**-16
     gaps = torch.diff(routed.nonzero().flatten()).float()
     assert (gaps.std() / gaps.mean()).item() == pytest.approx((1 - capacity) ** 0.5, rel=0.08)
+
+
+@pytest.mark.parametrize("rule", ROUTERS)
+def test_a_rule_chooses_the_same_bytes_of_tensors_and_of_arrays(rule):
+    rule, tokens = ROUTERS[rule](0.3), random_tokens(2, 300, high=264)
+    score = torch.randn(2, 300, generator=torch.Generator().manual_seed(1))
+    seen = RouterInput(score, tokens, tokens.roll(1), torch.arange(10**6, 10**6 + 600).view(2, 300), torch.tensor(0.2))
+    for row, routed in enumerate(rule.choose(seen)):
+        arrays = [x[row].numpy() for x in seen[:4]]
+        assert rule.choose(RouterInput(*arrays, 0.2)).tolist() == routed.tolist()
+
+
+def test_the_table_holds_causal_rules_and_the_docs_list_them():
+    """Any of them may generate. Each is told apart by its first line."""
+    assert all(rule.causal for rule in ROUTERS.values()) and not BestScored.causal
+    docs = Path(__file__).parent.parent / "docs" / "routers.md"
+    assert docs.read_text("utf-8").endswith("\n\n" + listing()), "put what `python -m pico.routers` prints at the end"
+
+
+@pytest.mark.parametrize("rule", ROUTERS)
+def test_a_rule_routes_about_the_fraction_that_its_flops_are_planned_by(rule):
+    if ROUTERS[rule](0.5).target is not None and not ROUTERS[rule].learned:
+        routed = route(rule, random_tokens(4, 4000))[1].routed.float().mean().item()
+        assert routed == pytest.approx(tiny_config(rule).rule.rate, abs=0.02)
 
 
 @pytest.mark.parametrize("rule", ["stride", "random"])
@@ -70,12 +97,12 @@ def test_positional_rules_use_the_positions_given(rule):
 
 def test_topk_chooses_the_best_scores_in_training_and_positive_scores_in_evaluation():
     tokens = random_tokens(3, 40)
-    _, train = route("topk", tokens, exact=False, capacity=0.3)
+    _, train = route("topk", tokens, training=True, capacity=0.3)
     for row in range(3):
         best = sorted(range(40), key=lambda i: -train.score[row, i])[:12]
         assert train.index[row].tolist() == sorted(best) == train.routed[row].nonzero().flatten().tolist()
     assert train.valid.all()
-    _, evaluate = route("topk", tokens, exact=True, capacity=0.3)
+    _, evaluate = route("topk", tokens, capacity=0.3)
     assert torch.equal(evaluate.routed, evaluate.weight > 0.5)
 
 
@@ -104,10 +131,10 @@ def test_the_training_buffer_is_static_and_late_bytes_pass_by():
     tokens = random_tokens(4, 64)
     slots = int(64 * 0.25 * SLACK)
     for bias, full in ((9.0, True), (0.0, True), (-1.6, False), (-9.0, False)):
-        router, routing = route("threshold", tokens, exact=False, capacity=0.25)
+        router, routing = route("threshold", tokens, training=True, capacity=0.25)
         router.bias.data.fill_(bias)
         x = torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(2))
-        routing = router(x, tokens, tokens, tokens, exact=False)
+        routing = router(x, tokens, tokens, tokens)
         assert routing.index.shape == (4, slots)
         first = (routing.wanted.cumsum(1) <= slots) & routing.wanted
         assert torch.equal(routing.routed, first)
@@ -150,7 +177,7 @@ def test_threshold_controller_meets_the_capacity(capacity, shape):
         if shape == "two bumps":
             score += 2.0 * (torch.rand(4, 512, generator=generator) < 0.5)
         router.score = lambda x, score=score: score
-        routing = router(torch.empty(4, 512, 32), *[torch.zeros(4, 512, dtype=torch.long)] * 3, exact=False)
+        routing = router(torch.empty(4, 512, 32), *[torch.zeros(4, 512, dtype=torch.long)] * 3)
         fractions.append(routing.wanted.float().mean().item())
         router.update()
     assert abs(sum(fractions[-50:]) / 50 - capacity) < 0.015
@@ -158,12 +185,12 @@ def test_threshold_controller_meets_the_capacity(capacity, shape):
 
 
 def test_controller_ignores_evaluation_and_survives_no_data():
-    router, _ = route("threshold", random_tokens(2, 30), exact=True)
+    router, _ = route("threshold", random_tokens(2, 30))
     router.update()
     assert abs(router.threshold) < 1e-3
     for rule in ROUTERS:
         if rule != "threshold":
-            router, _ = route(rule, random_tokens(2, 30), exact=False)
+            router, _ = route(rule, random_tokens(2, 30), training=True)
             router.update()
             assert router.threshold == 0
 
@@ -176,7 +203,7 @@ def test_the_threshold_is_part_of_the_weights():
 
 
 def test_topk_loss_is_bce_of_the_causal_rule_on_logits():
-    router, routing = route("topk", random_tokens(2, 40), exact=False)
+    router, routing = route("topk", random_tokens(2, 40), training=True)
     x = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(2))
     p = torch.sigmoid(routing.score)
     wanted = -torch.where(routing.routed, p.log(), (1 - p).log()).mean()
@@ -187,9 +214,9 @@ def test_topk_loss_is_bce_of_the_causal_rule_on_logits():
 
 def test_the_last_part_of_training_routes_causally_and_still_learns_the_best():
     tokens, x = random_tokens(2, 40), torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(3))
-    router, best = route("topk", tokens, exact=False, x=x)
+    router, best = route("topk", tokens, training=True, x=x)
     router.causal = True
-    routing = router(x, tokens, tokens, tokens, exact=False)
+    routing = router(x, tokens, tokens, tokens)
     slots = int(40 * 0.5 * SLACK)
     for row in range(2):
         positive = (routing.score[row] > 0).nonzero().flatten()
@@ -201,5 +228,5 @@ def test_the_last_part_of_training_routes_causally_and_still_learns_the_best():
 def test_no_router_loss_for_other_rules():
     for rule in ROUTERS:
         if rule != "topk":
-            router, routing = route(rule, torch.tensor([[BOS, 65, END_OF_TURN, 66]]), exact=False)
+            router, routing = route(rule, torch.tensor([[BOS, 65, END_OF_TURN, 66]]), training=True)
             assert router.loss(torch.randn(1, 4, 32), routing) == 0

@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import ROUTERS, chi_square, joint, texts, trained, use_tables
+from helpers import chi_square, joint, texts, trained, use_tables
 from torch import inference_mode
 
 import pico.generation
 from pico.generation import generate
+from pico.routers import ROUTERS
 from pico.sampling import numpy_accept_drafts, numpy_draw, torch_accept_drafts, torch_draw
 from pico.vocab import BOS, EOS, VOCABULARY
 

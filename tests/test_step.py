@@ -11,7 +11,8 @@ from torch import nn
 from pico import TrainConfig
 from pico.machine import Batch
 from pico.optimizers import build_optimizers
-from pico.step import CAUSAL_FROM, optimizer_step
+from pico.routers import TopK
+from pico.step import optimizer_step
 
 CONFIG = TrainConfig(context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, warmup_steps=0)
 
@@ -58,9 +59,9 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
 
 def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
     model, again = tiny("topk").train(), batches(1, epoch=1)
-    for progress, short, read in ((0.5, True, batches(1)), (0.5, False, again), (CAUSAL_FROM, True, again)):
+    for progress, short, read in ((0.5, True, batches(1)), (0.5, False, again), (TopK.causal_from, True, again)):
         step(model, read, progress=progress, short_text=short)
-        assert model.router.causal == (progress == CAUSAL_FROM)
+        assert model.router.causal == (progress == TopK.causal_from)
         assert model.lookahead == pytest.approx(1 - progress)
         dropped = short and read is again
         assert model.ngrams.dropout == CONFIG.ngram_dropout * dropped

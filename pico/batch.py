@@ -14,7 +14,6 @@ from torch.func import functional_call
 
 from pico.cache import Cache
 from pico.sampling import Sampling, torch_accept_drafts, torch_distribution, torch_draw
-from pico.vocab import VOCABULARY
 
 WARM_UP = 3  # real steps before the capture: they compile kernels, and libraries allocate what they keep
 
@@ -27,7 +26,7 @@ class TorchReader:
 
     def __init__(self, model, batch: int, disable_latent: bool = False, cuda_graph: bool = True):
         self.model, self.device = model, next(model.parameters()).device
-        self.disable_latent, self.cuda_graph = disable_latent, cuda_graph
+        self.vocabulary, self.disable_latent, self.cuda_graph = model.config.vocabulary, disable_latent, cuda_graph
         self.cache = Cache(model.config, batch, model.dtype, self.device)
         # what every Linear would cast in every forward, cast once
         linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
@@ -56,12 +55,12 @@ class TorchDecoder:
 
     def __init__(self, reader: TorchReader, last: np.ndarray, drafts: int, sampling: Sampling):
         self.reader, self.last, self.drafts, self.sampling = reader, last, drafts, sampling
-        batch, device = len(last), reader.device
+        batch, device, vocabulary = len(last), reader.device, reader.vocabulary
         self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
-        self.q = torch.zeros(batch, drafts, VOCABULARY, device=device)  # what the drafts were drawn from
+        self.q = torch.zeros(batch, drafts, vocabulary, device=device)  # what the drafts were drawn from
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
         self.rows = torch.arange(batch, device=device)
-        self.banned = torch.from_numpy(sampling.banned()).to(device)
+        self.banned = torch.from_numpy(sampling.banned(vocabulary)).to(device)
         self.run = Graphed(device) if device.type == "cuda" and reader.cuda_graph else run
 
     @torch.inference_mode()

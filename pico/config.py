@@ -109,6 +109,11 @@ class ModelConfig(Config):
     router: RouterName = Field("topk", description="which bytes are routed")
 
     @property
+    def vocabulary(self) -> int:
+        """Ids V that a model reads and predicts: bytes and control symbols."""
+        return VOCABULARY
+
+    @property
     def head_dim(self) -> int:
         """Head width E: dim / att_q_heads rounded to a multiple of 8 (at least 8)."""
         return max(8, 8 * round(self.dim / self.att_q_heads / 8))
@@ -157,13 +162,13 @@ class ModelConfig(Config):
         local = [(c.fb_num_blocks * n, *shape) for n, *shape in [*block, (int(c.embedding_skip), 1, 2)]]
         ngrams = {"ngrams": [(1, c.ngram_orders * c.ngram_rows, c.ngram_dim), (1, c.dim, lookup)]}
         return {
-            "embedding": [(1, VOCABULARY, c.dim)],
+            "embedding": [(1, c.vocabulary, c.dim)],
             **(ngrams if c.ngram_max else {}),
             "local_in": local,
             "router": [(1, 1, c.dim), (1, 1, 1)],
             "latent": [(c.latent_blocks * n, *shape) for n, *shape in block],
             "local_out": local,
-            "heads": [(1, c.next_tokens * VOCABULARY, c.dim)],
+            "heads": [(1, c.next_tokens * c.vocabulary, c.dim)],
             "chain": [((c.next_tokens - 1) * c.chained_heads, c.dim, c.dim)],
         }
 

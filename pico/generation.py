@@ -21,7 +21,7 @@ from pico.decode import NumpyReader
 from pico.memory import require
 from pico.model import cache_bytes
 from pico.sampling import Sampling
-from pico.vocab import BOS, VOCABULARY
+from pico.vocab import BOS
 
 MOST_TEXTS = 2**16
 
@@ -79,20 +79,21 @@ def generate(
     """
     sampling = Sampling.build(**{**dict(sampling or ()), **settings})
     prompts = prompt if isinstance(prompt, list) and not any(isinstance(p, int) for p in prompt) else [prompt]
-    ids = [ids for ids in map(to_ids, prompts) for _ in range(sampling.num_samples)]
+    each = [to_ids(prompt, model.config.vocabulary) for prompt in prompts]
+    ids = [ids for ids in each for _ in range(sampling.num_samples)]
     if not 0 < len(ids) <= MOST_TEXTS:
         raise PicoError(f"prompt: {len(prompts)} of them, expected 1 to {MOST_TEXTS} texts in all")
     return Generation(model, ids, sampling, speculative, disable_latent, echo, cuda_graph)
 
 
-def to_ids(prompt: Prompt) -> list[int]:
+def to_ids(prompt: Prompt, vocabulary: int) -> list[int]:
     """The ids of a prompt, BOS first. Raises PicoError for what is none."""
     prompt = prompt.encode() if isinstance(prompt, str) else prompt
     if len(prompt) > LONGEST_PROMPT:
         raise PicoError(f"prompt: {len(prompt):,} bytes or more, expected at most {LONGEST_PROMPT:,}")
     ids = list(prompt)
-    if isinstance(prompt, list) and not all(isinstance(i, int) and 0 <= i < VOCABULARY for i in ids):
-        raise PicoError(f"prompt: expected text, bytes, or ids from 0 to {VOCABULARY - 1}")
+    if isinstance(prompt, list) and not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+        raise PicoError(f"prompt: expected text, bytes, or ids from 0 to {vocabulary - 1}")
     return ids if ids[:1] == [BOS] else [BOS, *ids]
 
 

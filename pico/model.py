@@ -22,7 +22,7 @@ from pico.loss import multi_byte_loss
 from pico.ngrams import keys
 from pico.routers import Rule
 from pico.routing import Router, gather, scatter
-from pico.vocab import BOS, VOCABULARY
+from pico.vocab import BOS
 
 SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
 EPS = torch.finfo(torch.float32).eps  # of every norm, whatever its dtype: decode.py has the same
@@ -159,6 +159,17 @@ class Block(nn.Module):
         return x + thin(self.mlp(norm(x)), share)
 
 
+def each_in_one(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> dict[str, list[nn.Parameter]]:
+    """The groups, each in the order of `model.parameters()`, if every parameter is in exactly one of them."""
+    found = {id(p): [] for p in model.parameters()}
+    for group, parameters in groups.items():
+        for p in parameters:
+            found[id(p)].append(group)
+    for name, p in model.named_parameters():
+        assert len(found[id(p)]) == 1, f"{name} is in {' and '.join(found[id(p)]) or 'none'} of the parameter groups"
+    return {group: [p for p in model.parameters() if found[id(p)] == [group]] for group in groups}
+
+
 class Pico(nn.Module):
     """The whole model. `attention_backend` None picks the fastest for the device at the first forward."""
 
@@ -166,14 +177,14 @@ class Pico(nn.Module):
         super().__init__()
         self.config, self.dtype, self.attention_backend = config, dtype, attention_backend
         local, latent = config.fb_att_window_size, config.latent_att_window_size
-        self.embedding = nn.Embedding(VOCABULARY, config.dim)
+        self.embedding = nn.Embedding(config.vocabulary, config.dim)
         self.ngrams = NGrams(config) if config.ngram_max else None
         skip = config.embedding_skip
         self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.router = Router(config)
         self.latent = nn.ModuleList(Block(config, latent) for _ in range(config.latent_blocks))
         self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
-        self.heads = Linear(config.dim, config.next_tokens * VOCABULARY)
+        self.heads = Linear(config.dim, config.next_tokens * config.vocabulary)
         chained = config.next_tokens - 1 if config.chained_heads else 0
         self.chain = nn.ModuleList(Linear(config.dim, config.dim) for _ in range(chained))
         # share of the later heads' gradient that the stream gets; training lets it fade
@@ -189,18 +200,40 @@ class Pico(nn.Module):
         out, down         0          every block starts as the identity
         other Linears     1/sqrt(n)  n inputs: unit variance in, unit variance out
         """
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                continue
-            if name.startswith("embedding"):
-                std = 0.5
-            elif name.startswith(("heads", "router")):
-                std = 0.02
-            elif name.startswith("ngrams.table") or name.endswith(("out.weight", "down.weight")):
-                std = 0.0
-            else:
-                std = parameter.shape[1] ** -0.5
-            nn.init.normal_(parameter, std=std)
+        std = {self.embedding.weight: 0.5, self.heads.weight: 0.02, self.router.weight: 0.02}
+        for block in self.blocks:
+            std[block.attention.out.weight] = std[block.mlp.down.weight] = 0.0
+        if self.ngrams:
+            std[self.ngrams.table.weight] = 0.0
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=std.get(parameter, parameter.shape[1] ** -0.5))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All of them, in the order in which a routed byte passes."""
+        return [*self.local_in, *self.latent, *self.local_out]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter, by what its optimizer must know:
+
+        tables      rows of a hash table, of which a step looks up some thousand: their gradient is sparse
+        symbols     matrices with the vocabulary on one side, which is not to be rotated
+        matrices    all others
+        undecayed   what weight decay would pull away from its meaning: scales, mixtures and the router
+
+        Raises AssertionError for a parameter that is in none of them, or in two: whoever adds a module says here what
+        its parameters are.
+        """
+        inside = [p for block in self.blocks for p in block.parameters()]
+        linear = [*self.chain, *([self.ngrams.project] if self.ngrams else [])]
+        groups = {
+            "tables": [self.ngrams.table.weight] if self.ngrams else [],
+            "symbols": [self.embedding.weight, self.heads.weight],
+            "matrices": [p for p in inside if p.ndim > 1] + [each.weight for each in linear],
+            "undecayed": [p for p in inside if p.ndim < 2] + [self.router.weight, self.router.bias],
+        }
+        return each_in_one(self, groups)
 
     def forward(
         self,
@@ -251,7 +284,7 @@ class Pico(nn.Module):
         skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
         out = Output(None, x, routing.weight, routed, skipped, slots, router_loss=router_loss)
         if targets is None:
-            return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=VOCABULARY))
+            return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary))
         loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), self.heads.weight, targets)
         return out._replace(loss=loss, head_nll=head_nll)
 
@@ -316,7 +349,7 @@ class Pico(nn.Module):
             before = torch.cat([history, drawn[:, :-1]], dim=1)[:, -history.shape[1] :]
             newest = drawn[:, -1:]
             x = self.chained(x, self.embed(newest, self.before(newest, before))[:, 0], head)
-        return F.linear(x, self.heads.weight.view(-1, VOCABULARY, x.shape[-1])[head].to(x.dtype))
+        return F.linear(x, self.heads.weight.view(-1, self.config.vocabulary, x.shape[-1])[head].to(x.dtype))
 
     def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
         """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
@@ -330,7 +363,7 @@ class Pico(nn.Module):
 
     def drop(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
-        for block in (*self.local_in, *self.latent, *self.local_out):
+        for block in self.blocks:
             block.dropout = updates
         if self.ngrams:
             self.ngrams.dropout = lookups
@@ -341,7 +374,8 @@ class Pico(nn.Module):
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All but the n-gram tables, of which a step touches some thousand rows."""
-        return [p for name, p in self.named_parameters() if not name.startswith("ngrams.table")]
+        tables = {id(p) for p in self.parameter_groups()["tables"]}
+        return [p for p in self.parameters() if id(p) not in tables]
 
     def parts(self) -> dict[str, int]:
         """Parameters of each part."""
@@ -367,7 +401,7 @@ def flops_per_byte(config: ModelConfig, context_len: int, routed: float | None =
     local = 2 * c.fb_num_blocks * block(c.fb_att_window_size, context_len)
     latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
     lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP
-    forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * VOCABULARY + c.dim)
+    forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * c.vocabulary + c.dim)
     chain = 2 * c.chained_heads * (c.next_tokens - 1) * c.dim**2  # only drafting and the loss need it
     return forward, 3 * (forward + chain)
 

@@ -19,28 +19,27 @@ def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: floa
 
 
 def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """SOAP or AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+    """An optimizer for each of the model's parameter groups; see `Pico.parameter_groups`.
 
-    No weight decay on norms, biases and the router. The n-gram tables have an Adagrad that steps only the rows
-    that were looked up, at a rate of its own. A group's `rate` is what its learning rate is multiplied by.
+    SOAP or AdamW for everything, or Muon for the matrices and AdamW for the rest; never weight decay for what is
+    undecayed. The tables have an Adagrad that steps only the rows that were looked up, at a rate of its own. A group's
+    `rate` is what its learning rate is multiplied by.
     """
     rate, decay = config.learning_rate, config.weight_decay
-    named = list(model.named_parameters())
-    tables = [p for name, p in named if name.startswith("ngrams.table")]
-    named = [(name, p) for name, p in named if not name.startswith("ngrams.table")]
-    lookups = [RowAdagrad([{"params": tables, "rate": TABLE_RATE}], rate)] if tables else []
-    plain = [p for name, p in named if p.ndim < 2 or name.startswith("router")]
-    wide = [p for name, p in named if p.ndim > 1 and name.startswith(("embedding", "heads"))]
-    blocks = [p for name, p in named if not any(p is other for other in plain + wide)]
-    undecayed = {"params": plain, "weight_decay": 0.0}
-    if config.optimizer.startswith("soap"):
-        groups = [{"params": blocks}, {"params": wide, "one_sided": True}, undecayed]
+    tables, symbols, matrices, undecayed = (
+        {"params": model.parameter_groups()[group]} for group in ("tables", "symbols", "matrices", "undecayed")
+    )
+    undecayed["weight_decay"] = 0.0
+    lookups = [RowAdagrad([tables | {"rate": TABLE_RATE}], rate)] if tables["params"] else []
+    if config.optimizer == "soap":
+        groups = [matrices, symbols | {"one_sided": True}, undecayed]
         return [SOAP(groups, lr=rate, weight_decay=decay, exact=config.soap_exact), *lookups]
     options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
     if config.optimizer == "adamw":
-        return [torch.optim.AdamW([{"params": wide + blocks}, undecayed], **options), *lookups]
-    muon = torch.optim.Muon(blocks, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW([{"params": wide}, undecayed], **options), *lookups]
+        decayed = {"params": symbols["params"] + matrices["params"]}
+        return [torch.optim.AdamW([decayed, undecayed], **options), *lookups]
+    muon = torch.optim.Muon([matrices], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW([symbols, undecayed], **options), *lookups]
 
 
 class RowAdagrad(torch.optim.Optimizer):

@@ -134,7 +134,7 @@ def shard(model, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in (*model.local_in, *model.latent, *model.local_out):
+    for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)  # embedding, router and heads
 
@@ -221,7 +221,7 @@ class Owners:
     """Stand-ins for a sharded model's parameters: each is whole on the process that owns it, on others a mere shape."""
 
     def __init__(self, model):
-        self.rank, load = dist.get_rank(), [0] * dist.get_world_size()
+        self.model, self.rank, load = model, dist.get_rank(), [0] * dist.get_world_size()
         self.parts = dict(model.named_parameters())
         self.owner = {}  # of each name: the largest first, to whom has least
         for name in sorted(self.parts, key=lambda name: -self.parts[name].numel()):
@@ -232,8 +232,11 @@ class Owners:
             x = whole(part.detach())
             self.wholes[name] = nn.Parameter(x.clone() if self.owner[name] == self.rank else x.to("meta"))
 
-    def named_parameters(self):
-        return self.wholes.items()
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The model's, with the stand-ins in place of its parameters."""
+        name = {id(part): name for name, part in self.parts.items()}
+        groups = self.model.parameter_groups()
+        return {group: [self.wholes[name[id(part)]] for part in parts] for group, parts in groups.items()}
 
 
 class Owned:
@@ -245,7 +248,7 @@ class Owned:
 
     def __init__(self, optimizer: torch.optim.Optimizer, owners: Owners):
         self.optimizer, self.rank = optimizer, owners.rank
-        names = {id(p): name for name, p in owners.named_parameters()}
+        names = {id(p): name for name, p in owners.wholes.items()}
         order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self.members = [(owners.wholes[name], owners.parts[name], owners.owner[name]) for name in order]
 

@@ -37,9 +37,9 @@ class Sampling(Config):
     # or with one of these; no other control symbol is ever drawn
     stop_symbols: frozenset[Annotated[int, Field(ge=256, lt=VOCABULARY)]] = frozenset({EOS})
 
-    def banned(self) -> np.ndarray:
+    def banned(self, vocabulary: int) -> np.ndarray:
         """(V,) bool, True for the control symbols that are never drawn."""
-        banned = np.arange(VOCABULARY) >= 256
+        banned = np.arange(vocabulary) >= 256
         banned[list(self.stop_symbols)] = False
         return banned
 

@@ -35,7 +35,6 @@ from pico.report import marked, underscored
 from pico.signals import Signals
 from pico.state import rng_state
 from pico.step import optimizer_step
-from pico.vocab import VOCABULARY
 
 SAMPLE_BYTES = 256
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
@@ -332,6 +331,6 @@ def every_byte(model) -> torch.Tensor:
     training = model.training
     model.eval()
     try:
-        return model(torch.arange(VOCABULARY, device=model.router.threshold.device)[None]).logits
+        return model(torch.arange(model.config.vocabulary, device=model.router.threshold.device)[None]).logits
     finally:
         model.train(training)

@@ -144,6 +144,8 @@ def texts(generation) -> list[bytes]:
 class Bigram:
     """In place of a model's reader: head k's distribution depends on the byte read alone, by table[k][byte]."""
 
+    vocabulary = VOCABULARY
+
     def __init__(self, tables):
         self.reads = []  # bytes of each forward
         self.table = torch.full((VOCABULARY, len(tables), VOCABULARY), -torch.inf)

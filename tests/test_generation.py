@@ -29,8 +29,8 @@ def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p)
     logits = 3 * torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(**options)
-    p = numpy_distribution(logits.numpy().copy(), sampling, sampling.banned())
-    on_device = torch_distribution(logits, sampling, torch.from_numpy(sampling.banned())).numpy()
+    p = numpy_distribution(logits.numpy().copy(), sampling, sampling.banned(VOCABULARY))
+    on_device = torch_distribution(logits, sampling, torch.from_numpy(sampling.banned(VOCABULARY))).numpy()
     np.testing.assert_allclose(on_device, p, atol=1e-6, rtol=1e-4)
     for row in range(2):
         wanted = torch.zeros(VOCABULARY)
@@ -42,7 +42,7 @@ def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p)
 def test_temperature_divides_and_vanishes_into_greedy():
     logits = torch.full((1, VOCABULARY), -1e9)
     logits[0, 65], logits[0, 66] = 1.0, 0.0
-    banned = Sampling().banned()
+    banned = Sampling().banned(VOCABULARY)
     for temperature in (0.5, 1.0, 3.0):
         p = numpy_distribution(logits.numpy().copy(), Sampling(temperature=temperature), banned)
         assert math.log(p[0, 65] / p[0, 66]) == pytest.approx(1 / temperature, rel=1e-4)
@@ -224,7 +224,7 @@ def test_stats_are_complete():
 def test_impossible_settings_are_all_named():
     bad = dict(max_bytes=0, temperature=-1, top_k=-1, top_p=0, min_p=2, num_samples=0, seed=-1)
     with pytest.raises(PicoError) as error:
-        generate(None, **bad)
+        generate(tiny(), **bad)
     assert all(f"{name} = {value}: input should be" in str(error.value) for name, value in bad.items())
 
 
@@ -240,7 +240,7 @@ def test_impossible_settings_are_all_named():
 )  # fmt: skip
 def test_no_setting_is_without_bounds(bad):
     with pytest.raises(PicoError, match=next(iter(bad))):
-        generate(None, **bad)
+        generate(tiny(), **bad)
 
 
 def test_settings_are_one_object_that_keywords_change():

@@ -1,12 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random_tokens, tiny, tiny_config
+from helpers import random_tokens, texts, tiny, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 import pico.model
-from pico.config import PicoError, preset
-from pico.model import EPS, Pico, flops_per_byte, norm, thin
+from pico.config import ModelConfig, PicoError, TrainConfig, preset
+from pico.generation import generate
+from pico.model import EPS, Linear, Pico, each_in_one, flops_per_byte, norm, thin
+from pico.optimizers import build_optimizers
 from pico.routers import ROUTERS
 from pico.vocab import BOS, EOS, VOCABULARY
 
@@ -230,6 +232,41 @@ def test_every_parameter_learns_within_two_steps(router, dtype):
     assert heads.any(2).any(1).all()
     sizes = [4 * 8, 2 * 8, 2 * 8]
     assert all(part.any() for part in model.local_in[0].attention.qkv.weight.grad.split(sizes))
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
+def test_a_module_added_without_a_group_has_no_optimizer(optimizer):
+    model = tiny()
+    build_optimizers(model, TrainConfig(optimizer=optimizer))
+    model.extra = Linear(4, 4)
+    with pytest.raises(AssertionError, match=r"extra\.weight is in none of the parameter groups"):
+        build_optimizers(model, TrainConfig(optimizer=optimizer))
+    with pytest.raises(AssertionError, match=r"extra\.weight"):
+        model.dense_parameters()
+
+
+def test_a_parameter_is_in_one_group_and_groups_keep_the_order_of_the_model():
+    model = Linear(2, 3)
+    assert each_in_one(model, {"all": [model.weight], "none": []}) == {"all": [model.weight], "none": []}
+    with pytest.raises(AssertionError, match="weight is in one and two of"):
+        each_in_one(model, {"one": [model.weight], "two": [model.weight]})
+    model = tiny()
+    place = {id(p): i for i, p in enumerate(model.parameters())}
+    for parameters in model.parameter_groups().values():
+        assert [place[id(p)] for p in parameters] == sorted(place[id(p)] for p in parameters)
+
+
+def test_the_vocabulary_is_the_config_s(monkeypatch):
+    """Another model may know more symbols: nothing takes the 264 of bytes for granted."""
+    monkeypatch.setattr(ModelConfig, "vocabulary", 300)
+    model = tiny()
+    assert model.config.parameters == model.parts()
+    tokens = random_tokens(2, 20, high=300)
+    tokens[:, 3] = 299
+    assert model(tokens).logits.shape == (2, 20, 4, 300)
+    assert model(tokens[:, :16], targets=tokens[:, 1:]).loss.isfinite()
+    for samples in (1, 2):
+        assert len(texts(generate(model, b"ab", num_samples=samples, max_bytes=8, seed=1))) == samples
 
 
 def test_no_two_layers_start_equal():

@@ -249,9 +249,12 @@ def ring_bias(
     Slot s holds the newest position p with p % R == s. Entries left behind by a rollback are at positions after
     the query, or derive to positions before its window, so the mask hides them (needs R >= W + n).
     """
-    last = q_positions[:, -1:]
-    slot = torch.arange(slots, device=q_positions.device)
-    k_positions = last - (last - slot) % slots
+    k_positions = slot_positions(q_positions[:, -1:], slots)
     if backend == "triton":
         return Positions(q_positions.int(), k_positions.int(), window)
     return alibi_bias(q_positions, k_positions, heads, window, dtype)
+
+
+def slot_positions(newest: Tensor, slots: int) -> Tensor:
+    """(B, R) the position that each slot of a ring holds, where `newest` (B, 1) was written last."""
+    return newest - (newest - torch.arange(slots, device=newest.device)) % slots

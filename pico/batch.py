@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from pico.cache import Cache
+from pico.cache import MAX_FEED, Cache
 from pico.sampling import Sampling, torch_accept_drafts, torch_distribution, torch_draw
 
 WARM_UP = 3  # real steps before the capture: they compile kernels, and libraries allocate what they keep
@@ -24,10 +24,10 @@ class TorchReader:
     On a GPU, cuda_graph False launches every kernel of every step from Python.
     """
 
-    def __init__(self, model, batch: int, disable_latent: bool = False, cuda_graph: bool = True):
+    def __init__(self, model, batch: int, feed: int = MAX_FEED, disable_latent: bool = False, cuda_graph: bool = True):
         self.model, self.device = model, next(model.parameters()).device
         self.vocabulary, self.disable_latent, self.cuda_graph = model.config.vocabulary, disable_latent, cuda_graph
-        self.cache = Cache(model.config, batch, model.dtype, self.device)
+        self.cache = Cache(model.config, batch, model.dtype, self.device, feed)
         # what every Linear would cast in every forward, cast once
         linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
         parameters = dict(model.named_parameters()) if model.dtype != torch.float32 else {}
@@ -46,7 +46,9 @@ class TorchReader:
     def keep(self, count: np.ndarray) -> None:
         self.cache.rollback(torch.from_numpy(count).to(self.device))
 
+    @torch.inference_mode()
     def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling):
+        self.cache.narrow()
         return nullcontext(TorchDecoder(self, last, drafts, sampling))  # torch's threads are its user's matter
 
 

@@ -3,26 +3,36 @@
 Every row of the batch has its own length, so rows may route and accept differently. Rolling back rejected drafts
 only moves lengths: what they wrote lies after the new end and is hidden by the mask until it is overwritten
 (see `attention.ring_bias`).
+
+A ring has W slots, and as many more as one forward may read. Decoding needs few, and every slot costs it time; a prompt
+is read in large pieces. So a cache begins wide and is made `narrow` when its prompt is read.
 """
 
 import torch
 from torch import Tensor
 
-from pico.attention import ring_bias
-from pico.config import MAX_FEED, ModelConfig
+from pico.attention import ring_bias, slot_positions
+from pico.config import MAX_FEED, PREFILL, ModelConfig
 from pico.vocab import BOS
 
 
 class Ring:
-    """Keys and values of a stack of layers, for the last W + MAX_FEED positions of each row."""
+    """Keys and values of a stack of layers, for the last W + feed positions of each row."""
 
-    def __init__(self, layers: int, batch: int, window: int, config: ModelConfig, dtype, device):
+    def __init__(self, layers: int, batch: int, window: int, config: ModelConfig, dtype, device, feed: int):
         self.window, self.heads = window, config.att_q_heads
-        self.slots = window + MAX_FEED
+        self.slots = window + feed
         shape = (layers, batch * self.slots, 2, config.att_kv_heads, config.head_dim)
         self.memory = torch.zeros(shape, dtype=dtype, device=device)
         self.length = torch.zeros(batch, dtype=torch.long, device=device)  # (B,) positions kept
         self._row = torch.arange(batch, device=device)[:, None] * self.slots
+
+    def narrow(self, feed: int) -> None:
+        """From now on `feed` positions are written at a time: keeps the last W + feed of each row."""
+        slots = self.window + feed
+        positions = slot_positions(self.length[:, None] - 1, slots)  # (B, R)
+        self.memory = self.memory.index_select(1, (self._row + positions % self.slots).flatten())
+        self._row, self.slots = self._row // self.slots * slots, slots
 
     def open(self, count: int, backend: str | None = None) -> None:
         """Make room for `count` positions in every row: where they are written, and what they may see."""
@@ -37,18 +47,29 @@ class Ring:
 
 
 class Cache:
-    """State of a batch of texts being read: local and latent rings, positions, and the last few bytes of each row."""
+    """State of a batch of texts being read: local and latent rings, positions, and the last few bytes of each row.
 
-    def __init__(self, config: ModelConfig, batch: int, dtype=torch.float32, device="cpu"):
-        window = config.fb_att_window_size
-        self.local = Ring(2 * config.fb_num_blocks, batch, window, config, dtype, device)
-        self.latent = Ring(config.latent_blocks, batch, config.latent_att_window_size, config, dtype, device)
+
+    feed: the most bytes of a text that one forward reads.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, dtype=torch.float32, device="cpu", feed: int = MAX_FEED):
+        self.feed, window = feed, config.fb_att_window_size
+        self.local = Ring(2 * config.fb_num_blocks, batch, window, config, dtype, device, feed)
+        self.latent = Ring(config.latent_blocks, batch, config.latent_att_window_size, config, dtype, device, feed)
         self.history = torch.full((batch, config.history), BOS, device=device)  # (B, H) bytes before the next
 
     @property
     def length(self) -> Tensor:
         """(B,) bytes read so far."""
         return self.local.length
+
+    def narrow(self, feed: int = MAX_FEED) -> None:
+        """From now on a forward reads at most `feed` bytes of a text: gives back the memory that more would need."""
+        if feed < self.feed:
+            self.feed = feed
+            self.local.narrow(feed)
+            self.latent.narrow(feed)
 
     def advance(self, tokens: Tensor, routed: Tensor) -> None:
         """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
@@ -68,3 +89,8 @@ class Cache:
 
     def memory_bytes(self) -> int:
         return sum(ring.memory.nbytes for ring in (self.local, self.latent))
+
+
+def prompt_feed(batch: int, longest: int) -> int:
+    """How many bytes of each of `batch` texts one forward of their prompts, of which the longest has so many, reads."""
+    return max(MAX_FEED, min(PREFILL // batch, longest))

@@ -22,7 +22,8 @@ class DataError(PicoError):
 
 
 LONGEST_PROMPT = 100_000_000  # bytes
-MAX_FEED = 64  # bytes that one forward of generation may read; longer prompts are fed in pieces
+MAX_FEED = 64  # bytes that one forward of decoding may read: the last one drawn, and drafts
+PREFILL = 1024  # bytes of all texts together that one forward of a prompt reads; longer prompts are read in pieces
 RouterName = Literal[tuple(ROUTERS)]  # the rules there are
 BackendName = Literal["dense", "blocked", "flex", "flash", "triton"]
 Count = Annotated[int, Field(ge=1)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pico.batch import TorchReader
-from pico.cache import MAX_FEED
+from pico.cache import prompt_feed
 from pico.config import LONGEST_PROMPT, PicoError
 from pico.decode import NumpyReader
 from pico.memory import require
@@ -42,7 +42,7 @@ class Reader(Protocol):
     """Texts being read: `read` some bytes of each, then `keep` the first few of them."""
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """tokens (B, n), n <= MAX_FEED -> router weight (B, n), routed (B, n)."""
+        """tokens (B, n), n <= the feed it was made for -> router weight (B, n), routed (B, n)."""
 
     def keep(self, count: np.ndarray) -> None:
         """count (B,): so many bytes of the last read are part of each text; the others never were."""
@@ -199,9 +199,11 @@ class Generation:
 
     def _cycles(self) -> Iterator[tuple]:
         """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
-        texts, longest = reader(self.model, len(self.ids), **self.options), max(map(len, self.ids))
-        for start in range(0, longest - 1, MAX_FEED):  # all but the last byte of each prompt
-            piece = [ids[start : min(start + MAX_FEED, len(ids) - 1)] for ids in self.ids]
+        longest = max(map(len, self.ids)) - 1  # all but the last byte of each prompt
+        feed = prompt_feed(len(self.ids), longest)
+        texts = reader(self.model, len(self.ids), feed, **self.options)
+        for start in range(0, longest, feed):
+            piece = [ids[start : min(start + feed, len(ids) - 1)] for ids in self.ids]
             keep = np.array([len(ids) for ids in piece])
             weight, routed = texts.read(np.array([ids + [0] * (keep.max() - len(ids)) for ids in piece]))
             texts.keep(keep)
@@ -215,10 +217,13 @@ class Generation:
                 n, prompt = 1 + self.drafts, [0] * batch
 
 
-def reader(model, batch: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:
-    """The fastest reader of `batch` texts for this model where it is. Raises PicoError if they do not fit there."""
-    size, device = batch * cache_bytes(model.config, model.dtype), next(model.parameters()).device
+def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:
+    """The fastest reader of `batch` texts for this model where it is, `feed` bytes of each at a time.
+
+    Raises PicoError if they do not fit there.
+    """
+    size, device = batch * cache_bytes(model.config, model.dtype, feed), next(model.parameters()).device
     require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
     if batch == 1 and device.type == "cpu" and model.dtype == torch.float32:
         return NumpyReader(model, disable_latent)
-    return TorchReader(model, batch, disable_latent, cuda_graph)
+    return TorchReader(model, batch, feed, disable_latent, cuda_graph)

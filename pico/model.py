@@ -246,9 +246,9 @@ class Pico(nn.Module):
     ) -> Output:
         """tokens (B, T) integers, targets (B, T + N - 1) with -100 where there is none.
 
-        With a cache the bytes continue what it holds (T <= MAX_FEED) and the cache moves on. start (B,): where in its
-        text each row begins (0 if not given), for the rules that go by position. rule: routes
-        otherwise than the model's own; the gates of what is chosen stay the learned ones.
+        With a cache the bytes continue what it holds (T <= cache.feed) and the cache moves on. start (B,): where in its
+        text each row begins (0 if not given), for the rules that go by position. rule: routes otherwise than the
+        model's own; the gates of what is chosen stay the learned ones.
         """
         tokens = tokens.long()
         backend = choose_backend(tokens.device, self.attention_backend)
@@ -259,7 +259,7 @@ class Pico(nn.Module):
             local = latent = None
         else:
             assert start is None, "a cache knows where its texts are"
-            assert length <= MAX_FEED, f"feed at most {MAX_FEED} bytes at a time"
+            assert length <= cache.feed, f"feed at most {cache.feed} bytes at a time"
             history, local, latent, start = cache.history, cache.local, cache.latent, cache.length
             local.open(length, backend)
         positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
@@ -406,6 +406,6 @@ def flops_per_byte(config: ModelConfig, context_len: int, routed: float | None =
     return forward, 3 * (forward + chain)
 
 
-def cache_bytes(config: ModelConfig, dtype=torch.float32) -> int:
-    """Bytes of key/value state that generation needs for one text, however long."""
-    return Cache(config, 1, dtype, "meta").memory_bytes()
+def cache_bytes(config: ModelConfig, dtype=torch.float32, feed: int = MAX_FEED) -> int:
+    """Bytes of key/value state that generation needs for one text, however long; `feed` of it in one forward."""
+    return Cache(config, 1, dtype, "meta", feed).memory_bytes()

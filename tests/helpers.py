@@ -178,7 +178,7 @@ class BatchBigram(Bigram, TorchReader):
 
     def __init__(self, tables):
         super().__init__(tables)
-        self.cache = SimpleNamespace(rollback=self.keep, history=None)
+        self.cache = SimpleNamespace(rollback=self.keep, history=None, narrow=lambda: None)
         self.model = SimpleNamespace(draft_logits=lambda read, drawn, _: self.table[read, drawn.shape[1]])
 
     def forward(self, tokens):
@@ -190,7 +190,7 @@ def use_tables(monkeypatch, *tables):
     """Makes `generate` read from tables, one a head; returns a model to pass and the list of readers made."""
     made = []
 
-    def reader(model, batch, **_):
+    def reader(model, batch, *_, **__):
         made.append((Bigram if batch == 1 else BatchBigram)(tables))
         return made[-1]
 

@@ -11,6 +11,7 @@ from pico.model import cache_bytes
 from pico.routers import ROUTERS
 
 CLOSE = dict(atol=2e-4, rtol=1e-3)
+COMPARED = "logits", "routed", "router_weight"
 
 
 def assert_same(out, full, at=slice(None)):
@@ -50,6 +51,36 @@ def test_cache_equals_full_for_every_router_with_rows_that_route_differently(rou
 )
 def test_cache_equals_full_for_any_chunking(router, sizes, batch, length, seed):
     read(tiny(router), random_tokens(batch, length, seed=seed), sizes)
+
+
+@given(
+    st.sampled_from(["topk", "threshold", "space", "random"]),
+    st.lists(st.integers(1, 300), min_size=3, max_size=3),
+    st.integers(65, 300),
+    st.integers(0, 10**6),
+)
+def test_cache_equals_full_for_large_pieces_of_rows_of_different_lengths(router, lengths, feed, seed):
+    """A prompt in pieces of any size, then narrow, and decoded: every row as in a full forward of its own."""
+    model, tokens, more = tiny(router), random_tokens(3, 300, seed=seed), random_tokens(3, 30, seed=seed + 1)
+    cache, read = Cache(model.config, 3, feed=feed), [0, 0, 0]
+    with torch.no_grad():
+        full = [model(torch.cat([tokens[i, :n], more[i]])[None]) for i, n in enumerate(lengths)]
+        for start, end in chunks(300, [feed]):
+            out = model(tokens[:, start:end], cache=cache)
+            keep = [min(max(n - start, 0), end - start) for n in lengths]
+            cache.rollback(torch.tensor(keep))
+            for row, count in enumerate(keep):
+                got = out._replace(**{k: getattr(out, k)[row : row + 1, :count] for k in COMPARED})
+                assert_same(got, full[row], slice(read[row], read[row] + count))
+                read[row] += count
+        wide = cache.memory_bytes()
+        cache.narrow()
+        assert cache.memory_bytes() == 3 * cache_bytes(model.config) < wide == 3 * cache_bytes(model.config, feed=feed)
+        for start, end in chunks(30, [4, 1, 7]):
+            out = model(more[:, start:end], cache=cache)
+            for row, length in enumerate(lengths):
+                got = out._replace(**{k: getattr(out, k)[row : row + 1] for k in COMPARED})
+                assert_same(got, full[row], slice(length + start, length + end))
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 1], [MAX_FEED]])

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import pico.decode
 import pico.generation
-from pico.cache import MAX_FEED
-from pico.config import LONGEST_PROMPT, PicoError
+from pico.config import LONGEST_PROMPT, MAX_FEED, PREFILL, PicoError
 from pico.generation import generate
 from pico.sampling import Sampling, numpy_distribution, torch_distribution
 from pico.vocab import ASSISTANT, BOS, END_OF_TURN, EOS, USER, VOCABULARY
@@ -108,6 +107,28 @@ def test_prompts_may_hold_any_bytes_at_any_length(prompt):
         assert bytes(s.byte for s in steps if s.prompt) == prompt
         assert [s.prompt for s in steps] == [True] * len(prompt) + [False] * (len(steps) - len(prompt))
         assert len(prompt) + 2 <= len(steps) <= len(prompt) + 20
+        with torch.no_grad():
+            full = model(torch.tensor([[BOS, *(s.byte for s in steps)]]))
+        assert [s.routed for s in steps] == full.routed[0, 1:].tolist()
+        assert [s.weight for s in steps] == pytest.approx(full.router_weight[0, 1:].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch, most", [(1, 4), (2, 6), (100, 34)])
+def test_prompts_are_read_in_large_pieces(batch, most, monkeypatch):
+    """2 kB in two forwards, then one for the last byte and one for the byte drawn; many texts share the room."""
+    ring = {i: {i: 1} for i in [*range(256), BOS]}
+    model, _ = use_tables(monkeypatch, ring, ring)
+    run = generate(model, [b"a" * 2047] * batch, max_bytes=1, temperature=0)
+    assert texts(run) == [b"a"] * batch and run.stats["forwards"] == most
+
+
+@pytest.mark.parametrize("router", ["topk", "space"])
+def test_a_long_prompt_is_read_as_in_one_forward(router):
+    """Longer than a piece, alone (numpy) and beside a shorter one (torch): the cache gives what the model does."""
+    model = tiny(router)
+    prompt = bytes(random_tokens(PREFILL + 300).tolist())
+    for batch in ([prompt], [prompt, prompt[:700]]):
+        steps = [s for s in generate(model, batch, max_bytes=9, temperature=0, echo=True) if s.row == 0]
         with torch.no_grad():
             full = model(torch.tensor([[BOS, *(s.byte for s in steps)]]))
         assert [s.routed for s in steps] == full.routed[0, 1:].tolist()

@@ -7,84 +7,150 @@ keys of a window are one contiguous slice and the only mask is a precomputed bia
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from pico.attention import alibi_bias
-from pico.cache import MAX_FEED
+from pico.config import MAX_FEED, PREFILL
 from pico.machine import blas_threads, pick_blas_threads
 from pico.ngrams import keys
 from pico.routers import RouterInput
 from pico.sampling import Sampling, numpy_accept_drafts, numpy_distribution, numpy_draw
 from pico.vocab import BOS
 
-ROOM = 1024  # positions written before the last window of keys is moved back to the start
 LARGEST = 60.0  # exponent with which a thousand terms still sum to a finite fp32
 EPS = float(np.finfo(np.float32).eps)
 
 
-def _columns(linear, scale: float | torch.Tensor = 1.0) -> np.ndarray:
-    """A Linear's weight as (inputs, outputs), its outputs scaled."""
-    return (linear.weight.detach().float() * scale).T.contiguous().numpy()
-
-
-def _norm(x: np.ndarray) -> np.ndarray:
-    """RMSNorm but for the factor sqrt(D), which the weights behind it contain."""
+def norm(x: np.ndarray) -> np.ndarray:
+    """x / |x| of x (n, D). RMSNorm is sqrt(D) times that: the factor is folded into the weight behind it."""
     squares = np.vecdot(x, x)[:, None]
     squares += x.shape[1] * EPS
     return x / np.sqrt(squares, out=squares)
 
 
-class _Rows:
-    """Arrays for the n rows of one forward, each with the views of it that a block reads or writes."""
-
-    def __init__(self, n: int, heads: int, kv_heads: int, width: int, hidden: int):
-        queries = heads * width
-        self.qkv = np.empty((n, queries + 2 * kv_heads * width), np.float32)
-        self.new_q = self.qkv[:, :queries].reshape(n, kv_heads, -1, width).transpose(1, 2, 0, 3)  # (K, H/K, n, E)
-        self.new_kv = self.qkv[:, queries:].reshape(n, 2, kv_heads, width).transpose(1, 2, 0, 3)  # (2, K, n, E)
-        self.new_qk = self.qkv.reshape(n, -1, width)[:, : heads + kv_heads]
-        self.q = np.empty(self.new_q.shape, np.float32)
-        self.rows = self.q.reshape(kv_heads, -1, width)  # (K, H/K n, E)
-        self.mixed = np.empty(self.rows.shape, np.float32)
-        self.by_head = self.mixed.reshape(heads, n, width).transpose(1, 0, 2)
-        self.out = np.empty((n, queries), np.float32)
-        self.out_by_head = self.out.reshape(n, heads, width)
-        self.up = np.empty((n, 2 * hidden), np.float32)
-        self.gate, self.value = self.up[:, :hidden], self.up[:, hidden:]
+def columns(linear, scale: float | torch.Tensor = 1.0) -> np.ndarray:
+    """A Linear's weight as (inputs, outputs), its outputs scaled."""
+    return (linear.weight.detach().float() * scale).T.contiguous().numpy()
 
 
-class _Stack:
+@dataclass(frozen=True)
+class Weights:
+    """Those of a block, each (inputs, outputs), with the constant factors of its forward folded in."""
+
+    qkv: np.ndarray  # (D, (H + 2K) E)
+    out: np.ndarray  # (H E, D)
+    up: np.ndarray  # (D, 2F) gate and value
+    down: np.ndarray  # (F, D)
+    sharpness: np.ndarray | None  # (H + K, 1) what queries and keys of length 1 are multiplied by, with QK-norm
+    mix: list[float] | None  # of the stream and the embedding
+
+    @classmethod
+    def of(cls, block, config) -> "Weights":
+        heads, kv_heads, width = config.att_q_heads, config.att_kv_heads, config.head_dim
+        qkv = torch.full(((heads + 2 * kv_heads) * width, 1), config.dim**0.5)  # sqrt(D) of the norm before
+        sharpness = None
+        if config.qk_norm:  # RMSNorm of a query or key of width E is sqrt(E) x / |x|, a score q k / sqrt(E): of the
+            sharpness = np.full((heads + kv_heads, 1), width**0.5, np.float32)  # three factors one is left, the key's,
+            sharpness[:heads] = block.attention.sharpness.item()  # and queries get what the layer has learned
+        else:
+            qkv[: heads * width] *= width**-0.5  # of the scores, q k / sqrt(E)
+        return cls(
+            columns(block.attention.qkv, qkv),
+            columns(block.attention.out),
+            columns(block.mlp.up, -(config.dim**0.5)),  # of the norm; and the sign of silu's exponent: see `swiglu`
+            columns(block.mlp.down),
+            sharpness,
+            None if block.mix is None else block.mix.tolist(),
+        )
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray, bounded: bool) -> np.ndarray:
+    """softmax(q k^T + bias) v of q (K, H/K n, E) and k, v (K, S, E), scaled before; bounded: exp cannot overflow."""
+    scores = q @ k.swapaxes(1, 2)  # (K, H/K n, S)
+    scores += bias
+    if not bounded:
+        scores -= np.maximum.reduce(scores, -1, keepdims=True)
+    np.exp(scores, out=scores)
+    mixed = scores @ v
+    mixed /= np.add.reduce(scores, -1, keepdims=True)
+    return mixed
+
+
+def swiglu(x: np.ndarray, weights: Weights) -> np.ndarray:
+    """silu(gate) value = gate value / (1 + exp(-gate)), where x (n, D) gives -gate and -value."""
+    up = np.dot(x, weights.up)
+    gate, value = up[:, : up.shape[1] // 2], up[:, up.shape[1] // 2 :]
+    value *= gate
+    np.exp(gate, out=gate)
+    gate += 1
+    value /= gate
+    return np.dot(value, weights.down)
+
+
+class Piece(NamedTuple):
+    """Some of the new positions, few enough to score against all keys of their windows."""
+
+    rows: slice  # among the new positions
+    keys: slice  # in the memory
+    bias: np.ndarray  # (K, H/K n, S)
+
+
+class Stack:
     """Blocks that share a window and a position count, and the keys and values they have seen."""
 
     def __init__(self, blocks, config, window: int):
-        self.window, self.length, self.shift = window, 0, 0  # index in the buffers = position - shift
+        self.window, self.length, self.shift = window, 0, 0  # index in the memory = position - shift
         self.heads, self.kv_heads, self.width = config.att_q_heads, config.att_kv_heads, config.head_dim
-        self.hidden, unit = config.mlp_dim, config.dim**0.5
-        # constant factors are moved into the weights: norm's, attention's, and the sign that silu gives its exponent
-        qkv = torch.full(((self.heads + 2 * self.kv_heads) * self.width, 1), unit)
-        if not config.qk_norm:
-            qkv[: self.heads * self.width] *= self.width**-0.5
-        self.blocks = [
-            (_columns(b.attention.qkv, qkv), _columns(b.attention.out), _columns(b.mlp.up, -unit), _columns(b.mlp.down))
-            for b in blocks
-        ]
-        # what a head's query, of length 1 once normalised, and its key are multiplied by; None without QK-norm
-        learned = [b.attention.sharpness for b in blocks]
-        self.sharpness = [s if s is None else self._sharpness(s.item()) for s in learned]
+        self.blocks = [Weights.of(block, config) for block in blocks]
         # a normalised query and key of width E score at most sharpness sqrt(E), which exp may then be able to take
-        self.bounded = config.qk_norm and all(abs(s[0, 0]) * self.width**0.5 < LARGEST for s in self.sharpness)
-        self.mixes = [b.mix if b.mix is None else b.mix.tolist() for b in blocks]
-        shape = (len(blocks), 2, self.kv_heads, window + MAX_FEED + ROOM, self.width)
-        self.memory = np.zeros(shape, np.float32)
+        most = [abs(w.sharpness[0, 0]) * self.width**0.5 for w in self.blocks if w.sharpness is not None]
+        self.bounded = config.qk_norm and all(score < LARGEST for score in most)
+        self.memory = np.zeros((len(blocks), 2, self.kv_heads, window + PREFILL, self.width), np.float32)
         self.biases: dict[int, np.ndarray] = {}
-        self.rows: dict[int, _Rows] = {}
 
-    def _sharpness(self, learned: float) -> np.ndarray:
-        scale = np.full((self.heads + self.kv_heads, 1), self.width**0.5, np.float32)
-        scale[: self.heads] = learned
-        return scale
+    def run(self, x: np.ndarray, layers: slice, embedding: np.ndarray | None = None) -> np.ndarray:
+        """x (n, D) at the next n positions through some of the blocks. The caller moves `length` afterwards."""
+        pieces, new = self.open(len(x))
+        for weights, memory in zip(self.blocks[layers], self.memory[layers]):
+            if weights.mix is not None:
+                x = weights.mix[0] * x + weights.mix[1] * embedding
+            x = x + np.dot(self.attention(norm(x), weights, memory, new, pieces), weights.out)
+            x += swiglu(norm(x), weights)
+        return x
+
+    def attention(self, x, weights: Weights, memory: np.ndarray, new: slice, pieces: list[Piece]) -> np.ndarray:
+        """x (n, D) -> (n, H E); writes the keys and values into memory (2, K, positions, E)."""
+        qkv = np.dot(x, weights.qkv).reshape(len(x), -1, self.width)  # (n, H + 2K, E)
+        if weights.sharpness is not None:
+            qk = qkv[:, : self.heads + self.kv_heads]
+            squares = np.vecdot(qk, qk)[..., None]
+            squares += self.width * EPS
+            qk *= weights.sharpness / np.sqrt(squares, out=squares)
+        memory[:, :, new] = qkv[:, self.heads :].reshape(len(x), 2, self.kv_heads, -1).transpose(1, 2, 0, 3)
+        mixed = []
+        for rows, seen, bias in pieces:
+            q = qkv[rows, : self.heads].swapaxes(0, 1).reshape(self.kv_heads, -1, self.width)  # (K, H/K n, E)
+            y = attend(q, *memory[:, :, seen], bias, self.bounded)
+            mixed.append(y.reshape(self.heads, -1, self.width).swapaxes(0, 1).reshape(-1, self.heads * self.width))
+        return mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
+
+    def open(self, count: int) -> tuple[list[Piece], slice]:
+        """Makes room for `count` positions: what they see, in pieces, and where they go in the memory."""
+        if self.length + count - self.shift > self.memory.shape[3]:  # the last window moves back to the start
+            kept = self.length - self.window - self.shift
+            self.memory[..., : self.window, :] = self.memory[..., kept : kept + self.window, :].copy()
+            self.shift += kept
+        new, pieces = self.length - self.shift, []
+        for start in range(0, count, MAX_FEED):
+            end = min(start + MAX_FEED, count)
+            seen = slice(max(0, new + start - self.window), new + end)
+            bias = self.bias(end - start)[:, :, seen.start - seen.stop :]
+            pieces.append(Piece(slice(start, end), seen, bias))
+        return pieces, slice(new, new + count)
 
     def bias(self, n: int) -> np.ndarray:
         """(K, H/K n, W + n): n queries against the keys from the first one's window to the last one."""
@@ -92,48 +158,7 @@ class _Stack:
             keys = torch.arange(self.window + n)
             bias = alibi_bias(keys[self.window :], keys, self.heads, self.window, torch.float32)  # (H, n, W + n)
             self.biases[n] = bias.numpy().reshape(self.kv_heads, -1, self.window + n)
-            self.rows[n] = _Rows(n, self.heads, self.kv_heads, self.width, self.hidden)
         return self.biases[n]
-
-    def run(self, x: np.ndarray, layers: slice, embedding: np.ndarray | None = None) -> np.ndarray:
-        """x (n, D) at the next n positions through some of the blocks. The caller moves `length` afterwards."""
-        n = len(x)
-        if self.length + n - self.shift > self.memory.shape[3]:
-            kept = self.length - self.window - self.shift
-            self.memory[..., : self.window, :] = self.memory[..., kept : kept + self.window, :].copy()
-            self.shift += kept
-        new = self.length - self.shift
-        first, end = max(0, new - self.window), new + n
-        bias = self.bias(n)[:, :, first - end :]
-        rows, memory = self.rows[n], self.memory[layers]
-        keys, values = memory[:, 0, :, first:end].swapaxes(2, 3), memory[:, 1, :, first:end]
-        of_block = self.blocks, self.mixes, self.sharpness
-        of_block = zip(*(part[layers] for part in of_block), keys, values, memory[:, :, :, new:end])
-        for (qkv, out, up, down), mix, sharpness, k, v, kv in of_block:
-            if mix:
-                x = mix[0] * x + mix[1] * embedding
-            np.dot(_norm(x), qkv, out=rows.qkv)
-            if sharpness is not None:
-                squares = np.vecdot(rows.new_qk, rows.new_qk)[..., None]
-                squares += self.width * EPS
-                rows.new_qk *= sharpness / np.sqrt(squares, out=squares)
-            np.copyto(rows.q, rows.new_q)
-            np.copyto(kv, rows.new_kv)
-            scores = rows.rows @ k  # (K, H/K n, S)
-            scores += bias
-            if not self.bounded:
-                scores -= np.maximum.reduce(scores, -1, keepdims=True)
-            np.exp(scores, out=scores)
-            np.matmul(scores, v, out=rows.mixed)
-            rows.mixed /= np.add.reduce(scores, -1, keepdims=True)
-            np.copyto(rows.out_by_head, rows.by_head)
-            x = x + np.dot(rows.out, out)
-            np.dot(_norm(x), up, out=rows.up)  # -gate and -value
-            rows.value *= rows.gate
-            np.exp(rows.gate, out=rows.gate)
-            rows.gate += 1
-            x += np.dot(rows.value / rows.gate, down)
-        return x
 
 
 class NumpyReader:
@@ -146,13 +171,13 @@ class NumpyReader:
         self.rule, self.threshold = model.router.rule, model.router.threshold.item()
         self.embedding = model.embedding.weight.detach().float().numpy()
         if model.ngrams:
-            self.table, self.project = model.ngrams.table.weight.detach().numpy(), _columns(model.ngrams.project)
-        heads = _columns(model.heads, unit)
+            self.table, self.project = model.ngrams.table.weight.detach().numpy(), columns(model.ngrams.project)
+        heads = columns(model.heads, unit)
         self.heads = [np.ascontiguousarray(part) for part in np.split(heads, config.next_tokens, axis=1)]
-        self.chain = [_columns(link) for link in model.chain]  # gives as much of a stream that _norm left short
-        self.score_weight, self.score_bias = _columns(model.router, unit)[:, 0], model.router.bias.item()
-        self.local = _Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
-        self.latent = _Stack(model.latent, config, config.latent_att_window_size)
+        self.chain = [columns(link) for link in model.chain]  # gives as much of a stream that _norm left short
+        self.score_weight, self.score_bias = columns(model.router, unit)[:, 0], model.router.bias.item()
+        self.local = Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
+        self.latent = Stack(model.latent, config, config.latent_att_window_size)
         self.history = [BOS] * config.history  # the newest last
         self.ahead: tuple[list, list] = [], []  # bytes drafted behind the history, and their embeddings
         # some hundred matmuls of a few rows, each too small to share with threads that others keep busy
@@ -164,14 +189,14 @@ class NumpyReader:
         depth, ids = self.config.fb_num_blocks, tokens[0].tolist()
         embedding = x = np.array(self._embed(ids))
         x = self.local.run(x, slice(depth), embedding)
-        score = _norm(x) @ self.score_weight + self.score_bias
+        score = norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
         routed = np.zeros(len(x), bool) if self.disable_latent else self._wanted(score, ids)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        self.stream = _norm(self.local.run(x, slice(depth, None), embedding))
+        self.stream = norm(self.local.run(x, slice(depth, None), embedding))
         self._tokens, self._routed = tokens, routed
         return weight[None], routed[None]
 

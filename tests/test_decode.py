@@ -19,7 +19,7 @@ from pico.vocab import BOS, EOS
 @pytest.mark.parametrize("shape", [{}, {"fb_num_blocks": 0}, {"latent_num_blocks": 0, "chained_heads": False}])
 def test_reader_equals_full_forward(router, shape, monkeypatch):
     """Any chunking, drafts rejected at any place, and long enough to shift the buffers back."""
-    monkeypatch.setattr(decode, "ROOM", 64)
+    monkeypatch.setattr(decode, "PREFILL", 100)
     torch.manual_seed(0)
     shape = {"ngram_rows": 64, "dim": 32, "latent_num_blocks": 2, "fb_num_blocks": 1, **shape}
     config = preset("tiny", router=router, fb_att_window_size=8, latent_att_window_size=16, **shape)
@@ -32,7 +32,7 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
     while at < length:
         text.read(np.array([[1, 2, 3, 4]]))
         text.keep(np.array([0]))
-        n = min(length - at, rng.choice([1, 2, 5, 9, 33]))
+        n = min(length - at, rng.choice([1, 2, 5, 9, 33, 100]))
         weight, routed = map(torch.from_numpy, text.read(tokens[:, at : at + n].numpy()))
         logits = torch.from_numpy(text.logits())[None]
         kept = rng.randint(0, n)
@@ -67,7 +67,7 @@ def test_memory_does_not_grow():
     model = Pico(preset("tiny", dim=16, latent_num_blocks=1)).eval()
     text = NumpyReader(model)
     shapes = [stack.memory.shape for stack in (text.local, text.latent)]
-    for _ in range(3 * decode.ROOM // 64):
+    for _ in range(3 * decode.PREFILL // 64):
         text.read(np.full((1, 64), 97))
         text.keep(np.array([64]))
     assert [stack.memory.shape for stack in (text.local, text.latent)] == shapes

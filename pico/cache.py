@@ -49,7 +49,6 @@ class Ring:
 class Cache:
     """State of a batch of texts being read: local and latent rings, positions, and the last few bytes of each row.
 
-
     feed: the most bytes of a text that one forward reads.
     """
 

@@ -58,6 +58,7 @@ def build(monkeypatch, tmp_path):
     "capability,heads,kv_heads,width,window,dtype",
     [
         (90, 9, 3, 40, 512, torch.bfloat16),  # the latent blocks of preset s
+        (90, 6, 2, 64, 32, torch.bfloat16),
         (90, 8, 1, 128, 600, torch.bfloat16),
         (80, 1, 1, 40, 1, torch.float32),
     ],
@@ -79,6 +80,7 @@ def test_attention_builds(build, capability, heads, kv_heads, width, window, dty
     "capability,n,heads,kv_heads,width,dtype",
     [
         (90, 1, 9, 3, 40, torch.bfloat16),
+        (90, 6, 6, 2, 64, torch.bfloat16),
         (80, 8, 8, 1, 128, torch.float32),
     ],
 )

@@ -17,6 +17,7 @@ import pico.kernels
 
 TESTS = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def python(*arguments, **variables):
@@ -27,30 +28,22 @@ def python(*arguments, **variables):
     return done.returncode, done.stdout + done.stderr
 
 
-def run_tests(file, **variables):
-    code, output = python("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(TESTS / file), **variables)
-    if "only 0-dimensional arrays can be converted" in output:
-        pytest.skip("this Triton's interpreter (3.6) is older than this NumPy (2.4): it cannot run a loop")
-    assert code == 0 and " passed" in output and "skipped" not in output, output
-
-
 @needs_triton
 @pytest.mark.slow
-def test_kernels_under_the_interpreter():
-    run_tests("kernel_checks.py", TRITON_INTERPRET="1")
-
-
-@needs_triton
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_kernels_on_the_gpu():
-    run_tests("kernel_checks.py")
+@pytest.mark.parametrize("interpret", [True, pytest.param(False, marks=needs_gpu)])
+def test_kernels_equal_the_formulas(interpret):
+    code, output = python(str(TESTS / "kernel_checks.py"), TRITON_INTERPRET=str(int(interpret)))
+    if "only 0-dimensional arrays can be converted" in output:
+        pytest.skip("this Triton's interpreter (3.6) is older than this NumPy (2.4): it cannot run a loop")
+    assert code == 0 and output.endswith(" checks passed\n"), output
 
 
 @needs_triton
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton's compiler for NVIDIA comes with its Linux wheel")
 @pytest.mark.slow
 def test_kernels_compile_without_a_gpu():
-    run_tests("kernel_build.py")
+    code, output = python("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(TESTS / "kernel_build.py"))
+    assert code == 0 and " passed" in output and "skipped" not in output, output
 
 
 def test_available_says_whether_the_kernels_can_run():

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pico.config import PicoError, TrainConfig
@@ -100,7 +99,11 @@ class Blas:
     """The threads of numpy's BLAS, asked for and set as torch's are. One where it has none, or none that can be set."""
 
     def __init__(self):
-        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self.libraries = []
+        with suppress(ImportError):  # then numpy's BLAS keeps its own number
+            from threadpoolctl import ThreadpoolController
+
+            self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
 
     def get_num_threads(self) -> int:
         return max((library.get_num_threads() for library in self.libraries), default=1)

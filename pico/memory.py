@@ -5,7 +5,6 @@ Only what is certain is counted: weights, gradients and the optimizer's state, o
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from pico.config import ModelConfig, PicoError
@@ -22,6 +21,10 @@ def available(device: str | torch.device) -> float:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     if device.type != "cpu":
+        return float("inf")
+    try:
+        import psutil
+    except ImportError:
         return float("inf")
     free = psutil.virtual_memory().available + psutil.swap_memory().free
     try:

@@ -1,4 +1,4 @@
-"""One optimizer step: what training does again and again, and what `bench` and benchmarks/cuda.py time."""
+"""One optimizer step: what training does again and again, and what `bench` and pico/gpu.py time."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -310,8 +310,8 @@ class Training:
         if parts.accelerator.is_main_process and state.step:
             try:
                 plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png", text.floor)
-            except PicoError as error:  # all that counts is saved
-                self.display.warn(str(error))
+            except (PicoError, ImportError) as error:  # all that counts is saved
+                self.display.warn(f"no loss.png: {error}" if isinstance(error, ImportError) else str(error))
         self.display.summary(summary, state.best, self.saved)
         unforeseen = self.announced and not (stopped or parts.total_steps)  # no step limit told us before
         if unforeseen and 0 < state.step <= self.config.warmup_steps:

@@ -1,14 +1,15 @@
 """The Triton kernels against dense formulas: what tests/test_kernels.py runs in processes of its own.
 
 TRITON_INTERPRET must be set before triton is first imported, and then holds for the whole process. By hand, with
-nothing but Pico and triton installed, in JOBS processes (1 if not given; for a GPU each of them compiles on a core):
+nothing but Pico and triton installed, in JOBS processes (1 if not given; for a GPU each of them compiles on a core),
+all of them or those named:
 
-    PYTHONPATH=. TRITON_INTERPRET=1 python tests/kernel_checks.py JOBS    (without the variable: on the GPU, compiled)
+    PYTHONPATH=. TRITON_INTERPRET=1 python tests/kernel_checks.py JOBS NAME...    (without the variable: on the GPU)
 """
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -344,16 +345,17 @@ def failure(name: str) -> str | None:
         return traceback.format_exc(limit=-2)
 
 
-def failures(jobs: int = 1) -> Iterator[tuple[str, str | None]]:
-    """(name, failure) of every check, in processes of their own: a kernel that fails may leave its process no GPU."""
+def failures(jobs: int = 1, names: Iterable[str] = ()) -> Iterator[tuple[str, str | None]]:
+    """(name, failure) of these checks, or all, in processes of their own: a failing one may leave its own no GPU."""
+    names = list(names) or list(CHECKS)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from zip(CHECKS, pool.map(failure, CHECKS))
+        yield from zip(names, pool.map(failure, names))
 
 
 if __name__ == "__main__":
-    failed = 0
-    for name, wrong in failures(*map(int, sys.argv[1:])):
-        failed += wrong is not None
+    ran = failed = 0
+    for name, wrong in failures(int((sys.argv[1:] or [1])[0]), sys.argv[2:]):
+        ran, failed = ran + 1, failed + (wrong is not None)
         print(f"FAILED {name}\n{wrong}" if wrong else f"ok {name}", flush=True)
-    print(f"{len(CHECKS) - failed} of {len(CHECKS)} checks passed")
+    print(f"{ran - failed} of {ran} checks passed")
     sys.exit(failed > 0)

@@ -14,6 +14,7 @@ stop the next. Files in the folder, each written as soon as there is something t
 """
 
 import argparse
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -108,9 +109,11 @@ def run(name: str, folder: Path, seconds: float, smoke: bool) -> None:
 def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
     """The process of one section: all that it says goes to log.txt."""
     os.setsid()
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    log = (folder / "log.txt").open("a", buffering=1)
+    sys.stdout = sys.stderr = log
+    for stream in (1, 2):  # what is written beside Python, and by processes of its own
+        os.dup2(log.fileno(), stream)
+    faulthandler.enable(log)
     print(f"--- {name}", flush=True)
     try:
         if not (torch.cuda.is_available() or smoke):
@@ -121,7 +124,6 @@ def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
         traceback.print_exc()
         update(folder, name, {"error": explain(error)})
         os._exit(1)
-    sys.stdout.flush()
     os._exit(0)  # nothing that waits for a GPU may hold it
 
 

@@ -269,7 +269,7 @@ class Pico(nn.Module):
             x = block(x, backend, local, layer, embedding)
 
         routing = self.router(x, tokens, before[0], positions, rule)
-        router_loss = self.router.loss(x, routing) if targets is not None else None
+        router_loss = self.router.loss(routing) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
         if slots:

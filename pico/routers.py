@@ -63,6 +63,10 @@ class Rule:
         """Routed bytes that a row of a training chunk has room for; None: as many as the fullest row needs."""
         return None
 
+    def most(self, length: int) -> int | None:
+        """Routed bytes that a row of so many can have, for a rule without `slots`; None if the text decides."""
+        return None
+
     def correction(self, count, chosen, total, squares):
         """What to add to the threshold after a step, from () tensors over its bytes: how many there were and were
         chosen, the sum of their scores and of the squares of these."""
@@ -151,8 +155,15 @@ class Stride(Rule):
                 f"try {more} or {less}"
             )
 
+    @property
+    def every(self) -> int:
+        return round(1 / self.capacity)
+
     def choose(self, at: RouterInput):
-        return at.positions % round(1 / self.capacity) == 0
+        return at.positions % self.every == 0
+
+    def most(self, length: int) -> int:
+        return math.ceil(length / self.every)
 
 
 class Random(Rule):
@@ -173,6 +184,9 @@ class All(Rule):
     def choose(self, at: RouterInput):
         return at.positions >= 0
 
+    def most(self, length: int) -> int:
+        return length
+
 
 class Nothing(Rule):
     """no byte, and no latent blocks"""
@@ -181,6 +195,9 @@ class Nothing(Rule):
 
     def choose(self, at: RouterInput):
         return at.positions < 0
+
+    def most(self, length: int) -> int:
+        return 0
 
 
 ROUTERS: dict[str, type[Rule]] = {

@@ -57,7 +57,7 @@ def build(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "capability,heads,kv_heads,width,window,dtype",
     [
-        (90, 9, 3, 40, 512, torch.bfloat16),  # the latent blocks of preset s
+        (90, 9, 3, 40, 512, torch.bfloat16),  # the latent blocks of original-10m
         (90, 6, 2, 64, 32, torch.bfloat16),
         (90, 8, 1, 128, 600, torch.bfloat16),
         (80, 1, 1, 40, 1, torch.float32),

@@ -142,16 +142,23 @@ def test_unknown_preset_names_the_known_ones():
 
 
 def test_presets():
-    """seed-xs is the seed's model, seed-10m that of its README."""
-    assert list(PRESETS) == ["xs", "tiny", "s", "m", "seed-xs", "seed-10m"]
-    xs = preset("seed-xs")
+    """original-xs is the seed's model, original-10m that of its README."""
+    assert list(PRESETS) == ["xs", "tiny", "s", "m", "original-xs", "original-10m"]
+    xs = preset("original-xs")
     assert (xs.dim, xs.next_tokens, xs.att_q_heads, xs.att_kv_heads) == (128, 8, 9, 3)
     assert (xs.fb_num_blocks, xs.fb_att_window_size, xs.latent_num_blocks) == (2, 16, 12)
     assert (xs.latent_att_window_size, xs.latent_capacity_factor) == (512, 0.25)
-    s = preset("seed-10m")
+    s = preset("original-10m")
     assert xs.ngram_max == s.ngram_max == 0
     assert (s.dim, s.latent_num_blocks, s.fb_att_window_size) == (372, 8, 32)
     assert preset("tiny", dim=64).dim == 64
+
+
+@pytest.mark.parametrize("name", ["s", "m"])
+def test_widths_fill_the_tiles_of_a_gpu(name):
+    c = preset(name)
+    widths = [c.dim, c.head_dim, c.mlp_dim, (c.att_q_heads + 2 * c.att_kv_heads) * c.head_dim]
+    assert not any(width % 64 for width in widths) and c.att_q_heads * c.head_dim == c.dim
 
 
 @given(st.integers(1, 500), st.integers(1, 32), st.floats(0.1, 4))

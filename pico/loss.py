@@ -1,12 +1,15 @@
-"""The multi-byte loss: N cross-entropies weighted by powers of the golden ratio, computed without the logits.
+"""The multi-byte loss: N cross-entropies weighted by powers of the golden ratio.
 
-Materialising (B, T, N, vocabulary) logits and their gradient costs more memory traffic than the matmuls, so loss
-and gradient are computed together over slices of rows that stay in cache (as in Liger Kernel, arXiv 2410.10989).
+On a CPU (B, T, N, vocabulary) logits and their gradient cost more memory traffic than the matmuls, so loss and
+gradient are computed together over slices of rows that stay in cache (as in Liger Kernel, arXiv 2410.10989). A GPU
+makes all logits and turns them into their gradient in place, see pico/kernels/loss.py.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pico import kernels
 
 PHI = (1 + 5**0.5) / 2
 SLICE = 2048  # rows whose logits exist at once: with fewer the matmuls are slower, with more nothing is gained
@@ -64,9 +67,12 @@ def multi_byte_loss(hidden: list[Tensor], weight: Tensor, targets: Tensor) -> tu
     batch, length, _ = hidden[0].shape
     assert targets.shape[1] == length + len(hidden) - 1, "each head needs a target for each byte"
     wanted = head_targets(targets, length, len(hidden)).flatten(0, 1)  # (B T, N)
-    totals = torch.stack([
-        _FusedCrossEntropy.apply(x.flatten(0, 1), w, y)
-        for x, w, y in zip(hidden, weight.chunk(len(hidden)), wanted.unbind(1))
-    ])  # fmt: skip
+    rows, weights = [x.flatten(0, 1) for x in hidden], weight.chunk(len(hidden))
+    if weight.is_cuda and kernels.available():
+        from pico.kernels.loss import head_nats
+
+        totals = head_nats(rows, torch.stack(weights).to(rows[0].dtype), wanted)
+    else:
+        totals = torch.stack([_FusedCrossEntropy.apply(*each) for each in zip(rows, weights, wanted.unbind(1))])
     loss = totals @ head_weights(len(hidden), totals.device) / (batch * length)
     return loss, totals.detach() / (wanted >= 0).sum(0).clamp(min=1)

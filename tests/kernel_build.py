@@ -13,6 +13,7 @@ from triton.runtime.jit import JITFunction
 from pico.kernels.attention import window_attention
 from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
+from pico.kernels.loss import head_nats
 
 SHARED_MEMORY = 99 * 1024  # bytes a block may have on 8.6 and 8.9, the least of those that count
 
@@ -101,3 +102,12 @@ def test_gather_builds(build, width, dtype):
         gated_scatter(x, latent, index, weight).backward(x.detach())
 
     assert set(build(80, run)) == {"_gather", "_gather_backward", "_scatter", "_scatter_backward"}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_loss_builds(build, capability):
+    x, weight = torch.zeros(70, 32, dtype=torch.bfloat16), torch.zeros(4, 264, 32, dtype=torch.bfloat16)
+    targets = torch.zeros(2, 38, dtype=torch.int64).unfold(1, 4, 1).flatten(0, 1)
+    kernels = build(capability, lambda: head_nats([x] * 4, weight, targets))
+    assert set(kernels) == {"_softmax"}
+    assert "ld.global.v4.b32" in kernels["_softmax"].asm["ptx"]  # 16 bytes at a time

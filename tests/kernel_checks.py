@@ -22,6 +22,8 @@ from pico.kernels import interpreted
 from pico.kernels.attention import tiles, window_attention
 from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
+from pico.kernels.loss import head_nats
+from pico.loss import multi_byte_loss
 from pico.model import Pico
 
 CHECKS = {}  # by name; a check raises what is wrong
@@ -290,6 +292,52 @@ def gather_and_scatter(width, dtype, index_dtype):
     for got, right, tensor in zip(grads, wanted, inputs):
         assert got.dtype == tensor.dtype
         close(got, right, dtype)
+
+
+LOSSES = [  # heads, rows, width, vocabulary, share of the targets that are not scored
+    (1, 1, 16, 264, 0.0),
+    (3, 37, 24, 264, 0.3),
+    (4, 65, 40, 264, 1.0),
+    (2, 50, 24, 300, 0.1),
+    (1, 9, 8, 6, 0.5),
+    *[(4, 4099, 384, 264, 0.01)] * (not interpreted()),
+]
+
+
+@check(*((*case, dtype) for case in LOSSES for dtype in (torch.float32, torch.bfloat16)))
+def loss_equals_the_formula(heads, rows, width, vocabulary, unscored, dtype):
+    """Nats of each head, and gradients by an upstream gradient that differs from head to head."""
+    torch.manual_seed(0)
+    hidden = [random(rows, width, dtype=dtype).requires_grad_() for _ in range(heads)]
+    weight = random(heads, vocabulary, width, dtype=dtype).requires_grad_()
+    targets = torch.randint(vocabulary, (1, rows + heads - 1), device=DEVICE)
+    targets[torch.rand(targets.shape, device=DEVICE) < unscored] = -100
+    wanted_targets = targets.unfold(1, heads, 1)[0]  # (R, N), overlapping
+    upstream = torch.rand(heads, device=DEVICE)
+    doubles = [x.detach().double().requires_grad_() for x in (weight, *hidden)]
+    nats = head_nats(hidden, weight, wanted_targets)
+    logits = torch.einsum("nrd,nvd->nrv", torch.stack(doubles[1:]), doubles[0])
+    logits = logits + (logits.detach().to(dtype) - logits.detach()) * (dtype != torch.float32)  # rounded as stored
+    wanted = [torch.nn.functional.cross_entropy(x, y, reduction="sum") for x, y in zip(logits, wanted_targets.T)]
+    close(nats, torch.stack(wanted), dtype)
+    grads = torch.autograd.grad(nats @ upstream, (weight, *hidden))
+    wanted = torch.autograd.grad(torch.stack(wanted) @ upstream.double(), doubles)
+    for got, right in zip(grads, wanted):
+        assert got.dtype == dtype
+        close(got, right, dtype)
+
+
+@check()
+def loss_of_a_device_equals_that_of_a_cpu():
+    torch.manual_seed(0)
+    hidden, weight = [torch.randn(2, 300, 64) for _ in range(3)], torch.randn(3 * 264, 64)
+    targets, results = torch.randint(-1, 264, (2, 302)), []
+    for device in ("cpu", DEVICE):
+        leaves = [x.to(device).requires_grad_() for x in (weight, *hidden)]
+        loss, nats = multi_byte_loss(leaves[1:], leaves[0], targets.to(device))
+        results.append([x.cpu() for x in (loss, nats, *torch.autograd.grad(loss, leaves))])
+    for here, there in zip(*results):
+        torch.testing.assert_close(here, there, atol=1e-6, rtol=1e-4)
 
 
 @check()

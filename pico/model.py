@@ -41,13 +41,15 @@ class Output(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """No bias; the fp32 weight is cast to the dtype of what comes in."""
+    """No bias; the fp32 weight is cast to the dtype of what comes in, unless `cast` holds it (see pico/casts.py)."""
+
+    cast: Tensor | None = None
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -285,7 +287,8 @@ class Pico(nn.Module):
         out = Output(None, x, routing.weight, routed, skipped, slots, router_loss=router_loss)
         if targets is None:
             return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary))
-        loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), self.heads.weight, targets)
+        weight = self.heads.weight if self.heads.cast is None else self.heads.cast
+        loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), weight, targets)
         return out._replace(loss=loss, head_nll=head_nll)
 
     def before(self, tokens: Tensor, history: Tensor) -> list[Tensor]:

@@ -23,6 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from pico.casts import cast_together
 from pico.config import PicoError, TrainConfig
 from pico.model import Pico
 from pico.optimizers import build_optimizers
@@ -112,6 +113,8 @@ def prepare(model, config: TrainConfig, accelerator):
         shard(model, accelerator.device)
         return torch.compile(model) if config.compile else model, sharded_optimizers(model, config)
     model.to(accelerator.device)
+    if accelerator.device.type == "cuda" and accelerator.num_processes == 1 and model.dtype != torch.float32:
+        cast_together(model)  # several processes average each gradient while the rest of backward runs
     if model.ngrams:
         # sparse gradients cannot be averaged everywhere, and MPS has few operators for them
         model.ngrams.table.sparse = accelerator.num_processes == 1 and accelerator.device.type != "mps"

@@ -24,7 +24,7 @@ def householder(x: Tensor) -> Tensor:
 def cholesky_qr(x: Tensor) -> tuple[Tensor, Tensor]:
     """The Q (n, d, d) of x = QR with a positive diagonal of R, and for which matrices it is one, bool (n,). x in fp64.
 
-    Q = X W^T, where W inverts the Cholesky factor of X^T X. That has the square of X's condition, so this is done twice:
+    Q = X W^T, where W inverts the Cholesky factor of X^T X. Its condition is the square of X's, so this is done twice:
     a small shift keeps the first factorization possible, and what it costs in orthogonality the second one mends, whose
     matrix is close to orthonormal (Fukaya et al. 2020, arXiv 1809.11085). Nothing waits for the GPU.
     """

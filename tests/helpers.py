@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pico.generation
 from pico.batch import TorchReader
@@ -235,3 +237,13 @@ def write_metrics(path: Path, steps=200, validation=True) -> Path:
                 line["validation_bpb"] = 1.1 + 7 / step
             file.write(json.dumps(line) + "\n")
     return path
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operators that touch another device than the GPU: a copy from the host cannot be captured."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        assert devices <= {"cuda"}, function
+        return out

@@ -12,11 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from helpers import texts, tiny_config, trained
+from helpers import OneDevice, texts, tiny_config, trained
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import pico.batch
 import pico.generation
@@ -32,16 +30,6 @@ from pico.sampling import Sampling
 RAGGED = [b"", b"A", b"one two", b"\xff\x00\xfe" * 40]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-
-class OneDevice(TorchDispatchMode):
-    """Refuses operators that touch another device than the GPU: a copy from the host cannot be captured."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
-        assert devices <= {"cuda"}, function
-        return out
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers import OneDevice
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -552,7 +553,7 @@ def test_a_shut_gate_leaves_everything_as_it_is(options, shut):
         optimizer.step()
         after = [*params] if step == 0 else snapshot(optimizer, params)
         same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-        assert all(same) if step in shut or step == 0 else not any(same[:3])
+        assert all(same) if step in shut else step == 0 or not all(same)
     applied = {int(optimizer.state[p]["step"]) for p in params}
     assert applied == {14 - len(shut)}
 
@@ -575,20 +576,20 @@ def test_together_waits_for_nothing():
     with FakeTensorMode(), torch.device("cuda"):
         params = [torch.nn.Parameter(torch.empty(shape)) for shape in [(300, 16), (300, 16), (16, 2050), (16,)]]
         groups = [{"params": params[:1], "one_sided": True}, {"params": params[1:]}]
-        optimizer = SOAP(groups, matmul_dtype=BF16)
+        optimizer = SOAP(groups, precondition_frequency=3, matmul_dtype=BF16)
         for group in optimizer.param_groups:
             group["lr"] = torch.empty(())
         optimizer.gate = torch.empty(())
         refreshed = []
-        for _ in range(23):
+        for _ in range(8):
             for p in params:
                 p.grad = torch.empty_like(p)
             refreshed.append(optimizer.refreshes_next)
             with OneDevice() if len(refreshed) > 1 else nullcontext():
                 optimizer.step()
-        assert refreshed == [True] * 11 + [False] * 9 + [True] + [False] * 2
+        assert refreshed == [True] * 4 + [False] * 2 + [True, False]
         optimizer.advance()
-        assert not optimizer.refreshes_next
+        assert optimizer.refreshes_next
         assert all(x.is_cuda for state in optimizer.state.values() for x in state.values())
         assert "basis_1" not in optimizer.state[params[2]] and "basis_0" in optimizer.state[params[2]]
 

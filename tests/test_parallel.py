@@ -11,9 +11,10 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import compute_in_double, config, go, metrics, script
+from training import SMALL, compute_in_double, config, go, metrics, script
 
-from pico import checkpoint
+from pico import checkpoint, preset
+from pico.folder import create
 
 CLOSE = 1e-9
 
@@ -75,9 +76,13 @@ def shapes(folder):
 
 
 @pytest.mark.slow
-def test_two_sharded_processes_train_like_one(path, data):
+@pytest.mark.parametrize(
+    "router, kinds",
+    [("topk", ("adamw", "soap", "muon")), ("threshold", ("soap",)), ("none", ("soap",))],  # none: without a gradient
+)
+def test_two_sharded_processes_train_like_one(tmp_path, short_samples, data, router, kinds):
     """FSDP: a run resumed by FSDP, one continued by a single process, and one that a single process began."""
-    kinds = ("adamw", "soap", "muon")
+    path = create(tmp_path / "m", preset("tiny", **SMALL, router=router))
     short = {kind: steady(optimizer=kind, max_steps=5) for kind in kinds}
     long = {kind: steady(optimizer=kind) for kind in kinds}
     for kind in kinds:

@@ -25,7 +25,8 @@ class Ring:
         shape = (layers, batch * self.slots, 2, config.att_kv_heads, config.head_dim)
         self.memory = torch.zeros(shape, dtype=dtype, device=device)
         self.length = torch.zeros(batch, dtype=torch.long, device=device)  # (B,) positions kept
-        self._row = torch.arange(batch, device=device)[:, None] * self.slots
+        # on the CPU: arithmetic on a meta device would import torch's compiler, which takes seconds
+        self._row = (torch.arange(batch)[:, None] * self.slots).to(device)
 
     def narrow(self, feed: int) -> None:
         """From now on `feed` positions are written at a time: keeps the last W + feed of each row."""

@@ -1,6 +1,9 @@
 """What a user asks of `generate`: settings, prompts, seeds, where it stops. Laws 3 and 4 are in test_speculation.py."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -313,6 +316,7 @@ def test_the_last_temperatures_that_are_allowed_give_text(temperature):
         assert sum(map(len, texts(generate(tiny(), prompts, max_bytes=20, temperature=temperature)))) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chained", [True, False])
 @pytest.mark.parametrize("heads", [62, 63, 64])
 def test_as_many_heads_as_there_may_be(heads, chained):
@@ -328,3 +332,17 @@ def test_generate_is_a_function_for_whoever_imports_it():
     import pico
 
     assert pico.generate is generate
+
+
+@pytest.mark.slow
+def test_a_text_is_written_without_torch_compiler():
+    """Its import takes longer than the text."""
+    code = """if True:
+        import sys
+        from helpers import texts, tiny
+        from pico.generation import generate
+        assert len(texts(generate(tiny(), [b"a"], max_bytes=20, temperature=0))[0]) == 20
+        sys.exit("torch._dynamo" in sys.modules)
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

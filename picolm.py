@@ -66,12 +66,12 @@ def root(
 @app.command(rich_help_panel=START)
 def demo(
     path: argument(Path, "folder of the model; a new run is added to it") = Path("models/demo"),
-    minutes: option(float, "training time") = 3.0,
+    max_minutes: option(float, "training time", None, "--minutes") = 3.0,
 ):
     """Make a tiny model, train it on built-in stories and read its text, all in a few minutes on a laptop."""
     from pico.demo import run_demo
 
-    raise typer.Exit(run_demo(path, minutes))
+    raise typer.Exit(run_demo(path, max_minutes))
 
 
 @app.command(rich_help_panel=WORK)

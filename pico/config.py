@@ -21,6 +21,14 @@ class DataError(PicoError):
     """Text that can no longer be read: its file changed, or its server is gone."""
 
 
+class ConfigError(PicoError):
+    """Bad values of a `config`."""
+
+    def __init__(self, config: type, problems: list[str]):
+        self.config = config.__name__
+        super().__init__(f"{self.config}: {'; '.join(problems)}")
+
+
 LONGEST_PROMPT = 100_000_000  # bytes
 MAX_FEED = 64  # bytes that one forward of decoding may read: the last one drawn, and drafts
 PREFILL = 1024  # bytes of all texts together that one forward of a prompt reads; longer prompts are read in pieces
@@ -43,11 +51,11 @@ class Config(BaseModel):
 
     @classmethod
     def build(cls, /, **values):
-        """Like the constructor, but raises PicoError with every problem in one line."""
+        """Like the constructor, but raises ConfigError with every problem in one line."""
         try:
             return cls(**values)
         except ValidationError as error:
-            raise PicoError(f"{cls.__name__}: " + "; ".join(_problem(cls, each) for each in error.errors())) from None
+            raise ConfigError(cls, [_problem(cls, each) for each in error.errors()]) from None
 
 
 def _problem(config: type[Config], error: dict) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 from typer.exceptions import TyperException
 
 from pico import hints, process
-from pico.config import PicoError
+from pico.config import ConfigError, PicoError
 
 
 def say(text: str = "") -> None:
@@ -65,6 +66,8 @@ def run_app(app, arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False) or 0
         sys.stdout.flush()
         return code
+    except ConfigError as error:
+        problem, code = by_flags(error, app, arguments), 2
     except PicoError as error:
         problem, code = str(error), 2
     except TyperException as error:  # a wrong flag or value
@@ -79,6 +82,24 @@ def run_app(app, arguments: list[str]) -> int:
         process.busy = False
     say(f"error: {' '.join(problem.split())}")
     return code
+
+
+def by_flags(error: ConfigError, app, arguments: list[str]) -> str:
+    """What is wrong with a command's settings, which it calls as they were typed. Those of a file keep their names."""
+    from typer.main import get_command
+
+    parameters = get_command(app).commands[arguments[0]].params
+    flags = {p.name.removeprefix("dataset_"): p.opts[0] if p.opts[0] != p.name else p.name.upper() for p in parameters}
+    typed = {word.partition("=")[0] for word in arguments} | {p.name.upper() for p in parameters}
+    named = set()
+
+    def flag(match: re.Match) -> str:
+        named.add(flag := flags.get(match[1], match[1]))
+        return flag
+
+    # what has an underscore is a name wherever it stands; a plain word only in front of its value
+    text = re.sub(r"\b([a-z]+_[a-z_]+|[a-z]+(?=(?:\.\d+)* = ))(?:\.\d+)*\b", flag, str(error))
+    return text.removeprefix(f"{error.config}: ") if named & typed else str(error)
 
 
 def mistyped(error: TyperException) -> str:

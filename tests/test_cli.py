@@ -422,6 +422,7 @@ def test_a_training_too_short_to_learn_says_so_once(minutes, speed, said, capsys
     assert said in out and (not said or "demo models/demo --minutes 167" in out)
 
 
+@pytest.mark.slow
 def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     from pico import data, demo
 
@@ -429,8 +430,8 @@ def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     monkeypatch.setattr(data, "VALIDATION_STORIES", 5)
     monkeypatch.setattr(demo, "SCORED", 1500)
     monkeypatch.setattr(demo, "preset", lambda name: read_config(home / "model"))
-    small = SimpleNamespace(build=lambda **values: TrainConfig(**values, batch_size=2, context_len=32))
-    monkeypatch.setattr(demo, "TrainConfig", small)
+    small = TrainConfig(max_steps=20, batch_size=2, context_len=32)  # however fast the machine is
+    monkeypatch.setattr(demo, "TrainConfig", SimpleNamespace(build=lambda max_minutes: small))
     monkeypatch.setattr(demo, "ENOUGH", 10**6)
     for run in ("run-1", "run-2"):  # a second demo adds a run
         result = cli("demo shown --minutes 0.005")
@@ -467,10 +468,10 @@ BAD = {
     "train model b text.txt --base-weights zzz": "zzz",
     # shapes
     "init b --preset huge": "xs, tiny, s, m",
-    "init b --dim -3 --fb-att-window-size 0": "fb_att_window_size = 0",
-    "init b --att-q-heads 7": "divisible",
+    "init b --dim -3 --fb-att-window-size 0": "--fb-att-window-size = 0",
+    "init b --att-q-heads 7": "--att-kv-heads = 3: --att-q-heads = 7 is not divisible by it",
     "init b --latent-capacity-factor 1.5": "less than or equal to 1",
-    "init b --latent-capacity-factor 0": "latent_capacity_factor",
+    "init b --latent-capacity-factor 0": "error: --latent-capacity-factor = 0.0",
     "init b --router clever": "threshold",
     "init b --set wide=1": "--set wide=1: no 'wide': valid: dim, next_tokens, ",
     "init b --set qknorm=0": "did you mean qk_norm?",
@@ -487,40 +488,41 @@ BAD = {
     "bench optimizer --set speed=1": "valid: dim, ",
     # data
     "train model b nothing.txt": "nothing.txt",
+    "train model b text.txt --dataset-csv-separator ab": "error: --dataset-csv-separator = 'ab'",
     "train model b empty.txt": "empty",
     "train model b rows.jsonl --dataset-column-name prose": "story",
     "train model b rows.jsonl --dataset-column-name n": "n",
     "eval model a nothing.txt": "nothing.txt",
     # numbers
-    "train model b text.txt --learning-rate -1": "learning_rate = -1.0",
-    "train model b text.txt --max-steps 0 --batch-size 0": "batch_size = 0",
-    "train model b text.txt --weight-decay nan": "weight_decay",
+    "train model b text.txt --learning-rate -1": "error: --learning-rate = -1.0",
+    "train model b text.txt --max-steps 0 --batch-size=0": "--batch-size = 0",
+    "train model b text.txt --weight-decay nan": "--weight-decay = nan",
     "train model b text.txt --optimizer sgd": "'adamw' or 'muon'",
     "train model b text.txt --attention-backend fast": "dense",
-    "run model a --temperature -1": "temperature",
-    "run model a --top-p 0": "top_p",
-    "run model a --top-p 1.5": "top_p",
-    "run model a --top-k -2": "top_k",
-    "run model a --max-bytes 0": "max_bytes",
-    "run model a --num-samples 0": "num_samples",
-    "run model a --num-samples 100000000000": "num_samples",
-    "run model a --max-bytes 100000000000000000000": "max_bytes",
-    "run model a --temperature 1e308": "temperature",
-    "run model a --temperature nan": "temperature",
-    "run model a --top-k 99999999999": "top_k",
+    "run model a --temperature -1": "error: --temperature = ",
+    "run model a --top-p 0": "error: --top-p = ",
+    "run model a --top-p 1.5": "error: --top-p = ",
+    "run model a --top-k -2": "error: --top-k = ",
+    "run model a --max-bytes 0": "error: --max-bytes = ",
+    "run model a --num-samples 0": "error: --num-samples = ",
+    "run model a --num-samples 100000000000": "error: --num-samples = ",
+    "run model a --max-bytes 100000000000000000000": "error: --max-bytes = ",
+    "run model a --temperature 1e308": "error: --temperature = ",
+    "run model a --temperature nan": "error: --temperature = ",
+    "run model a --top-k 99999999999": "error: --top-k = ",
     "run model a --json --show-router-decisions": "--show-router-decisions",
     "run model a --device meta": "meta",
     "eval model a text.txt --device meta": "meta",
     "train model b text.txt --device meta": "meta",
-    "init b --ngram-dim 100000000000000000000000": "ngram_dim",
+    "init b --ngram-dim 100000000000000000000000": "--ngram-dim",
     "init b --ngram-dim 1e23": "--ngram-dim",
-    "init b --next-tokens 1000": "next_tokens",
-    "init b --router stride --latent-capacity-factor 0.4": "try 0.5 or 0.3333",
-    "eval model a text.txt --context-len 0": "context_len",
+    "init b --next-tokens 1000": "--next-tokens",
+    "init b --router stride --latent-capacity-factor 0.4": "--latent-capacity-factor of 1/k, not 0.4: try 0.5 or",
+    "eval model a text.txt --context-len 0": "--context-len = 0",
     "eval model a text.txt --report nowhere/page.html": "no folder nowhere",
     "compare nothing.json": "benchmarks/",
     "compare rows.jsonl": "JSON",
-    "demo --minutes 0": "max_minutes",
+    "demo --minutes 0": "--minutes = 0",
     "export model nothing out": "nothing",
     "export model a model": "already exists",
     # prompts, devices
@@ -565,6 +567,17 @@ def test_a_broken_train_json_is_one_line(cli, home):
     finally:
         (home / "model" / "torn" / "train.json").unlink()
         (home / "model" / "torn").rmdir()
+
+
+def test_a_bad_value_in_train_json_has_the_name_it_has_there(cli, home):
+    (home / "model" / "odd").mkdir()
+    file = home / "model" / "odd" / "train.json"
+    file.write_text(json.dumps({"train": {"batch_size": -1}}))
+    try:
+        refused(cli("train model odd text.txt --resume --max-steps 9"), "TrainConfig: batch_size = -1")
+    finally:
+        file.unlink()
+        file.parent.rmdir()
 
 
 def test_interruption_is_code_130(cli, monkeypatch):

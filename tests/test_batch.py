@@ -87,6 +87,7 @@ def replayed(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ROUTERS)
 def test_replayed_decoding_is_plain_decoding(router, replayed):
     """Rows that route, accept and roll back differently, over several turns of both rings."""
@@ -100,6 +101,7 @@ def test_replayed_decoding_is_plain_decoding(router, replayed):
     assert 0.05 < fast.stats["acceptance"][0] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speculative", [True, False])
 def test_a_seed_gives_the_same_text_on_every_path(speculative, replayed, monkeypatch):
     model, options = trained("topk"), dict(max_bytes=80, temperature=1.2, top_p=0.95, speculative=speculative)

@@ -22,6 +22,7 @@ def run(kind):
     return bench(kind, preset("tiny", **SMALL), CPU, settings, seconds=0.1)
 
 
+@pytest.mark.slow
 def test_train_fields_and_parts():
     result = run("train")
     step = result["ms_per_step"]
@@ -40,6 +41,7 @@ def test_generate_fields():
     assert result["weight_read_ms"] > 0 and result["ms_per_forward"] > 0
 
 
+@pytest.mark.slow
 def test_attention_and_optimizer_rows():
     rows = run("attention")["forward_backward"]
     assert {row["backend"] for row in rows} >= {"dense", "blocked"} and all(row["ms"]["median"] > 0 for row in rows)

@@ -233,6 +233,7 @@ def test_disk_full_keeps_the_previous_checkpoint(saved, monkeypatch, place):
     assert ck.newest(saved / "r") == (saved / "r" / "00000003", [])
 
 
+@pytest.mark.slow
 def test_a_write_that_really_fails_is_one_line(saved):
     """A file size limit stands in for the full disk, in a process of its own."""
     code = f"""

@@ -290,6 +290,7 @@ def test_the_shipped_experiments_are_valid():
             assert settings.max_flops == plan.budget.flops
 
 
+@pytest.mark.slow
 def test_the_floor_is_that_of_the_stories_that_are_scored(tmp_path, values):
     from pico.data import story_documents
     from pico.stories import floor

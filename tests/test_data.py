@@ -290,6 +290,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="measures with getrusage")
 def test_a_file_larger_than_memory_is_never_loaded(tmp_path):
     """300 MB read all over take less than 100 MB; 10 GB took 7 MB when it was tried."""

@@ -111,6 +111,7 @@ def test_resume_skips_a_damaged_checkpoint_and_names_it(path, data, capfd):
     assert checkpoint.verify(path / "r" / "00000012") is None
 
 
+@pytest.mark.slow
 def test_sigkill_while_saving_loses_nothing(path, data):
     go(path, "whole", data)
     done = script(path, data, ("killed", config(), {}), kill=".00000008.tmp")

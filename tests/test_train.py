@@ -1,10 +1,12 @@
 """The training loop: its limits, what a run leaves, and how it stops."""
 
+import itertools
 import json
 import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,7 +140,9 @@ def test_a_stream_needs_a_limit_that_can_be_counted(path, tmp_path, limits):
     assert go(path, "r", data, config(max_steps=2)).steps == 2
 
 
-def test_the_clock_is_part_of_the_run(path, data):
+def test_the_clock_is_part_of_the_run(path, data, monkeypatch):
+    readings = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.02 * next(readings)))  # 20 ms each
     settings = config(max_steps=None, max_minutes=0.01, checkpoint_interval=1000)
     first = go(path, "r", data, settings)
     assert first.seconds >= 0.6 and first.stopped == "finished"

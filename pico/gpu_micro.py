@@ -187,16 +187,6 @@ def norms(section: Section) -> None:
         section.note(**{f"norm {width}": clock(section, gradients, x, upstream) | {"limit_ms": float(f"{limit:.3g}")}})
 
 
-def cholesky_qr(x):
-    """The Q of x = QR twice over by Cholesky, in double precision; waits for nothing."""
-    x, eye = x.double(), torch.eye(x.shape[-1], dtype=torch.float64, device=x.device)
-    for shift in (1e-15 * x.shape[-1], 0.0):
-        x = x / x.norm(dim=-2, keepdim=True)
-        factor, _ = torch.linalg.cholesky_ex(x.mT @ x + shift * eye)
-        x = torch.linalg.solve_triangular(factor.mT, x, upper=True, left=False)
-    return x.float()
-
-
 def qr(section: Section) -> None:
     """SOAP's refresh of a stack of bases: Householder, as on a CPU, against Cholesky; and the eigh of a first step."""
     for side, count in QR_SIDES.items():
@@ -205,12 +195,12 @@ def qr(section: Section) -> None:
         gram = factor @ factor.mT / side
         basis = torch.linalg.qr(torch.randn(side, side, device=section.device)).Q
         power, entry = gram @ basis, {"matrices": count}
-        ways = {"householder": soap._orthonormal, "cholesky twice": cholesky_qr}
+        ways = {"householder": soap.householder, "cholesky twice": lambda x: soap.cholesky_qr(x.double())}
         if side <= 1024:
             ways["eigh"] = torch.linalg.eigh
         for name, way in ways.items():
             entry[name] = section.attempt(lambda w=way, x=power if name != "eigh" else gram: slow(section, w, x))
-        entry["off orthogonal"] = section.attempt(lambda p=power: off_orthogonal(cholesky_qr(p)))
+        entry["off orthogonal"] = section.attempt(lambda p=power: off_orthogonal(soap.cholesky_qr(p.double())[0]))
         section.note(**{f"qr {side}": entry})
 
 

@@ -1,8 +1,9 @@
 """Sliding-window grouped-query attention with ALiBi (arXiv 2108.12409): one function, several backends.
 
 Query i sees keys i-W .. i, with bias -m_h (i - j) and m_h = 2^(-8(h+1)/H); i and j are integer positions.
-`dense` is the O(T^2) oracle; `blocked` is pure torch in O(T W) on any device; `flash`, `flex` and `triton` are
-for CUDA. `attend_cached` is the same attention for a few new bytes against a ring cache.
+`dense` is the O(T^2) oracle; `blocked` is pure torch in O(T W) on any device; `triton`, `flex` and `flash` are
+for CUDA: our own kernels, what stands in where they cannot run, and FlashAttention-2 for those who install it.
+`attend_cached` is the same attention for a few new bytes against a ring cache.
 """
 
 import importlib.util
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pico import kernels
 from pico.config import PicoError
+from pico.norm import norm
 
 INSTALL = {
     "flash": "an NVIDIA GPU and flash-attn (uv sync --extra flash)",
@@ -31,17 +33,17 @@ def alibi_slopes(heads: int, device=None) -> Tensor:
 
 
 def available_backends(device: torch.device) -> list[str]:
-    """Backends that can run on this device, the one that measures fastest first."""
+    """Backends that can run on this device, the one to take first."""
     names = []
     if device.type == "cuda":
         names += ["triton"] * kernels.available()
-        names += ["flash"] * (importlib.util.find_spec("flash_attn") is not None) + ["flex"]
+        names += ["flex"] + ["flash"] * (importlib.util.find_spec("flash_attn") is not None)
     names += ["blocked", "dense"]
     return names + ["triton"] * (device.type == "cpu" and kernels.interpreted() and kernels.available())
 
 
 def choose_backend(device: torch.device, wanted: str | None = None) -> str:
-    """The wanted backend, or the fastest here. Raises PicoError when the wanted one cannot run on this device."""
+    """The wanted backend, or the first one here. Raises PicoError when the wanted one cannot run on this device."""
     names = available_backends(device)
     if wanted and wanted not in names:
         raise PicoError(
@@ -51,13 +53,30 @@ def choose_backend(device: torch.device, wanted: str | None = None) -> str:
     return wanted or names[0]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int, backend: str) -> Tensor:
-    """Causal sliding-window attention over a whole sequence.
+def attention(qkv: Tensor, sharpness: Tensor | None, heads: int, window: int, backend: str) -> Tensor:
+    """Causal sliding-window attention over a whole sequence, with QK-norm if there is a sharpness (1,).
 
-    q (B, T, H, E); k, v (B, T, K, E) with K dividing H; returns (B, T, H, E) in q's dtype.
+    qkv (B, T, H + 2K, E): H = `heads` query heads, then K key and K value heads, with K dividing H. Returns
+    (B, T, H, E) in qkv's dtype. Raises PicoError for shapes or dtypes that the backend's kernels do not have.
     """
-    window = min(window, q.shape[1] - 1)
-    return _BACKENDS[backend](q, k, v, window)
+    window = min(window, qkv.shape[1] - 1)
+    if backend == "triton":  # its kernels split and normalise themselves
+        from pico.kernels.attention import window_attention
+
+        return window_attention(qkv, sharpness, alibi_slopes(heads, qkv.device), window)
+    return _BACKENDS[backend](*split_heads(qkv, sharpness, heads), window)
+
+
+def split_heads(qkv: Tensor, sharpness: Tensor | None, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, T, H, E), keys and values (B, T, K, E), after QK-norm (arXiv 2010.04245) if there is a sharpness.
+
+    Then a score is a cosine, times what the layer learns.
+    """
+    kv_heads = (qkv.shape[2] - heads) // 2
+    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
+    if sharpness is not None:
+        q, k = norm(q) * sharpness.to(q.dtype), norm(k)
+    return q, k, v
 
 
 def alibi_bias(q_positions: Tensor, k_positions: Tensor, heads: int, window: int, dtype: torch.dtype) -> Tensor:
@@ -181,12 +200,19 @@ def _block_bias(blocks, size, heads, kv_heads, window, dtype, device):
 
 
 def _flash(q, k, v, window):
+    """FlashAttention-2 (arXiv 2307.08691): its window counts the keys before a query, its ALiBi is ours."""
     from flash_attn import flash_attn_func
 
+    if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[3] > 256:
+        raise PicoError(
+            f"the flash backend takes bf16 or fp16 and heads up to 256 wide, not {str(q.dtype)[6:]} and {q.shape[3]}: "
+            "change --precision or --att-q-heads, or use --attention-backend flex"
+        )
     slopes = alibi_slopes(q.shape[2], q.device)
     return flash_attn_func(q, k, v, causal=True, window_size=(window, 0), alibi_slopes=slopes)
 
 
+# What flex_attention is given is kept, so that Dynamo's guards on it hold: it compiles once a shape and window.
 @lru_cache(maxsize=64)
 def _flex_mask(length, window, device):
     from torch.nn.attention.flex_attention import create_block_mask
@@ -197,6 +223,12 @@ def _flex_mask(length, window, device):
     return create_block_mask(seen, None, None, length, length, device=device)
 
 
+@lru_cache(maxsize=8)
+def _flex_alibi(heads, device):
+    slopes = alibi_slopes(heads, device)
+    return lambda score, b, h, i, j: score - slopes[h] * (i - j)
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex():
     from torch.nn.attention.flex_attention import flex_attention
@@ -205,23 +237,12 @@ def _compiled_flex():
 
 
 def _flex(q, k, v, window):
-    slopes = alibi_slopes(q.shape[2], q.device)
-
-    def alibi(score, b, h, i, j):
-        return score - slopes[h] * (i - j)
-
+    alibi, mask = _flex_alibi(q.shape[2], q.device), _flex_mask(q.shape[1], window, q.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = _flex_mask(q.shape[2], window, q.device)
     return _compiled_flex()(q, k, v, score_mod=alibi, block_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
-def _triton(q, k, v, window):
-    from pico.kernels.attention import window_attention
-
-    return window_attention(q, k, v, window, alibi_slopes(q.shape[2], q.device))
-
-
-_BACKENDS = {"dense": _dense, "blocked": _blocked, "flash": _flash, "flex": _flex, "triton": _triton}
+_BACKENDS = {"dense": _dense, "blocked": _blocked, "flash": _flash, "flex": _flex}
 
 
 class Positions(NamedTuple):

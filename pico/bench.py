@@ -192,18 +192,16 @@ def bench_generate(model: Pico, seconds: float) -> dict:
 
 def bench_attention(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Forward and backward of each backend at growing lengths and the same number of bytes, with the local window."""
-    dtype, total = pick_dtype(settings.precision, device), 4096
+    dtype, total, heads = pick_dtype(settings.precision, device), 4096, config.att_q_heads
     rows = []
     for window in sorted({config.fb_att_window_size, config.latent_att_window_size}):
         for length in (512, 1024, 4096):
-            shapes = [
-                (total // length, length, h, config.head_dim) for h in (config.att_q_heads, *[config.att_kv_heads] * 2)
-            ]
-            inputs = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+            shape = total // length, length, heads + 2 * config.att_kv_heads, config.head_dim
+            qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
             backends = [b for b in available_backends(device) if b != "dense" or length <= 1024]
 
-            def both(backend, inputs=inputs, window=window):
-                attention(*inputs, window, backend).sum().backward()
+            def both(backend, qkv=qkv, window=window):
+                attention(qkv, None, heads, window, backend).sum().backward()
 
             tasks = {backend: lambda b=backend, both=both: both(b) for backend in backends}
             for backend, took in take_turns(tasks, device, seconds / 12).items():

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pico.attention import attend_cached, attention, choose_backend
+from pico.attention import attend_cached, attention, choose_backend, split_heads
 from pico.cache import MAX_FEED, Cache, Ring
 from pico.config import ModelConfig
 from pico.loss import multi_byte_loss
 from pico.ngrams import keys
+from pico.norm import norm
 from pico.routers import Rule
 from pico.routing import Router, gather, scatter
 from pico.vocab import BOS
 
 SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
-EPS = torch.finfo(torch.float32).eps  # of every norm, whatever its dtype: decode.py has the same
 
 
 class Output(NamedTuple):
@@ -50,31 +50,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """torch's own decomposes into nine passes over a bf16 tensor on CPU; this takes two, and four backward."""
-
-    @staticmethod
-    def forward(ctx, x):
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = length.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        y, scale = ctx.saved_tensors
-        return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).mul_(scale)
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMSNorm (arXiv 1910.07467) without a gain: the Linear that follows every norm absorbs it.
-
-    x / sqrt(mean(x^2) + EPS), in training as in evaluation.
-    """
-    return F.rms_norm(x, x.shape[-1:], eps=EPS) if x.is_cuda else _RMSNorm.apply(x)
 
 
 def thin(update: Tensor, share: float) -> Tensor:
@@ -110,19 +85,17 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, window: int):
         super().__init__()
-        self.window, self.width = window, config.head_dim
-        self.sizes = config.att_q_heads, config.att_kv_heads, config.att_kv_heads
-        self.qkv = Linear(config.dim, sum(self.sizes) * self.width)
+        self.window, self.heads, self.width = window, config.att_q_heads, config.head_dim
+        self.qkv = Linear(config.dim, (config.att_q_heads + 2 * config.att_kv_heads) * self.width)
         self.sharpness = nn.Parameter(torch.full((1,), SHARPNESS)) if config.qk_norm else None
         self.out = Linear(config.att_q_heads * self.width, config.dim)
 
     def forward(self, x: Tensor, backend: str, ring: Ring | None, layer: int) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b t (h e) -> b t h e", e=self.width).split(self.sizes, dim=2)
-        if self.sharpness is not None:  # QK-norm (arXiv 2010.04245): a score is a cosine, times what the layer learns
-            q, k = norm(q) * self.sharpness.to(q.dtype), norm(k)
+        qkv = rearrange(self.qkv(x), "b t (h e) -> b t h e", e=self.width)  # (B, T, H + 2K, E)
         if ring is None:
-            y = attention(q, k, v, self.window, backend)
+            y = attention(qkv, self.sharpness, self.heads, self.window, backend)
         else:
+            q, k, v = split_heads(qkv, self.sharpness, self.heads)
             y = attend_cached(q, *ring.write(layer, torch.stack([k, v], dim=2)), ring.bias)
         return self.out(y.flatten(2))
 

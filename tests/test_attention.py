@@ -1,8 +1,14 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
 
+import pico.attention
+import pico.kernels
 from pico.attention import alibi_slopes, attend_cached, attention, available_backends, choose_backend, ring_bias
 from pico.config import PicoError
 
@@ -30,18 +36,22 @@ def qkv(batch, length, heads, kv_heads, width=8, dtype=torch.float32, seed=0, de
     return [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
 
 
-def run(backend, q, k, v, window):
+def attend(q, k, v, window, backend, sharpness=None):
+    return attention(torch.cat([q, k, v], dim=2), sharpness, q.shape[2], window, backend)
+
+
+def run(backend, q, k, v, window, *sharpness):
     """Output and gradients under a fixed upstream gradient."""
-    out = attention(q, k, v, window, backend)
+    out = attend(q, k, v, window, backend, *sharpness)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out)
-    return [out, *torch.autograd.grad(out, (q, k, v), upstream)]
+    return [out, *torch.autograd.grad(out, (q, k, v, *sharpness), upstream)]
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(1, 1), (2, 1), (6, 2), (8, 1)])
 @pytest.mark.parametrize("length,window", [(1, 3), (7, 1), (9, 4), (6, 20)])
 def test_dense_is_the_plain_loop(heads, kv_heads, length, window):
     q, k, v = qkv(2, length, heads, kv_heads)
-    torch.testing.assert_close(attention(q, k, v, window, "dense"), naive(q, k, v, window), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attend(q, k, v, window, "dense"), naive(q, k, v, window), atol=1e-5, rtol=1e-5)
 
 
 @given(
@@ -68,10 +78,10 @@ def test_every_backend_of_this_machine_equals_dense_in_bf16(backend):
     """Against fp32: what is allowed is the rounding of bf16, about 2^-8 of values of size one."""
     small = qkv(2, 333, 6, 2, 32, torch.bfloat16, device=DEVICE)
     exact = [x.detach().float().requires_grad_() for x in small]
-    for fast, slow in zip(run(backend, *small, 40), run("dense", *exact, 40)):
-        assert fast.dtype == torch.bfloat16
-        assert (fast.float() - slow).abs().max() < 0.03 * slow.abs().max()
-        assert (fast.float() - slow).norm() < 0.01 * slow.norm()
+    for sharpness in ([], [torch.tensor([1.4], device=DEVICE, requires_grad=True)]):
+        for fast, slow in list(zip(run(backend, *small, 40, *sharpness), run("dense", *exact, 40, *sharpness)))[:4]:
+            assert (fast.float() - slow).abs().max() < 0.03 * slow.abs().max()
+            assert (fast.float() - slow).norm() < 0.01 * slow.norm()
 
 
 @pytest.mark.parametrize("backend", [b for b in available_backends(DEVICE) if b not in ("flash", "flex")])
@@ -81,7 +91,7 @@ def test_a_query_sees_window_keys_before_it_with_alibi_weights(backend, window):
     length, heads = 128, 8
     zero = torch.zeros(1, length, heads, length, device=DEVICE)
     eye = torch.eye(length, device=DEVICE).view(1, length, 1, length)
-    weights = attention(zero, zero[:, :, :1], eye, window, backend)[0]  # (query, head, key)
+    weights = attend(zero, zero[:, :, :1], eye, window, backend)[0]  # (query, head, key)
     for i in (0, 1, 17, 64, 100, 127):
         for h in (0, 3, 7):
             first = max(0, i - window)
@@ -102,7 +112,7 @@ def test_no_gradient_reaches_keys_outside_the_window(backend, dtype):
     """Exactly zero, past position 256 too, where bf16 could not tell positions apart."""
     length, window = 600, 20
     q, k, v = qkv(1, length, 2, 1, dtype=dtype)
-    out = attention(q, k, v, window, backend)
+    out = attend(q, k, v, window, backend)
     for i in (0, 5, 255, 256, 257, 258, 301, 511, 513, 599):
         grads = torch.autograd.grad(out[0, i].sum(), (k, v), retain_graph=True)
         seen = torch.zeros(length, dtype=torch.bool)
@@ -116,10 +126,10 @@ def test_training_works_after_evaluation_filled_the_caches():
     """Biases kept from inference mode must not break a later backward pass."""
     q, k, v = qkv(1, 131, 5, 5)  # heads that no other test has
     with torch.inference_mode():
-        before = attention(q, k, v, 11, "blocked")
+        before = attend(q, k, v, 11, "blocked")
     for fast, slow in zip(run("blocked", q, k, v, 11), run("dense", q, k, v, 11)):
         torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(before, attention(q, k, v, 11, "blocked").detach())
+    torch.testing.assert_close(before, attend(q, k, v, 11, "blocked").detach())
 
 
 @given(st.integers(1, 9), st.integers(0, 3), st.lists(st.integers(1, 6), min_size=1, max_size=5))
@@ -136,7 +146,7 @@ def test_ring_attention_equals_dense_across_wrap_around(window, spare, sizes):
         bias = ring_bias(new.expand(2, -1), slots, heads, window, torch.float32)
         out.append(attend_cached(q[:, new], ring_k, ring_v, bias))
         start = int(new[-1]) + 1
-    torch.testing.assert_close(torch.cat(out, 1), attention(q, k, v, window, "dense"), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(out, 1), attend(q, k, v, window, "dense"), atol=1e-5, rtol=1e-4)
 
 
 def test_unavailable_backend_names_what_to_install():
@@ -146,3 +156,60 @@ def test_unavailable_backend_names_what_to_install():
     for name, needs in (("flash", "flash-attn"), ("flex", "GPU"), ("triton", "triton")):
         with pytest.raises(PicoError, match=f"'{name}' cannot run on cpu: it needs .*{needs}.*; use one of blocked"):
             choose_backend(cpu, name)
+
+
+def test_flash_is_asked_for_our_window_and_alibi(monkeypatch):
+    """A stand-in with the arguments of flash_attn 2, which computes what its documentation says."""
+    asked = []
+
+    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+                        alibi_slopes=None, deterministic=False, return_attn_probs=False):  # fmt: skip
+        assert q.dtype in (torch.bfloat16, torch.float16) and causal and window_size[1] == 0
+        assert alibi_slopes.dtype == torch.float32 and alibi_slopes.shape == (q.shape[2],)
+        asked.append(window_size[0])
+        position, group = torch.arange(q.shape[1]), q.shape[2] // k.shape[2]
+        distance = position[:, None] - position
+        k, v = (x.repeat_interleave(group, 2).float() for x in (k, v))
+        score = torch.einsum("bihe,bjhe->bhij", q.float(), k) / q.shape[3] ** 0.5
+        score -= alibi_slopes[:, None, None] * distance.abs()
+        score = score.masked_fill((distance < 0) | (distance > window_size[0]), -torch.inf)
+        return torch.einsum("bhij,bjhe->bihe", score.softmax(-1), v).to(q.dtype)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash_attn_func))
+    tensors = qkv(2, 20, 6, 2, dtype=torch.bfloat16)
+    for window in (0, 5, 100):
+        for fast, slow in zip(run("flash", *tensors, window), run("dense", *tensors, window)):
+            torch.testing.assert_close(fast, slow, atol=0.03, rtol=0.03)
+    assert asked == [0, 5, 19]
+    with pytest.raises(
+        PicoError, match="the flash backend takes bf16 or fp16 and heads up to 256 wide, not float32 and 8"
+    ):
+        attend(*qkv(1, 9, 2, 1), 4, "flash")
+
+
+@pytest.mark.slow
+def test_flex_is_compiled_once_for_each_shape_and_window(monkeypatch):
+    """On a CPU, with a compiler that only counts."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    flex = torch.compile(flex_attention, backend=count, dynamic=False)
+    monkeypatch.setattr(pico.attention, "_compiled_flex", lambda: flex)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for window, length in ((5, 20), (9, 20), (5, 33)) * 2:
+            tensors = qkv(1, length, 6, 2)
+            torch.testing.assert_close(attend(*tensors, window, "flex"), attend(*tensors, window, "dense"))
+    assert len(compiled) == 3
+
+
+def test_our_own_kernels_come_first_then_what_stands_in(monkeypatch):
+    gpu, names = torch.device("cuda"), ["triton", "flex", "flash", "blocked", "dense"]
+    monkeypatch.setattr(pico.kernels, "available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "flash_attn" or None)
+    assert available_backends(gpu) == names and choose_backend(gpu) == "triton"
+    monkeypatch.setattr(pico.kernels, "available", lambda: False)
+    assert choose_backend(gpu) == "flex" and choose_backend(gpu, "flash") == "flash"

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import pico.model
 from pico.config import ModelConfig, PicoError, TrainConfig, preset
 from pico.generation import generate
-from pico.model import EPS, Linear, Pico, each_in_one, flops_per_byte, norm, thin
+from pico.model import Linear, Pico, each_in_one, flops_per_byte, thin
+from pico.norm import EPS, norm
 from pico.optimizers import build_optimizers
 from pico.routers import ROUTERS
 from pico.vocab import BOS, EOS, VOCABULARY
@@ -379,10 +380,10 @@ def test_flops_per_byte_counts_what_a_forward_does(router, length, monkeypatch):
     config = tiny_config(router, fb_att_window_size=20, latent_att_window_size=30, latent_capacity_factor=0.25)
     pairs = 0
 
-    def counted(q, k, v, window, backend):
+    def counted(qkv, sharpness, heads, window, backend):
         nonlocal pairs
-        pairs += q.shape[2] * q.shape[3] * sum(min(i, window) + 1 for i in range(q.shape[1]))
-        return q
+        pairs += heads * qkv.shape[3] * sum(min(i, window) + 1 for i in range(qkv.shape[1]))
+        return qkv[:, :, :heads]
 
     monkeypatch.setattr(pico.model, "attention", counted)
     tokens = random_tokens(1, length + config.next_tokens)

@@ -4,7 +4,7 @@ They run on a CUDA GPU, or anywhere, slowly, under Triton's interpreter (TRITON_
 first imported), which is how the tests check them against the dense formulas on a machine without a GPU. Importing
 this package needs neither triton nor a GPU: ask `available()` first, then import from
 
-    pico.kernels.attention    window_attention(q, k, v, window, slopes, lengths=None)
+    pico.kernels.attention    window_attention(qkv, sharpness, slopes, window)
     pico.kernels.decode       decode_attention(q, cache_k, cache_v, key_positions, query_positions, window, slopes)
     pico.kernels.gather       latent_gather(x, index), gated_scatter(x, latent, index, weight)
 

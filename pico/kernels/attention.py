@@ -1,4 +1,4 @@
-"""Sliding-window ALiBi grouped-query attention, forward and backward, as Triton kernels.
+"""Sliding-window ALiBi grouped-query attention with QK-norm, forward and backward, as Triton kernels.
 
 FlashAttention-2 (arXiv 2307.08691) with the loops cut to the window: a tile of queries meets only the keys its
 window reaches, a tile of keys only the queries that reach it, so the work is O(T W) and nothing of size (T, T)
@@ -6,8 +6,12 @@ exists. ALiBi (arXiv 2108.12409) is computed from the distance, in fp32. The for
 base-2 log-sum-exp. The backward runs one kernel for dq, which leaves delta = sum(out * dout) behind, then one for
 dk and dv, which goes over the query heads of its group itself: no sum is atomic, results repeat exactly.
 
+QK-norm (arXiv 2010.04245) needs no normalised copies: a row's norm is one factor, r = 1 / sqrt(mean(x^2) + EPS), so the
+score of raw rows is multiplied by the two factors, in fp32. Backward, the gradient of a unit row u = r x becomes that
+of x by r (du - u mean(du u)), and the sum of du u over all queries is the gradient of the sharpness.
+
     from pico.kernels.attention import window_attention
-    out = window_attention(q, k, v, window, slopes)
+    out = window_attention(qkv, sharpness, slopes, window)
 """
 
 import torch
@@ -17,8 +21,10 @@ from torch import Tensor
 
 from pico.config import PicoError
 from pico.kernels import MAX_HEAD_DIM, interpreted
+from pico.norm import EPS
 
 LOG2E = tl.constexpr(1.4426950408889634)
+NORM_EPS = tl.constexpr(EPS)
 WIDEN = tl.constexpr(interpreted())  # the interpreter multiplies bf16 as if it were integers
 
 
@@ -31,11 +37,11 @@ def dot(a, b, acc=None):
 
 
 @triton.jit
-def load_rows(pointer, row, stride, limit, UNIT: tl.constexpr, E: tl.constexpr, BE: tl.constexpr):
+def load_rows(pointer, row, stride, limit, E: tl.constexpr, BE: tl.constexpr):
     """Rows of one head, (rows, BE); zeros for rows from `limit` on and for the padding of the head width."""
     column = tl.arange(0, BE)
     mask = (row[:, None] < limit) & (column[None, :] < E)
-    return tl.load(pointer + row[:, None] * (stride * UNIT) + column[None, :], mask=mask, other=0.0)
+    return tl.load(pointer + row[:, None] * stride + column[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -46,44 +52,79 @@ def store_rows(pointer, row, value, stride, limit, E: tl.constexpr, BE: tl.const
 
 
 @triton.jit
-def _score(product, i, j, start, window, scale, slope):
+def _row_norm(x, E: tl.constexpr):
+    """The factor by which QK-norm multiplies each row of x (rows, BE)."""
+    x = x.to(tl.float32)
+    return tl.rsqrt(tl.sum(x * x, 1) / E + NORM_EPS)
+
+
+@triton.jit
+def _score(product, i, j, start, window, slope):
     """Scores of queries i and keys j (shaped to broadcast), plus slope (i - start); -inf outside the window.
 
     Softmax does not see that term of the query, and without it a score costs one multiply-add. It stays small, and
-    exact in fp32, because positions count from the tile's start. The length needs no test: what a live query may
-    see is at or before it, so live too.
+    exact in fp32, because positions count from the tile's start. The length needs no test: what a query may see is at
+    or before it, and what lies past the end is not stored.
     """
-    score = product * scale + slope * (j - start).to(tl.float32)
+    score = product + slope * (j - start).to(tl.float32)
     # as an unsigned number a negative distance is huge: one comparison tests both ends of the window
     return tl.where((i - j).to(tl.uint32) <= window, score, float("-inf"))
 
 
+# In all kernels: qkv (B, T, H + 2K, E), and norms (B, H + K, T) fp32, the factors of QK-norm, used if NORM. They take
+# the same last arguments, so that one function launches them.
+
+
 @triton.jit
-def _forward(
-    q, k, v, out, lse, slopes, lengths,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h,
-    T, H, window, scale,
-    GROUP: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, UNIT: tl.constexpr, LENGTHS: tl.constexpr,
+def _key_norms(
+    qkv, norms, slopes, sharpness, T, window, scale,
+    H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, NORM: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of BM queries of one head. Scores are in base 2: `scale` holds log2(e)."""
+    """Of one tile of BM keys of one key head: every tile of queries around needs them."""
+    b, head = (tl.program_id(0) // K).to(tl.int64), H + tl.program_id(0) % K
+    S: tl.constexpr = H + 2 * K
+    j = tl.program_id(1) * BM + tl.arange(0, BM)
+    key = load_rows(qkv + b * T * (S * E) + head * E, j, S * E, T, E, BE)
+    tl.store(norms + (b * (H + K) + head) * T + j, _row_norm(key, E), mask=j < T)
+
+
+@triton.jit
+def _forward(
+    qkv, norms, out, lse, slopes, sharpness, T, window, scale,
+    H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, NORM: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """One tile of BM queries of one head; it leaves their norms behind. Scores are in base 2."""
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
+    S: tl.constexpr = H + 2 * K
     start = tl.program_id(1) * BM
-    length = tl.load(lengths + b) if LENGTHS else T
     slope = tl.load(slopes + h) * LOG2E
-    k += b * k_b * UNIT + (h // GROUP) * k_h * UNIT
-    v += b * v_b * UNIT + (h // GROUP) * v_h * UNIT
+    kv_head = H + h // (H // K)
+    qkv += b * T * (S * E)
+    norms += b * (H + K) * T
 
     i = start + tl.arange(0, BM)
-    query = load_rows(q + b * q_b * UNIT + h * q_h * UNIT, i, q_t, length, UNIT, E, BE)
+    query = load_rows(qkv + h * E, i, S * E, T, E, BE)
+    scale *= LOG2E
+    if NORM:
+        query_norm = _row_norm(query, E)
+        tl.store(norms + h * T + i, query_norm, mask=i < T)
+        query_scale = query_norm * (tl.load(sharpness) * scale)
     peak = tl.full([BM], -1e30, tl.float32)  # finite: a query with nothing to see yet must not give inf - inf
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BE], tl.float32)
-    for first in range(tl.maximum(start - window, 0), tl.minimum(start + BM, length), BN):
+    for first in range(tl.maximum(start - window, 0), tl.minimum(start + BM, T), BN):
         j = first + tl.arange(0, BN)
-        key = load_rows(k, j, k_t, length, UNIT, E, BE)
-        value = load_rows(v, j, v_t, length, UNIT, E, BE)
-        score = _score(dot(query, tl.trans(key)), i[:, None], j[None, :], start, window, scale, slope)
+        key = load_rows(qkv + kv_head * E, j, S * E, T, E, BE)
+        value = load_rows(qkv + (kv_head + K) * E, j, S * E, T, E, BE)
+        product = dot(query, tl.trans(key))
+        if NORM:
+            key_norm = tl.load(norms + kv_head * T + j, mask=j < T, other=0.0)
+            product *= query_scale[:, None] * key_norm[None, :]
+        else:
+            product *= scale
+        score = _score(product, i[:, None], j[None, :], start, window, slope)
         new_peak = tl.maximum(peak, tl.max(score, 1))
         p = tl.exp2(score - new_peak[:, None])
         decay = tl.exp2(peak - new_peak)
@@ -91,92 +132,121 @@ def _forward(
         acc = dot(p.to(value.dtype), value, acc * decay[:, None])
         peak = new_peak
 
-    live = (total > 0) & (i < length)
-    total = tl.where(live, total, 1.0)
-    acc = tl.where(live[:, None], acc / total[:, None], 0.0)
-    store_rows(out + (b * T * H + h) * E, i, acc, H * E, T, E, BE)
-    # +inf where there is nothing to see makes the probabilities 0 in the backward pass
-    row_lse = tl.where(live, peak + tl.log2(total) - slope * (i - start).to(tl.float32), float("inf"))
+    total = tl.where(i < T, total, 1.0)
+    store_rows(out + (b * T * H + h) * E, i, acc / total[:, None], H * E, T, E, BE)
+    row_lse = peak + tl.log2(total) - slope * (i - start).to(tl.float32)
     tl.store(lse + (b * H + h) * T + i, row_lse, mask=i < T)
 
 
 @triton.jit
 def _backward_q(
-    q, k, v, out, grad, dq, lse, delta, slopes, lengths,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
-    T, H, window, scale,
-    GROUP: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, UNIT: tl.constexpr, LENGTHS: tl.constexpr,
+    qkv, norms, out, grad, dqkv, lse, delta, dsharpness, slopes, sharpness, T, window, scale,
+    H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, NORM: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dq, and delta for the other kernel, of one tile of BM queries of one head."""
+    """dq of one tile of BM queries of one head, their parts of dsharpness, and delta for the other kernel."""
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
+    S: tl.constexpr = H + 2 * K
     start = tl.program_id(1) * BM
-    length = tl.load(lengths + b) if LENGTHS else T
     slope = tl.load(slopes + h) * LOG2E
-    k += b * k_b * UNIT + (h // GROUP) * k_h * UNIT
-    v += b * v_b * UNIT + (h // GROUP) * v_h * UNIT
+    kv_head = H + h // (H // K)
+    qkv += b * T * (S * E)
+    norms += b * (H + K) * T
 
     i = start + tl.arange(0, BM)
-    query = load_rows(q + b * q_b * UNIT + h * q_h * UNIT, i, q_t, length, UNIT, E, BE)
-    dout = load_rows(grad + b * g_b * UNIT + h * g_h * UNIT, i, g_t, length, UNIT, E, BE)
-    row_out = load_rows(out + (b * T * H + h) * E, i, H * E, T, 1, E, BE)
+    query = load_rows(qkv + h * E, i, S * E, T, E, BE)
+    dout = load_rows(grad + (b * T * H + h) * E, i, H * E, T, E, BE)
+    row_out = load_rows(out + (b * T * H + h) * E, i, H * E, T, E, BE)
     row = (b * H + h) * T + i
+    # +inf makes the probabilities of what lies past the end zero
     row_lse = tl.load(lse + row, mask=i < T, other=float("inf")) + slope * (i - start).to(tl.float32)
     row_delta = tl.sum(row_out.to(tl.float32) * dout.to(tl.float32), 1)
     tl.store(delta + row, row_delta, mask=i < T)
+    if NORM:
+        sharp = tl.load(sharpness)
+        query_norm = tl.load(norms + h * T + i, mask=i < T, other=0.0)
+        query_scale = query_norm * (sharp * scale * LOG2E)
     acc = tl.zeros([BM, BE], tl.float32)
-    for first in range(tl.maximum(start - window, 0), tl.minimum(start + BM, length), BN):
+    for first in range(tl.maximum(start - window, 0), tl.minimum(start + BM, T), BN):
         j = first + tl.arange(0, BN)
-        key = load_rows(k, j, k_t, length, UNIT, E, BE)
-        value = load_rows(v, j, v_t, length, UNIT, E, BE)
-        score = _score(dot(query, tl.trans(key)), i[:, None], j[None, :], start, window, scale * LOG2E, slope)
+        key = load_rows(qkv + kv_head * E, j, S * E, T, E, BE)
+        value = load_rows(qkv + (kv_head + K) * E, j, S * E, T, E, BE)
+        product = dot(query, tl.trans(key))
+        if NORM:
+            key_norm = tl.load(norms + kv_head * T + j, mask=j < T, other=0.0)
+            product *= query_scale[:, None] * key_norm[None, :]
+        else:
+            product *= scale * LOG2E
+        score = _score(product, i[:, None], j[None, :], start, window, slope)
         p = tl.exp2(score - row_lse[:, None])
         dp = dot(dout, tl.trans(value))
         dscore = p * (dp - row_delta[:, None])
+        if NORM:
+            dscore *= key_norm[None, :]
         acc = dot(dscore.to(key.dtype), key, acc)
-    store_rows(dq + (b * T * H + h) * E, i, acc * scale, H * E, T, E, BE)
+    acc *= scale
+    if NORM:
+        unit = query.to(tl.float32) * query_norm[:, None]
+        along = tl.sum(acc * unit, 1)
+        tl.store(dsharpness + row, along, mask=i < T)
+        acc = (acc - unit * (along / E)[:, None]) * (query_norm * sharp)[:, None]
+    store_rows(dqkv + b * T * (S * E) + h * E, i, acc, S * E, T, E, BE)
 
 
 @triton.jit
 def _backward_kv(
-    q, k, v, grad, dk, dv, lse, delta, slopes, lengths,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
-    T, H, window, scale,
-    GROUP: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, UNIT: tl.constexpr, LENGTHS: tl.constexpr,
+    qkv, norms, grad, dqkv, lse, delta, slopes, sharpness, T, window, scale,
+    H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, NORM: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of BM keys of one key head: all queries that see it, in all heads of its group."""
-    K = H // GROUP
     b, kv_head = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
+    S: tl.constexpr = H + 2 * K
     start = tl.program_id(1) * BM
-    length = tl.load(lengths + b) if LENGTHS else T
-    q += b * q_b * UNIT
-    grad += b * g_b * UNIT
+    qkv += b * T * (S * E)
+    dqkv += b * T * (S * E) + (H + kv_head) * E
+    norms += b * (H + K) * T
+    grad += b * T * (H * E)
 
     j = start + tl.arange(0, BM)
-    key = load_rows(k + b * k_b * UNIT + kv_head * k_h * UNIT, j, k_t, length, UNIT, E, BE)
-    value = load_rows(v + b * v_b * UNIT + kv_head * v_h * UNIT, j, v_t, length, UNIT, E, BE)
+    key = load_rows(qkv + (H + kv_head) * E, j, S * E, T, E, BE)
+    value = load_rows(qkv + (H + K + kv_head) * E, j, S * E, T, E, BE)
+    if NORM:
+        scale *= tl.load(sharpness)
+        key_norm = tl.load(norms + (H + kv_head) * T + j, mask=j < T, other=0.0)
+        key_scale = key_norm * (scale * LOG2E)
     dkey = tl.zeros([BM, BE], tl.float32)
     dvalue = tl.zeros([BM, BE], tl.float32)
-    for h in range(kv_head * GROUP, kv_head * GROUP + GROUP):
+    for h in range(kv_head * (H // K), (kv_head + 1) * (H // K)):
         slope = tl.load(slopes + h) * LOG2E
-        for first in range(start, tl.minimum(start + BM + window, length), BN):
+        for first in range(start, tl.minimum(start + BM + window, T), BN):
             i = first + tl.arange(0, BN)
-            query = load_rows(q + h * q_h * UNIT, i, q_t, length, UNIT, E, BE)
-            dout = load_rows(grad + h * g_h * UNIT, i, g_t, length, UNIT, E, BE)
+            query = load_rows(qkv + h * E, i, S * E, T, E, BE)
+            dout = load_rows(grad + h * E, i, H * E, T, E, BE)
             row = (b * H + h) * T + i
-            row_lse = tl.load(lse + row, mask=i < length, other=float("inf")) + slope * (i - start).to(tl.float32)
-            row_delta = tl.load(delta + row, mask=i < length, other=0.0)
+            row_lse = tl.load(lse + row, mask=i < T, other=float("inf")) + slope * (i - start).to(tl.float32)
+            row_delta = tl.load(delta + row, mask=i < T, other=0.0)
             # all transposed, keys down and queries across: neither sum needs a transpose of p in registers
             product = dot(key, tl.trans(query))
-            score = _score(product, i[None, :], j[:, None], start, window, scale * LOG2E, slope)
+            if NORM:
+                query_norm = tl.load(norms + h * T + i, mask=i < T, other=0.0)
+                product *= key_scale[:, None] * query_norm[None, :]
+            else:
+                product *= scale * LOG2E
+            score = _score(product, i[None, :], j[:, None], start, window, slope)
             p = tl.exp2(score - row_lse[None, :])
             dvalue = dot(p.to(dout.dtype), dout, dvalue)
             dp = dot(value, tl.trans(dout))
             dscore = p * (dp - row_delta[None, :])
+            if NORM:
+                dscore *= query_norm[None, :]
             dkey = dot(dscore.to(query.dtype), query, dkey)
-    store_rows(dk + (b * T * K + kv_head) * E, j, dkey * scale, K * E, T, E, BE)
-    store_rows(dv + (b * T * K + kv_head) * E, j, dvalue, K * E, T, E, BE)
+    dkey *= scale
+    if NORM:
+        unit = key.to(tl.float32) * key_norm[:, None]
+        dkey = (dkey - unit * (tl.sum(dkey * unit, 1) / E)[:, None]) * key_norm[:, None]
+    store_rows(dqkv, j, dkey, S * E, T, E, BE)
+    store_rows(dqkv + K * E, j, dvalue, S * E, T, E, BE)
 
 
 def tiles(width: int, window: int, dtype: torch.dtype, backward: bool) -> tuple[int, int, int, int]:
@@ -187,78 +257,77 @@ def tiles(width: int, window: int, dtype: torch.dtype, backward: bool) -> tuple[
     """
     if dtype == torch.float32:
         return 32, 16, 4, 1
+    if backward and width > 64:
+        return 64, 16, 4, 2
     if backward or window <= 64:
         return 64, 32, 4, 2
     return (128, 64, 8, 3) if width <= 64 else (64, 64, 4, 2)
 
 
-def _launch(kernel, heads: int, backward: bool, tensors: tuple, strided: tuple, q, slopes, lengths, window, scale):
-    """Launch `kernel` on a grid of (batch * heads, tiles). `strided` are the inputs that may be views."""
-    batch, length, query_heads, width = q.shape
-    strides = [s for tensor in strided for s in tensor.stride()[:3]]
-    # Triton knows that a stride is a multiple of 16, but not of 8 (head width 40): in units of 8 it does
-    unit = 8 if all(s % 8 == 0 for s in strides) else 1
+def _launch(kernel, over: int, backward: bool, tensors: tuple, qkv, sharpness, slopes, window: int):
+    """Launch `kernel` on a grid of (batch * `over` heads, tiles)."""
+    (batch, length, heads, width), query_heads = qkv.shape, len(slopes)
     padded = max(16, triton.next_power_of_2(width))
-    rows, columns, warps, stages = tiles(padded, window, q.dtype, backward)
-    with torch.cuda.device_of(q):
-        kernel[(batch * heads, triton.cdiv(length, rows))](
-            *tensors, slopes, slopes if lengths is None else lengths, *(s // unit for s in strides),
-            length, query_heads, window, scale,
-            GROUP=query_heads // strided[1].shape[2], E=width, BE=padded, UNIT=unit, LENGTHS=lengths is not None,
+    rows, columns, warps, stages = tiles(padded, window, qkv.dtype, backward)
+    with torch.cuda.device_of(qkv):
+        kernel[(batch * over, triton.cdiv(length, rows))](
+            qkv, *tensors, slopes, slopes if sharpness is None else sharpness, length, window, width**-0.5,
+            H=query_heads, K=(heads - query_heads) // 2, E=width, BE=padded, NORM=sharpness is not None,
             BM=rows, BN=columns, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
 
 # As operators of torch's own registry the launches are opaque to torch.compile, which needs their shapes only.
 @torch.library.custom_op("pico::window_attention", mutates_args=())
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, lengths: Tensor | None, window: int
-) -> tuple[Tensor, Tensor]:
-    """(out (B, T, H, E), base-2 log-sum-exp (B, H, T) fp32)"""
-    H, E = q.shape[2:]
-    out, lse = _attention_shapes(q, k, v, slopes, lengths, window)
-    scale = E**-0.5 * LOG2E.value
-    _launch(_forward, H, False, (q, k, v, out, lse), (q, k, v), q, slopes, lengths, window, scale)
-    return out, lse
+def _attention(qkv: Tensor, sharpness: Tensor | None, slopes: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(out (B, T, H, E), base-2 log-sum-exp (B, H, T) fp32, norms (B, H + K, T) fp32, none without QK-norm)"""
+    shared = qkv, sharpness, slopes, window
+    out, lse, norms = _attention_shapes(*shared)
+    if sharpness is not None:
+        _launch(_key_norms, norms.shape[1] - len(slopes), False, (norms,), *shared)
+    _launch(_forward, len(slopes), False, (norms, out, lse), *shared)
+    return out, lse, norms
 
 
 @_attention.register_fake
-def _attention_shapes(q, k, v, slopes, lengths, window):
-    B, T, H, E = q.shape
-    return q.new_empty(B, T, H, E), q.new_empty(B, H, T, dtype=torch.float32)
+def _attention_shapes(qkv, sharpness, slopes, window):
+    (B, T, S, E), H = qkv.shape, len(slopes)
+    normed = 0 if sharpness is None else (S + H) // 2
+    lse, norms = (qkv.new_empty(B, rows, T, dtype=torch.float32) for rows in (H, normed))
+    return qkv.new_empty(B, T, H, E), lse, norms
 
 
 @torch.library.custom_op("pico::window_attention_backward", mutates_args=())
 def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, slopes: Tensor,
-    lengths: Tensor | None, window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    H, K, E = q.shape[2], k.shape[2], q.shape[3]
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    dq, dk, dv = _attention_backward_shapes(grad, q, k, v, out, lse, slopes, lengths, window)
-    delta = torch.empty_like(lse)
-    shared = ((q, k, v, grad), q, slopes, lengths, window, E**-0.5)
-    _launch(_backward_q, H, True, (q, k, v, out, grad, dq, lse, delta), *shared)
-    _launch(_backward_kv, K, True, (q, k, v, grad, dk, dv, lse, delta), *shared)
-    return dq, dk, dv
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, norms: Tensor, sharpness: Tensor | None, slopes: Tensor,
+    window: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dqkv (B, T, H + 2K, E), each query's part of dsharpness (B, H, T) fp32, meaningless without QK-norm)"""
+    dqkv, dsharpness = _attention_backward_shapes(grad, qkv, out, lse, norms, sharpness, slopes, window)
+    delta, H = torch.empty_like(lse), len(slopes)
+    shared = qkv, sharpness, slopes, window
+    _launch(_backward_q, H, True, (norms, out, grad, dqkv, lse, delta, dsharpness), *shared)
+    _launch(_backward_kv, (qkv.shape[2] - H) // 2, True, (norms, grad, dqkv, lse, delta), *shared)
+    return dqkv, dsharpness
 
 
 @_attention_backward.register_fake
-def _attention_backward_shapes(grad, q, k, v, out, lse, slopes, lengths, window):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _attention_backward_shapes(grad, qkv, out, lse, norms, sharpness, slopes, window):
+    return qkv.new_empty(qkv.shape), lse.new_empty(lse.shape)
 
 
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, slopes, lengths, window):
-        out, lse = _attention(q, k, v, slopes, lengths, window)
-        ctx.save_for_backward(q, k, v, out, lse, slopes, lengths)
+    def forward(ctx, qkv, sharpness, slopes, window):
+        out, lse, norms = _attention(qkv, sharpness, slopes, window)
+        ctx.save_for_backward(qkv, out, lse, norms, sharpness, slopes)
         ctx.window = window
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        return *_attention_backward(grad, *ctx.saved_tensors, ctx.window), None, None, None
+        dqkv, dsharpness = _attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.window)
+        return dqkv, dsharpness.sum()[None] if ctx.needs_input_grad[1] else None, None, None
 
 
 def check_width(q):
@@ -270,13 +339,13 @@ def check_width(q):
         )
 
 
-def window_attention(q, k, v, window: int, slopes, lengths=None):
+def window_attention(qkv, sharpness, slopes, window: int):
     """Causal sliding-window attention: query i sees keys i-window .. i of its row, with bias -slope (i - j).
 
-    q (B, T, H, E), k and v (B, T, K, E) with K dividing H, one dtype (bf16, fp16 or fp32), any strides; slopes (H,)
-    fp32, without gradient; lengths (B,) int32 or None: positions from a row's length on are padding, their keys are
-    not seen and their own outputs are zero. Returns (B, T, H, E), contiguous. Raises PicoError for too wide heads.
+    qkv (B, T, H + 2K, E), in bf16, fp16 or fp32: H query heads, then K key and K value heads, with K dividing H.
+    sharpness (1,) fp32: queries and keys get QK-norm, scores are multiplied by it; None: neither. slopes (H,) fp32,
+    without gradient. Returns (B, T, H, E), contiguous; the gradient of qkv is one tensor. Raises PicoError for too
+    wide heads.
     """
-    check_width(q)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return _WindowAttention.apply(q, k, v, slopes, lengths, window)
+    check_width(qkv)
+    return _WindowAttention.apply(qkv.contiguous(), sharpness, slopes, window)

@@ -43,8 +43,8 @@ def _decode(
     for first in range(0, R, BN):
         slot = first + tl.arange(0, BN)
         j = tl.load(key_positions + b * kp_b + slot * kp_r, mask=slot < R, other=-1)
-        key = load_rows(k, slot, k_r, R, UNIT, E, BE)
-        value = load_rows(v, slot, v_r, R, UNIT, E, BE)
+        key = load_rows(k, slot, k_r * UNIT, R, E, BE)
+        value = load_rows(v, slot, v_r * UNIT, R, E, BE)
         distance = i[:, None] - j[None, :]
         score = dot(query, tl.trans(key)) * scale - slope[:, None] * distance.to(tl.float32)
         score = tl.where((distance.to(tl.uint32) <= window) & (j >= 0)[None, :], score, float("-inf"))
@@ -68,7 +68,8 @@ def _attention(
     (B, n, H, E), (R, K) = q.shape, k.shape[1:3]
     out = q.new_empty(q.shape)
     strides = [s for tensor in (q, k, v) for s in tensor.stride()[:3]]
-    unit = 8 if all(s % 8 == 0 for s in strides) else 1  # lets Triton see 16-byte loads, as in attention.py
+    # Triton knows that a stride is a multiple of 16, but not of 8 (head width 40): in units of 8 it does
+    unit = 8 if all(s % 8 == 0 for s in strides) else 1
     # Few programs run, so each has as much of the ring in flight as fits 100 kB of shared memory
     rows, columns, stages = (16, 32, 1) if q.dtype == torch.float32 else (64, 128, 2)
     rows = max(16, min(rows, triton.next_power_of_2(n * (H // K))))

@@ -148,7 +148,7 @@ def compare(heads, window, *inputs):
     for got, right in zip(split(grads[0] * unit, heads), split(wanted[0] * unit, heads)):
         close(got, right, dtype)
     for got, right in zip(grads[1:], wanted[1:]):  # a sum over queries, of either sign, each with its rounding
-        close(got, right, dtype, scale=out[..., 0].numel() ** 0.5)
+        close(got, right, dtype, scale=4 * out[..., 0].numel() ** 0.5)
 
 
 @check()

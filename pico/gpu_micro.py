@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from pico import soap
-from pico.attention import alibi_slopes, attention, available_backends
+from pico.attention import alibi_slopes, attention, available_backends, split_heads
 from pico.gpu_clock import Section, clock
 from pico.loss import multi_byte_loss
-from pico.model import norm
+from pico.norm import norm
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {  # batch, length, query heads, key heads, head width, window; 64k bytes, of which a quarter is routed
@@ -90,10 +90,10 @@ def checks(section: Section, jobs: int, *names: str) -> tuple[list[str], dict[st
 
 
 def inputs(section: Section, batch, length, heads, kv_heads, width):
-    """q, k, v as the model makes them, views of one tensor, and an upstream gradient."""
-    fused = torch.randn(batch, length, heads + 2 * kv_heads, width, dtype=torch.bfloat16, device=section.device)
-    q, k, v = (x.requires_grad_() for x in fused.split([heads, kv_heads, kv_heads], 2))
-    return q, k, v, torch.randn_like(q)
+    """Queries, keys and values as the model makes them, one tensor, the sharpness, and an upstream gradient."""
+    shape, options = (batch, length, heads + 2 * kv_heads, width), dict(dtype=torch.bfloat16, device=section.device)
+    qkv, sharpness = torch.randn(shape, **options), torch.full((1,), 1.5, device=section.device)
+    return qkv.requires_grad_(), sharpness.requires_grad_(), torch.randn(batch, length, heads, width, **options)
 
 
 def varlen(q, k, v, window):
@@ -108,29 +108,35 @@ def varlen(q, k, v, window):
     return varlen_attn(*flat, ends, ends, length, length, window_size=(window, 0)).view_as(q)
 
 
-def attend(backend, q, k, v, window):
-    if backend == "varlen":
-        return varlen(q, k, v, window)
-    if backend == "triton, QK-norm before":
-        return attention(norm(q) * 1.5, norm(k), v, window, "triton")
-    return attention(q, k, v, window, backend)
+def attend(backend, qkv, sharpness, heads, window):
+    """By its first word; then "alone" is without QK-norm, "after" with torch's."""
+    name, _, how = backend.partition(", ")
+    if how == "after torch's QK-norm":
+        qkv, sharpness = torch.cat(split_heads(qkv, sharpness, heads), 2), None
+    if name == "varlen":
+        return varlen(*split_heads(qkv, None, heads), window)
+    return attention(qkv, None if how == "alone" else sharpness, heads, window, name)
 
 
-def forward(backend, q, k, v, upstream, window):
-    return attend(backend, q, k, v, window).detach()
+def forward(backend, qkv, sharpness, upstream, window):
+    return attend(backend, qkv, sharpness, upstream.shape[2], window).detach()
 
 
-def both(backend, q, k, v, upstream, window):
-    return torch.autograd.grad(attend(backend, q, k, v, window), (q, k, v), upstream)
+def both(backend, qkv, sharpness, upstream, window):
+    return torch.autograd.grad(attend(backend, qkv, sharpness, upstream.shape[2], window), qkv, upstream)
 
 
 def attention_speed(section: Section) -> None:
     """One layer's attention, forward and with backward, beside what memory or matmul allows (of_limit is 1 at best)."""
     torch._dynamo.config.recompile_limit = 64  # flex is compiled for every shape
-    backends = ["triton", "triton, QK-norm before", "flex", "varlen"] if section.cuda else ["blocked"]
+    backends = (
+        ["triton", "triton, alone", "triton, after torch's QK-norm", "flex", "flex, alone", "varlen"]
+        if section.cuda
+        else ["blocked", "blocked, alone"]
+    )
     for name, (batch, length, heads, kv_heads, width, window) in LAYERS.items():
         batch, length = (1, 40) if section.smoke else (batch, length)
-        q, k, v, upstream = inputs(section, batch, length, heads, kv_heads, width)
+        qkv, sharpness, upstream = inputs(section, batch, length, heads, kv_heads, width)
         seen = min(window, length - 1)
         work = 4 * batch * heads * width * length * (seen + 1) * (1 - seen / length / 2)
         traffic = 4 * batch * length * width * (heads + kv_heads)  # bytes: q, k, v read, out written
@@ -140,14 +146,16 @@ def attention_speed(section: Section) -> None:
             limit = max(memory, matmul)
             entry = {"limit_ms": float(f"{limit:.3g}"), "limited_by": "memory" if memory > matmul else "matmul"}
             for backend in backends:
-                if backend in ("flex", "varlen") and (width != 64 or length == 256):
+                if backend.startswith(("flex", "varlen")) and (width != 64 or length == 256):
                     continue  # each shape is a compilation
-                arguments = section, run, backend, q, k, v, upstream, window
+                arguments = section, run, backend, qkv, sharpness, upstream, window
                 entry[backend] = section.attempt(clock, *arguments, needs=15)
                 if "ms" in entry[backend]:
                     entry[backend]["of_limit"] = round(limit / entry[backend]["ms"], 3)
-            if "ms" in entry.get("flex", {}) and "ms" in entry["triton"]:
-                entry["flex_over_triton"] = round(entry["flex"]["ms"] / entry["triton"]["ms"], 2)
+            for how in ("", ", alone"):
+                flex, triton = entry.get(f"flex{how}", {}), entry.get(f"triton{how}", {})
+                if "ms" in flex and "ms" in triton:
+                    entry[f"flex_over_triton{how}"] = round(flex["ms"] / triton["ms"], 2)
             section.note(**{f"{name}, {'forward' if run is forward else 'forward and backward'}": entry})
 
 

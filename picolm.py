@@ -238,7 +238,7 @@ def evaluate(
         )
     try:
         if report:
-            write_page(report, result, examples)
+            write_page(report, result, examples, hints.command(*sys.argv[1:]))
             say(f"wrote {report}")
     finally:  # a page that cannot be written takes no figures with it
         show_json(result) if as_json else show(report_table(result))

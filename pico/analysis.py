@@ -228,7 +228,7 @@ def analyse(
         "context_len": context_len,
         "stride": stride,
         "rule": RULE,
-        "interval": f"95 %, percentile bootstrap over {len(bits)} "
+        "interval": f"95%, percentile bootstrap over {len(bits)} "
         + ("documents" if len(bits) == len(on.score.document_bits) >= FEW else f"blocks of {BLOCK} bytes"),
         "heads": [
             {"head": k, "bits": float(b / n), "accuracy": float(c / n), "targets": int(n)}

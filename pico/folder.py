@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -226,3 +227,12 @@ def _unlock(file: Path, descriptor: int) -> None:
     if file:
         with suppress(OSError):
             file.unlink()
+
+
+def git_revision() -> str | None:
+    """The commit of the code, where it is a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

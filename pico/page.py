@@ -31,23 +31,33 @@ def document(data: bytes, weights, routed, bits) -> list[Byte]:
 
 
 def write_html(
-    path: str | Path, title: str, documents: dict[str, list[Byte]], metrics: dict, plots: list[Plot] = ()
+    path: str | Path,
+    title: str,
+    documents: dict[str, list[Byte]],
+    metrics: dict,
+    plots: list[Plot] = (),
+    conclusion: str = "",
 ) -> None:
     """Writes the page. metrics: {name: number or text}; a dict among the values becomes a table of its own."""
     plain = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     tables = {name: value for name, value in metrics.items() if isinstance(value, dict)}
     tiles = "".join(f"<div><b>{figure(v)}</b><span>{escape(k)}</span></div>" for k, v in plain.items())
     low, high = contrast([b.weight for d in documents.values() for b in d])
-    texts = "".join(f"<h2>{escape(name)}</h2><p class=text>{shaded(d, low, high)}</p>" for name, d in documents.items())
+    texts = "".join(
+        f'<h2>{escape(name)}</h2><p class=text role=group aria-label="{escape(name)}, byte by byte">'
+        f"{shaded(d, low, high)}</p>"
+        for name, d in documents.items()
+    )
     charts = "".join(
         f"<figure><figcaption>{escape(p.title)}</figcaption>{svg(p) if p.lines or p.bars else NOTHING}</figure>"
         for p in plots
     )
     for name, rows in tables.items():
-        cells = "".join(f"<tr><td>{escape(str(k))}<td>{figure(v)}" for k, v in rows.items())
+        cells = "".join(f"<tr><th scope=row>{escape(str(k))}<td>{figure(v)}" for k, v in rows.items())
         charts += f"<figure><figcaption>{escape(name)}</figcaption><table>{cells}</table></figure>"
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    filled = {"title": escape(title), "tiles": tiles, "texts": texts, "charts": charts}
+    filled = {"title": escape(title), "conclusion": escape(conclusion)}
+    filled |= {"tiles": tiles, "texts": texts, "charts": charts}
     filled |= {"low": f"{low:.2f}", "high": f"{high:.2f}"}
     for i, mode in enumerate(("light", "dark")):
         filled[mode] = "; ".join(f"--{key}: {colours[i]}" for key, colours in COLOURS.items())

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from pico import checkpoint
 from pico.config import DataConfig, ModelConfig, PicoError, TrainConfig
 from pico.files import entries
-from pico.folder import checkpoints, differences, read_record
+from pico.folder import checkpoints, differences, git_revision, read_record
 from pico.folder import runs as runs_of
 
 
@@ -105,12 +104,3 @@ def _load(model, folder: Path) -> tuple[int, str]:
     checkpoint.load_weights(model, folder)
     state = checkpoint.read_state(folder)
     return state["step"], state["files"][checkpoint.WEIGHTS]
-
-
-def git_revision() -> str | None:
-    """The commit of the code, where it is a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None

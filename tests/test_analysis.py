@@ -1,6 +1,7 @@
 """The report: every figure against the plain way to compute it, and chance levels against a real coin."""
 
 import json
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import tiny
 
 from pico import PicoError, analysis, checkpoint
 from pico.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds
-from pico.analysis_report import _routing_rows, report_table, write_page
+from pico.analysis_report import _routing_rows, conclusion, report_table, write_page
 from pico.config import DataConfig, TrainConfig
 from pico.data import story_documents
 from pico.documents import Documents
@@ -239,8 +240,9 @@ def test_a_run_is_evaluated_with_yardsticks_and_a_page(tmp_path, monkeypatch):
     assert report["context_len"] == 48 and report["documents"] == 40
     assert report["yardsticks"]["xz"]["after_training_text"] > 0 and report["yardstick_history_bytes"] == 340
     assert len(said) >= 6
-    write_page(tmp_path / "page.html", report, examples)
+    write_page(tmp_path / "page.html", report, examples, "picolm eval m r")
     page = (tmp_path / "page.html").read_text()
+    assert conclusion(report) in page and f"{date.today()}" in page and "picolm eval m r" in page
     assert "http" not in page.replace("http://www.w3.org", "") and "&lt;" in page and "<b>0 " not in page
     plain, _ = evaluate_run(path, "r", data, context_len=16, max_bytes=100, device="cpu")
     assert plain["context_len"] == 16 and plain["bytes"] == 100 and "yardsticks" not in plain
@@ -274,3 +276,41 @@ def test_training_text_is_the_end_of_what_the_run_read(tmp_path):
     file.unlink()
     assert analysis.training_text(record, 0) is None
     assert analysis.training_text({}, 0) is None
+
+
+@pytest.mark.parametrize(
+    "latent, others, said",
+    [
+        ((0.1004, 0.2001), {}, "; its latent blocks save 0.100 to 0.201."),
+        ((0.0004, 0.2), {}, "; whether its latent blocks help, this text cannot tell (+0.000 to +0.200)."),
+        ((-0.2, -0.1), {}, "; without its latent blocks it would need 0.100 to 0.200 less."),
+        (
+            (0.1, 0.2),
+            {"space": (0.03, 0.2), "stride": (0.02, 0.1), "topk_sees_the_future": (-0.1, 0.1)},
+            "; routed by space or stride instead, without retraining, it would need at least 0.020 more.",
+        ),
+        (
+            (0.1, 0.2),
+            {"space": (0.03, 0.2), "stride": (-0.02, 0.1)},
+            "; whether its own routing is better than by stride, this text cannot tell.",
+        ),
+        (
+            (0.1, 0.2),
+            {"space": (-0.3, -0.2), "stride": (-0.02, 0.1)},
+            "; routed by space instead, without retraining, it would need less.",
+        ),
+    ],
+)
+def test_the_conclusion_says_no_more_than_the_intervals(latent, others, said):
+    report = {
+        "bits_per_byte": 1.25,
+        "bits_per_byte_interval": (1.2004, 1.3001),
+        "routing": {"realised_fraction": 0.25},
+        "disable_latent": {"difference_interval": latent},
+        "replaced_routing": {name: {"difference_interval": pair} for name, pair in others.items()},
+    }
+    assert conclusion(report).startswith("The model needs 1.250 bits per byte (1.200 to 1.301); ")
+    assert conclusion(report).endswith(said)
+    assert conclusion(report | {"routing": {"realised_fraction": 0.0}}).endswith(" and routed no byte.")
+    report["bits_per_byte_interval"] = report["disable_latent"]["difference_interval"] = None
+    assert conclusion(report) == "The model needs 1.250 bits per byte (too little text for an interval)."

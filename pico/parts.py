@@ -48,6 +48,7 @@ class State:
     best: dict | None = None  # step and bits_per_byte of the best validation
     validation_bpb: float | None = None  # of the newest one
     data: dict = field(default_factory=dict)  # the position in the text, by `Batches.state_dict`
+    unconcluded: dict | None = None  # the line of the newest step, if its validation could not read the text
     sample_bytes: int | None = 0  # size of samples.txt; None in a checkpoint that does not say it
 
 
@@ -155,7 +156,7 @@ def build(
     }
 
     def write() -> None:
-        cut_back(path / run, state.step, state.sample_bytes)
+        cut_back(path / run, state.step - (state.unconcluded is not None), state.sample_bytes)
         write_json(path / run / "train.json", runs.record(model_config, data, config, **about))
 
     on_main(write)
@@ -226,7 +227,7 @@ def restore(source: Path, optimizers: list, batches: Batches, rank: int) -> Stat
         batches.load_state_dict(found["data"])
         if rank < len(found["rng"]):
             set_rng_state(found["rng"][rank])
-        found.setdefault("sample_bytes", None)
+        found = {"sample_bytes": None, "unconcluded": None, **found}
         return State(**{each.name: found[each.name] for each in fields(State)})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise PicoError(f"{source} is of another version of Pico or this run: {error!r}") from None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 STOPS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}  # and what they make of a run
 SAVES = "SIGUSR1"
+ENDING = "ending after this step, with a checkpoint; Ctrl-C again ends at once"
 
 
 class Signals:
@@ -24,16 +25,22 @@ class Signals:
         self.stopped = next((STOPS[signal.Signals(number).name] for number, n in received.items() if n), None)
 
     @contextmanager
-    def caught(self):
-        """Counts signals instead of dying of them; a second Ctrl-C interrupts at once. nohup's SIGHUP stays off."""
+    def caught(self, say):
+        """Counts signals instead of dying of them; a second Ctrl-C interrupts at once. nohup's SIGHUP stays off.
+
+        say: for what the first Ctrl-C does.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handle(number, _):
             self.counts[number] += 1
-            if number == signal.SIGINT and self.counts[number] > 1:
-                raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                if self.counts[number] > 1:
+                    raise KeyboardInterrupt
+                # by a thread: the signal may have come in the middle of a write, whose locks are taken
+                threading.Thread(target=say, args=[ENDING], daemon=True).start()
 
         ignored = {number for number in self.counts if signal.getsignal(number) is signal.SIG_IGN} - {signal.SIGINT}
         before = {number: signal.signal(number, handle) for number in self.counts if number not in ignored}

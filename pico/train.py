@@ -10,7 +10,7 @@ CPU a resumed run repeats the uninterrupted one bit for bit.
 import json
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,28 +120,20 @@ class Training:
 
     def run(self) -> Summary:
         """Steps until a limit, a signal or a failure; then saves, and sums up."""
-        config, parts, state = self.config, self.parts, self.state
+        parts, state = self.parts, self.state
         self.started = time.monotonic() - state.seconds
         with ExitStack() as stack:
-            stack.enter_context(self.signals.caught())
-            each = config.grad_accumulation_steps
+            stack.enter_context(self.signals.caught(self.say_once))
+            stack.enter_context(self.interruptible())
+            each = self.config.grad_accumulation_steps
             prefetch = stack.enter_context(Prefetch(parts.batches, parts.accelerator.device, each))
+            if state.unconcluded is not None:
+                self.conclude(state.unconcluded)
             while self.progress() < 1 and not self.signals.stopped and not self.failed:
                 line = self.step(prefetch)
                 if line is None:  # not finite: no weight has moved, the next batch may be better
                     continue
-                # Validation and sample come before the checkpoint, which holds their results.
-                if self.due(config.validation_interval):
-                    line |= self.validate()
-                if self.due(config.sample_interval):
-                    self.sample()
-                if parts.accelerator.is_main_process:
-                    append(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
-                parts.tracker.log(line)
-                new_best = state.best is not None and state.best["step"] == state.step
-                if new_best or self.signals.saves > self.saves_made or self.due(config.checkpoint_interval):
-                    self.save()
-                self.display.step(line, self.progress(), self.remaining(), parts.text.floor)
+                self.conclude(line)
             if self.saved != state.step:
                 self.save()
         if not self.failed:
@@ -199,6 +191,27 @@ class Training:
             "kB_per_s": round(self.rate / 1000, 2),
         }
 
+    def conclude(self, line: dict) -> None:
+        """What follows a step: validation and sample, and then the checkpoint, which holds their results."""
+        config, parts, state = self.config, self.parts, self.state
+        state.unconcluded = None
+        if self.due(config.validation_interval):
+            found = self.validate()
+            if found is None:  # the run ends, and begins here when it goes on
+                state.unconcluded = line
+                return
+            line |= found
+        if self.due(config.sample_interval):
+            self.sample()
+        if parts.accelerator.is_main_process:
+            append(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
+        parts.tracker.log(line)
+        new_best = state.best is not None and state.best["step"] == state.step
+        wanted = new_best or self.signals.saves > self.saves_made or self.due(config.checkpoint_interval)
+        if wanted and self.saved != state.step:
+            self.save()
+        self.display.step(line, self.progress(), self.remaining(), parts.text.floor)
+
     def tell(self, prefetch: Prefetch) -> list[float]:
         """What the processes share in every step: the signals that came, failures, and the main one's clock."""
         self.failure = prefetch.failure()  # of the next step's text: this step can still be finished and saved
@@ -228,6 +241,21 @@ class Training:
 
     # --- now and then --------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def interruptible(self):
+        """Says, where Ctrl-C ends the run at once, what is left of it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            folder, _ = checkpoint.newest(self.folder)
+            self.say_once(f"ended at once; --resume goes on from {folder or 'the beginning: nothing was saved yet'}")
+            raise
+
+    def say_once(self, message: str) -> None:
+        """Even when quiet, but by one of the processes."""
+        if self.parts.accelerator.is_main_process:
+            self.display.warn(message)
+
     def sound_model(self):
         """The model for what the main process does with it alone (None elsewhere). Raises PicoError if it diverged."""
         model = whole_model(self.parts.model)
@@ -241,8 +269,8 @@ class Training:
         on_main(check)
         return model
 
-    def validate(self) -> dict:
-        """Causal bits per byte of the validation text's first documents; remembers the best."""
+    def validate(self) -> dict | None:
+        """Causal bits per byte of the validation text's first documents; remembers the best. None: unreadable now."""
         state, text = self.state, self.parts.text
         if not len(text.scored):
             return {}
@@ -257,7 +285,7 @@ class Training:
         bpb = on_main(bits_per_byte)
         if isinstance(bpb, DataError):
             self.failure, self.failed = bpb, True
-            return {}
+            return None
         if not math.isfinite(bpb):
             raise self.diverged(f"the validation of step {state.step} is not finite")
         state.validation_bpb = bpb

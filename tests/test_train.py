@@ -19,6 +19,7 @@ from pico.evaluate import Score
 from pico.folder import checkpoints, create, read_config
 from pico.model import Pico, flops_per_byte
 from pico.optimizers import build_optimizers, set_learning_rate
+from pico.signals import ENDING
 from pico.stories import floor
 from pico.train import Training, train
 
@@ -328,6 +329,27 @@ def test_a_signal_stops_with_a_checkpoint(path, data, monkeypatch, number, stopp
     assert (summary.steps, summary.stopped, summary.exit_code) == (5, stopped, code)
     assert checkpoint.newest(path / "r")[0].name == "00000005"
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(number))
+    go(path, "r", data, resume=True)
+    assert_same_run(path, "whole", "r")
+
+
+def test_ctrl_c_says_what_it_does_and_again_ends_at_once(path, data, monkeypatch, capfd):
+    """During a step, whose text it does not wait for."""
+    go(path, "whole", data)
+    original = Training.step
+
+    def interrupted(self, prefetch):
+        if self.state.step == 6:
+            for said in (ENDING, None):
+                os.kill(os.getpid(), signal.SIGINT)
+                while said and said not in capfd.readouterr().err:
+                    pass
+        return original(self, prefetch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "step", interrupted)
+        go(path, "r", data)
+    assert f"ended at once; --resume goes on from {path / 'r' / '00000006'}\n" in capfd.readouterr().err
     go(path, "r", data, resume=True)
     assert_same_run(path, "whole", "r")
 

@@ -325,7 +325,7 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of weights, order, samples, held-out part")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
     attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool = Field(False, description="torch.compile each block")
     tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="metrics also go to")
     tracker_project_name: str = Field("pico", description="project of the tracker")
 

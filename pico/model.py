@@ -73,11 +73,15 @@ class NGrams(nn.Module):
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
     def forward(self, tokens: Tensor, before: list[Tensor], dtype: torch.dtype) -> Tensor:
-        rows = torch.stack(keys(tokens, before, self.longest, self.rows), dim=-1)  # (B, T, orders)
+        rows = self.row_numbers(tokens, before)
         found = self.table(rows)  # (B, T, orders, width)
         if self.training and self.dropout:
             found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
         return self.project(found.flatten(2).to(dtype))
+
+    def row_numbers(self, tokens: Tensor, before: list[Tensor]) -> Tensor:
+        """(B, T, orders): where the table holds each n-gram."""
+        return torch.stack(keys(tokens, before, self.longest, self.rows), dim=-1)
 
 
 class Attention(nn.Module):
@@ -257,12 +261,12 @@ class Pico(nn.Module):
             cache.advance(tokens, routed)
 
         skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
-        out = Output(None, x, routing.weight, routed, skipped, slots, router_loss=router_loss)
+        seen = x, routing.weight, routed, skipped, slots
         if targets is None:
-            return out._replace(logits=rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary))
+            return Output(rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary), *seen)
         weight = self.heads.weight if self.heads.cast is None else self.heads.cast
         loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), weight, targets)
-        return out._replace(loss=loss, head_nll=head_nll)
+        return Output(None, *seen, loss, head_nll, router_loss)
 
     def before(self, tokens: Tensor, history: Tensor) -> list[Tensor]:
         """The bytes 1, 2, ... before each of tokens (B, T), each (B, T); history (B, H) is what came before them."""

@@ -27,6 +27,7 @@ from pico.casts import cast_together
 from pico.config import PicoError, TrainConfig
 from pico.model import Pico
 from pico.optimizers import build_optimizers
+from pico.regions import compile_regions
 
 FAILED, CODE, HEARD = "pico/failed", "pico/exit code", "pico/heard by "  # in the store that all processes share
 GRACE = 5.0  # seconds that a process has to stop by itself once another has failed
@@ -109,17 +110,18 @@ def _watch(store, over: threading.Event) -> None:
 
 def prepare(model, config: TrainConfig, accelerator):
     """(forward, optimizers): the model on its device, whole, wrapped in DDP or sharded; compiled if wanted."""
+    if config.compile:
+        compile_regions(model)
     if sharding():
         shard(model, accelerator.device)
-        return torch.compile(model) if config.compile else model, sharded_optimizers(model, config)
+        return model, sharded_optimizers(model, config)
     model.to(accelerator.device)
     if accelerator.device.type == "cuda" and accelerator.num_processes == 1 and model.dtype != torch.float32:
         cast_together(model)  # several processes average each gradient while the rest of backward runs
     if model.ngrams:
         # sparse gradients cannot be averaged everywhere, and MPS has few operators for them
         model.ngrams.table.sparse = accelerator.num_processes == 1 and accelerator.device.type != "mps"
-    forward = torch.compile(model) if config.compile else model
-    forward, *optimizers = accelerator.prepare(forward, *build_optimizers(model, config))
+    forward, *optimizers = accelerator.prepare(model, *build_optimizers(model, config))
     return forward, optimizers
 
 

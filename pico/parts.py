@@ -81,7 +81,7 @@ class Parts:
     text: Text
     origin: Origin
     model: Pico
-    forward: Callable  # the model as it is called: compiled, or wrapped in DDP
+    forward: Callable  # the model as it is called, which may be wrapped in DDP
     optimizers: list
     batches: Batches
     short_text: bool  # it would be learned by heart when it is read again

@@ -48,7 +48,7 @@ def optimizer_step(
 ) -> StepResult:
     """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
 
-    forward: the model as it is called, which may be compiled or wrapped in DDP. step, progress: how many steps came
+    forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
     before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
     then there is dropout. tell: numbers that the processes share on the way. mark: told the name of each part when it
     ends, "forward", "backward" or "optimizer".

@@ -18,6 +18,7 @@ from pico.evaluate import Trace, score, traces
 from pico.files import write_json
 from pico.folder import create
 from pico.generation import generate
+from pico.model import Pico
 from pico.routers import BestScored, Nothing, Random, RouterInput, Space, Stride
 from pico.vocab import BOS, VOCABULARY
 
@@ -265,6 +266,19 @@ def test_evaluating_needs_the_context_alone(tmp_path, capfd, content):
     odd = {"train": {"context_len": 48, "seed": 1, "batch_size": "many", "of a later version": True}}
     write_json(path / "r" / "train.json", odd)
     assert evaluate_run(path, "r", DataConfig(dataset=str(texts)), device="cpu")[0]["context_len"] == 48
+
+
+def test_evaluating_on_a_cpu_takes_as_many_threads_as_are_fastest(tmp_path, monkeypatch):
+    """Measured by forwards of the model, as long as those to come."""
+    path = create(tmp_path / "m", tiny().config)
+    checkpoint.save(path / "r", 3, tiny(), [], {"seconds": 1.0})
+    text = tmp_path / "text.txt"
+    text.write_text("cats purr. " * 20)
+    lengths, forwards, original = [], [], Pico.forward
+    monkeypatch.setattr(Pico, "forward", lambda *a, **k: lengths.append(a[1].shape[1]) or original(*a, **k))
+    monkeypatch.setattr(analysis, "pick_threads", lambda work, say: forwards.append(work() and lengths[:]))
+    evaluate_run(path, "r", DataConfig(dataset=str(text)), context_len=32, device="cpu")
+    assert forwards == [[32]]  # once, and before anything was scored
 
 
 def test_training_text_is_the_end_of_what_the_run_read(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from pico import soap
+from pico import orthogonal
 from pico.attention import alibi_slopes, attention, available_backends, split_heads
 from pico.gpu_clock import Section, clock
 from pico.loss import multi_byte_loss
@@ -126,37 +126,48 @@ def both(backend, qkv, sharpness, upstream, window):
     return torch.autograd.grad(attend(backend, qkv, sharpness, upstream.shape[2], window), qkv, upstream)
 
 
+OWN = ("triton", "triton, alone", "triton, after torch's QK-norm")
+YARDSTICKS = {"flex, alone": 4, "varlen": 2}  # in so many of the layers: each shape of flex is seconds of compilation
+
+
 def attention_speed(section: Section) -> None:
     """One layer's attention, forward and with backward, beside what memory or matmul allows (of_limit is 1 at best)."""
     torch._dynamo.config.recompile_limit = 64  # flex is compiled for every shape
-    backends = (
-        ["triton", "triton, alone", "triton, after torch's QK-norm", "flex", "flex, alone", "varlen"]
-        if section.cuda
-        else ["blocked", "blocked, alone"]
-    )
-    for name, (batch, length, heads, kv_heads, width, window) in LAYERS.items():
-        batch, length = (1, 40) if section.smoke else (batch, length)
-        qkv, sharpness, upstream = inputs(section, batch, length, heads, kv_heads, width)
-        seen = min(window, length - 1)
-        work = 4 * batch * heads * width * length * (seen + 1) * (1 - seen / length / 2)
-        traffic = 4 * batch * length * width * (heads + kv_heads)  # bytes: q, k, v read, out written
-        for run, passes, products in ((forward, 1, 1), (both, 3, 3.5)):
-            memory = passes * traffic / section.peak("bytes") * 1e3
-            matmul = products * work / section.peak("flops") * 1e3
-            limit = max(memory, matmul)
-            entry = {"limit_ms": float(f"{limit:.3g}"), "limited_by": "memory" if memory > matmul else "matmul"}
-            for backend in backends:
-                if backend.startswith(("flex", "varlen")) and (width != 64 or length == 256):
-                    continue  # each shape is a compilation
-                arguments = section, run, backend, qkv, sharpness, upstream, window
-                entry[backend] = section.attempt(clock, *arguments, needs=15)
+    own, yardsticks = (OWN, YARDSTICKS) if section.cuda else (("blocked", "blocked, alone"), {})
+    entries: dict[str, dict] = {}
+    for backend, layers in [(backend, len(LAYERS)) for backend in own] + [*yardsticks.items()]:
+        for name in list(LAYERS)[:layers]:
+            for run in (forward, both):
+                key = f"{name}, {'forward' if run is forward else 'forward and backward'}"
+                entry = entries.setdefault(key, limits(section, LAYERS[name], run is both))
+                entry[backend] = section.attempt(layer, section, run, backend, LAYERS[name])
                 if "ms" in entry[backend]:
-                    entry[backend]["of_limit"] = round(limit / entry[backend]["ms"], 3)
-            for how in ("", ", alone"):
-                flex, triton = entry.get(f"flex{how}", {}), entry.get(f"triton{how}", {})
+                    entry[backend]["of_limit"] = round(entry["limit_ms"] / entry[backend]["ms"], 3)
+                flex, triton = entry.get("flex, alone", {}), entry.get("triton, alone", {})
                 if "ms" in flex and "ms" in triton:
-                    entry[f"flex_over_triton{how}"] = round(flex["ms"] / triton["ms"], 2)
-            section.note(**{f"{name}, {'forward' if run is forward else 'forward and backward'}": entry})
+                    entry["flex_over_triton"] = round(flex["ms"] / triton["ms"], 2)
+                section.note(**{key: entry})
+
+
+def layer(section: Section, run, backend: str, shape: tuple) -> dict:
+    """The time of one layer of LAYERS."""
+    *shape, window = (1, 40, *shape[2:]) if section.smoke else shape
+    qkv, sharpness, upstream = inputs(section, *shape)
+    return clock(section, run, backend, qkv, sharpness, upstream, window)
+
+
+def limits(section: Section, shape: tuple, backward: bool) -> dict:
+    """What memory and matmuls allow: q, k, v read and out written; a backward reads and writes twice as much."""
+    batch, length, heads, kv_heads, width, window = shape
+    seen = min(window, length - 1)
+    work = 4 * batch * heads * width * length * (seen + 1) * (1 - seen / length / 2)
+    traffic = 4 * batch * length * width * (heads + kv_heads)  # bytes
+    memory = (3 if backward else 1) * traffic / section.peak("bytes") * 1e3
+    matmul = (3.5 if backward else 1) * work / section.peak("flops") * 1e3
+    return {
+        "limit_ms": float(f"{max(memory, matmul):.3g}"),
+        "limited_by": "memory" if memory > matmul else "matmul",
+    }
 
 
 # --- what choices rest on ---------------------------------------------------------------------------------------------
@@ -164,7 +175,7 @@ def attention_speed(section: Section) -> None:
 
 def micro(section: Section) -> None:
     """Pairs of ways to do the same, each timed beside the other."""
-    for part in (qr, matmuls, norms, routed_rows, losses, decode):
+    for part in (losses, decode, matmuls, norms, routed_rows, qr):
         wrong = section.attempt(part, section)
         if wrong:
             section.note(**{part.__name__: wrong})
@@ -203,13 +214,28 @@ def qr(section: Section) -> None:
         gram = factor @ factor.mT / side
         basis = torch.linalg.qr(torch.randn(side, side, device=section.device)).Q
         power, entry = gram @ basis, {"matrices": count}
-        ways = {"householder": soap.householder, "cholesky twice": lambda x: soap.cholesky_qr(x.double())}
+        ways = {"householder": orthogonal.householder, "cholesky twice": lambda x: orthogonal.cholesky_qr(x.double())}
         if side <= 1024:
             ways["eigh"] = torch.linalg.eigh
         for name, way in ways.items():
             entry[name] = section.attempt(lambda w=way, x=power if name != "eigh" else gram: slow(section, w, x))
-        entry["off orthogonal"] = section.attempt(lambda p=power: off_orthogonal(soap.cholesky_qr(p.double())[0]))
+        entry["off orthogonal"] = section.attempt(lambda p=power: off_orthogonal(orthogonal.cholesky_qr(p.double())[0]))
         section.note(**{f"qr {side}": entry})
+
+
+def leaves(section: Section) -> None:
+    """Cholesky-QR by the widest block that is factored by itself, replayed from a CUDA graph if it can be captured."""
+    chosen = orthogonal.LEAF
+    for side in (384, 768, 1024, 2048):
+        count, side = (2, side // 8) if section.smoke else (QR_SIDES[side], side)
+        power, entry = torch.randn(count, side, side, dtype=torch.float64, device=section.device), {"matrices": count}
+        for orthogonal.LEAF in (128, 64, 32, 16):
+            took = section.attempt(clock, section, orthogonal.cholesky_qr, power)
+            if "error" in took:
+                took = {"not captured": took["error"]} | section.attempt(slow, section, orthogonal.cholesky_qr, power)
+            entry[f"leaf {orthogonal.LEAF}"] = took
+        section.note(**{f"side {side}": entry})
+    orthogonal.LEAF = chosen
 
 
 def slow(section: Section, function, *arguments) -> dict:

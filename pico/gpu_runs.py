@@ -206,7 +206,7 @@ def generation(section: Section) -> None:
     text = story_text(3_000 if section.smoke else 4_000_000)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=512, batch_size=64)
     trainer = Trainer(section, shape(section, "s"), TrainConfig(**size), text)
-    began, seconds = time.monotonic(), 0.5 if section.smoke else min(40.0, section.left() / 2)
+    began, seconds = time.monotonic(), 0.5 if section.smoke else min(30.0, section.left() / 2)
     while (progress := (time.monotonic() - began) / seconds) < 1:
         result = trainer.train(progress)
     section.note(trained_steps=trainer.step, training_bpb=round(result.bits_per_byte, 3))
@@ -223,11 +223,13 @@ def generation(section: Section) -> None:
 
 
 def generated(section: Section, model, batch: int, cuda_graph: bool, speculative: bool) -> dict:
-    """Three texts' worth after one to warm up; the figures of the one of median speed."""
-    length, runs = 8 if section.smoke else 512, []
-    options = dict(num_samples=batch, speculative=speculative, cuda_graph=cuda_graph, stop_symbols=frozenset())
-    for seed in range(1 if section.smoke else 4):
-        run = generate(model, b"One day", max_bytes=length, temperature=0.8, seed=seed, **options)
+    """Three texts' worth after one to warm up, eager a short one; the figures of the one of median speed."""
+    length, times = (8, 1) if section.smoke else (512, 4) if cuda_graph else (64, 2)
+    options, runs = dict(num_samples=batch, speculative=speculative, cuda_graph=cuda_graph), []
+    for seed in range(times):
+        run = generate(
+            model, b"One day", max_bytes=length, temperature=0.8, seed=seed, stop_symbols=frozenset(), **options
+        )
         for _ in run:
             pass
         runs.append(run.stats)
@@ -247,7 +249,7 @@ def generated(section: Section, model, batch: int, cuda_graph: bool, speculative
 def bytes_of(section: Section, model, batch: int, **options) -> list[bytes]:
     """The texts so generated."""
     texts = [bytearray() for _ in range(batch)]
-    for step in generate(model, b"One day", max_bytes=8 if section.smoke else 200, num_samples=batch, **options):
+    for step in generate(model, b"One day", max_bytes=8 if section.smoke else 100, num_samples=batch, **options):
         texts[step.row].append(step.byte)
     return [bytes(text) for text in texts]
 
@@ -278,7 +280,7 @@ def speculative_equals_plain(section: Section, model, batch: int) -> str | bool:
 
 def story(section: Section) -> None:
     """Trains a story model with `train` by the clock, then exports it in pieces that are small files."""
-    minutes = 5 / 60 if section.smoke else min(3.0, (section.left() - 25) / 60)
+    minutes = 5 / 60 if section.smoke else min(3.0, (section.left() - 15) / 60)
     name, mode = story_choice(section)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=512, batch_size=64)
     never = dict(validation_interval=10**6, sample_interval=10**6, checkpoint_interval=10**6)

@@ -3,17 +3,21 @@
     python picolm.py bench train --preset tiny
     python picolm.py bench generate models/my-model my-run --json
 
+Two kinds look at generated text instead: `long` at what a long one costs, `spelling` at its words.
+
 Nothing is timed once: every figure is a median over repetitions that take turns in one process, with the spread
 (the middle half of them) beside it, so that figures of one run can be compared although the machine is shared.
 """
 
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import get_args
 
 import numpy as np
+import psutil
 import torch
 
 from pico.attention import attention, available_backends
@@ -22,14 +26,22 @@ from pico.machine import Prefetch, keep_memory, pick_dtype
 from pico.memory import require_weights
 from pico.model import Pico, flops_per_byte
 
-KINDS = ("train", "generate", "attention", "optimizer")
+KINDS = ("train", "generate", "long", "spelling", "attention", "optimizer")
+WORD = re.compile(rb"[A-Za-z]+")
 
 
 def bench(
-    kind: str, config: ModelConfig, device: torch.device, settings: TrainConfig, model=None, seconds=30.0
+    kind: str,
+    config: ModelConfig,
+    device: torch.device,
+    settings: TrainConfig,
+    model=None,
+    seconds=30.0,
+    dataset: str = "stories",
 ) -> dict:
-    """One benchmark for about so many seconds. `model` is the trained one that `generate` may use.
+    """One benchmark for about so many seconds, except `spelling`, which always writes the same texts.
 
+    model: the trained one whose text is measured. dataset: its training text, for `spelling`.
     Raises PicoError for an unknown kind.
     """
     if kind not in KINDS:
@@ -40,8 +52,11 @@ def bench(
     facts = {"benchmark": kind, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if kind == "attention":
         return facts | bench_attention(config, device, settings, seconds)
-    if kind == "generate":
-        return facts | bench_generate(model or Pico(config).to(device), seconds)
+    if kind in ("generate", "long", "spelling"):
+        model = (model or Pico(config).to(device)).eval()
+        if kind == "spelling":
+            return facts | bench_spelling(model, dataset)
+        return facts | (bench_generate if kind == "generate" else bench_long)(model, seconds)
     return facts | (bench_train if kind == "train" else bench_optimizer)(config, device, settings, seconds)
 
 
@@ -159,7 +174,6 @@ def bench_generate(model: Pico, seconds: float) -> dict:
     """Plain and speculative generation of the same length, at temperature 0 and 0.8, and one reading of the weights."""
     from pico.generation import generate
 
-    model.eval()
     device = next(model.parameters()).device
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     read = take_turns({"read": lambda: weights.sum()}, device, 0.5)["read"]["median"]
@@ -191,6 +205,57 @@ def bench_generate(model: Pico, seconds: float) -> dict:
         }
         result |= one if temperature else {"greedy": one}
     return result
+
+
+def bench_long(model: Pico, seconds: float, block: int = 1000, least: int = 20) -> dict:
+    """Does a long text cost more than a short one? The first and the last ten blocks of one that never ends."""
+    from pico.generation import generate
+
+    result = {}
+    for name, speculative in (("plain", False), ("speculative", True)):
+        generation = generate(model, "The", max_bytes=10**9, speculative=speculative, stop_symbols=())
+        times, memory, last = [], [], time.perf_counter()
+        end = last + seconds / 2
+        for count, _ in enumerate(generation, start=1):
+            if count % block == 0:
+                now = time.perf_counter()
+                times.append(now - last)
+                memory.append(psutil.Process().memory_info().rss / 2**20)
+                last = now
+                if now > end and len(times) >= least:
+                    break
+        first, final = summary(times[1:11]), summary(times[-10:])
+        result[name] = {
+            "bytes": block * len(times),
+            "ms_per_block": {"block": block, "first": first, "last": final},
+            "last_over_first": round(final["median"] / first["median"], 3),
+            "memory_mb": round(memory[-1]),
+            "memory_growth_mb": round(memory[-1] - memory[1], 2),  # after the second block
+        }
+    return result
+
+
+def bench_spelling(model: Pico, dataset: str, texts: int = 20, size: int = 500) -> dict:
+    """Does a model spell without its latent blocks? Share of the words it writes that its training text has."""
+    from pico.data import open_data
+
+    documents, _ = open_data(DataConfig(dataset=dataset), 0)
+    known = {word.lower() for i in range(len(documents)) for word in WORD.findall(documents[i])}
+    result: dict = {"dataset": dataset, "texts": texts, "bytes_per_text": size}
+    for name, disable_latent in (("with_latent_blocks", False), ("without_latent_blocks", True)):
+        words = [word for text in written(model, texts, size, disable_latent) for word in WORD.findall(text)[:-1]]
+        share = sum(word.lower() in known for word in words) / max(1, len(words))
+        result[name] = {"words": len(words), "known": round(share, 4)}
+    return result
+
+
+def written(model: Pico, texts: int, size: int, disable_latent: bool) -> Iterable[bytes]:
+    """Texts of `size` bytes at temperature 0.8; the last word of each may be cut off."""
+    from pico.generation import generate
+
+    for seed in range(texts):
+        steps = generate(model, "Once upon a time", max_bytes=size, seed=seed, disable_latent=disable_latent)
+        yield bytes(step.byte for step in steps)
 
 
 def bench_attention(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:

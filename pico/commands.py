@@ -35,7 +35,7 @@ BENCHED = Options(
 
 @app.command(rich_help_panel=LOOK, epilog=f"The keys of an experiment file:\n\n\b\n{form()}")
 def compare(
-    experiment: argument(Path, "JSON file; there are examples in benchmarks/"),
+    experiment: argument(Path, "folder with an experiment.json, or a JSON file; there are examples in experiments/"),
     out: option(Path | None, "folder of the runs and results (default: models/compare/NAME)") = None,
     dataset: option(str | None, "train and score on this instead of the file's dataset") = None,
     only: option(str | None, "train only these configurations, as a,b") = None,
@@ -49,11 +49,11 @@ def compare(
     Stopped at any time, the same command goes on where it was. Started several times, once per core or GPU, it shares
     the work: each process trains what no other does, and all end with the same table.
     """
-    from pico.experiment import read_experiment
+    from pico.experiment import experiment_name, read_experiment
 
     file = read_experiment(experiment, dataset, say)
     plan = file.plan(only, seeds)
-    name = experiment.stem + (f"-{Path(dataset).stem}" if dataset is not None else "")
+    name = experiment_name(experiment) + (f"-{Path(dataset).stem}" if dataset is not None else "")
     out = out or Path("models/compare") / name
     if dry_run:
         from pico.estimate import estimate
@@ -95,18 +95,25 @@ def export(
 @app.command(rich_help_panel=LOOK)
 @flags(model=MODEL, training=BENCHED)
 def bench(
-    kind: argument(str, "what to measure: train, generate, attention or optimizer"),
-    path: argument(Path | None, "generate: folder of a trained model (default: a new one, of the flags)") = None,
+    kind: argument(str, "what to measure: train, generate, long, spelling, attention or optimizer"),
+    path: argument(
+        Path | None, "generate, long, spelling: folder of a trained model (default: a new one, of the flags)"
+    ) = None,
     run: AnyRun = "",
     *,
     model: dict,
     training: dict,
     preset_name: option(str, f"shape to measure: {', '.join(PRESETS)}", None, "--preset") = "tiny",
     seconds: option(float, "how long to measure") = 30.0,
+    dataset: option(str, "spelling: the text that the model was trained on") = "stories",
     device: Device = None,
     as_json: Json = False,
 ):
-    """Where the time goes: training, generation, attention or optimizers, with medians and spreads."""
+    """Where the time goes: training, generation, attention or optimizers, with medians and spreads.
+
+    long: does a text of many thousand bytes slow down? spelling: how many written words stand in the training text,
+    with latent blocks and without?
+    """
     config, settings = preset(preset_name, **model), TrainConfig.build(**training)
     from pico import load
     from pico.bench import bench as measure
@@ -114,7 +121,7 @@ def bench(
 
     where = pick_device(device)
     trained = load(path, run, device=where) if path else None
-    result = measure(kind, config, where, settings, trained, seconds)
+    result = measure(kind, config, where, settings, trained, seconds, dataset)
     if as_json:
         show_json(result)
         return

@@ -1,6 +1,6 @@
 """Compare designs fairly: many configurations, one budget, several seeds, one table.
 
-    python picolm.py compare benchmarks/routers.json --dataset my-text.jsonl
+    python picolm.py compare experiments/routers --dataset my-text.jsonl
 
 Every run is an ordinary run folder made by pico/train.py, so a comparison that was stopped goes on where it was, and
 any of its models can be sampled. The same command started once per core or GPU shares the work: each process takes

@@ -1,6 +1,6 @@
 """How long a comparison will take on this machine, from a few real steps of each configuration.
 
-print(estimate(read_experiment("benchmarks/routers.json"), "models/compare/routers")[0])
+print(estimate(read_experiment("experiments/routers"), "models/compare/routers")[0])
 """
 
 import math

@@ -1,6 +1,6 @@
 """An experiment file: configurations to compare, their budget and seeds. Read and checked here, trained by compare.py.
 
-plan = read_experiment("benchmarks/routers.json")
+plan = read_experiment("experiments/routers")
 plan.settings(plan.configurations[0], seed=0).max_flops
 """
 
@@ -147,15 +147,28 @@ def parse_seeds(text: str | None, default: list[int]) -> list[int]:
     return sorted({int(seed) for seed in text.split(",") if seed})
 
 
+def experiment_file(path: str | Path) -> Path:
+    """The file itself, or the experiment.json of a folder."""
+    return Path(path) / "experiment.json" if Path(path).is_dir() else Path(path)
+
+
+def experiment_name(path: str | Path) -> str:
+    """'routers', of experiments/routers, experiments/routers/experiment.json and routers.json."""
+    file = experiment_file(path).resolve()
+    return file.parent.name if file.name == "experiment.json" else file.stem
+
+
 def read_experiment(file: str | Path, dataset: str | None = None, say: Callable = print) -> Experiment:
     """Reads and checks an experiment, every configuration of it. Raises PicoError with all that is wrong.
 
+    file: a JSON file, or a folder that holds it as experiment.json.
     dataset: used instead of the file's, with the file's other data settings; `say` hears of those without effect.
     """
+    file = experiment_file(file)
     try:
         values = read_json(file)
     except FileNotFoundError:
-        raise PicoError(f"cannot read {file}: No such file or directory; there are examples in benchmarks/") from None
+        raise PicoError(f"cannot read {file}: No such file or directory; there are examples in experiments/") from None
     try:
         experiment = Experiment.build(**values)
         if dataset is not None:

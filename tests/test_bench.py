@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import picolm
-from pico.bench import KINDS, bench, peak_memory, take_turns
+from pico import Pico
+from pico.bench import KINDS, bench, bench_long, bench_spelling, peak_memory, take_turns, written
 from pico.config import PicoError, TrainConfig, preset
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
@@ -41,6 +42,28 @@ def test_generate_fields():
     assert result["weight_read_ms"] > 0 and result["ms_per_forward"] > 0
 
 
+def test_a_long_text_is_measured_at_both_ends():
+    result = bench_long(Pico(preset("tiny", **SMALL)).eval(), 0, block=8, least=12)
+    for part in (result["plain"], result["speculative"]):
+        assert part["bytes"] == 96 and part["ms_per_block"]["first"]["repetitions"] == 10
+        assert part["last_over_first"] > 0 and part["memory_mb"] > 0
+
+
+def test_words_count_that_the_training_text_has(tmp_path, monkeypatch):
+    (tmp_path / "train.txt").write_text("the Cat")
+    (tmp_path / "valid.txt").write_text("a dog")
+    monkeypatch.setattr("pico.bench.written", lambda *_: [b"The cat sat, cut", b"dog the"])
+    result = bench_spelling(None, str(tmp_path))
+    assert result["with_latent_blocks"] == {"words": 4, "known": 0.5}  # the last word of a text may be cut off
+
+
+def test_texts_are_written_with_and_without_latent_blocks():
+    model = Pico(preset("tiny", **SMALL)).eval()
+    result = bench_spelling(model, "stories", texts=1, size=20)
+    assert result["with_latent_blocks"].keys() == result["without_latent_blocks"].keys() == {"words", "known"}
+    assert len(next(iter(written(model, 1, 20, True)))) <= 20
+
+
 @pytest.mark.slow
 def test_attention_and_optimizer_rows():
     rows = run("attention")["forward_backward"]
@@ -69,7 +92,7 @@ def test_command_line(capsys):
     assert picolm.main(["bench", "optimizer", "--seconds=0.1", *flags]) == 0
     assert "soap" in capsys.readouterr().out
     assert picolm.main(["bench", "speed"]) == 2
-    assert "expected one of train, generate" in capsys.readouterr().err
+    assert "expected one of train, generate, long, spelling" in capsys.readouterr().err
     with pytest.raises(PicoError):
         run("speed")
-    assert set(KINDS) == {"train", "generate", "attention", "optimizer"}
+    assert set(KINDS) == {"train", "generate", "long", "spelling", "attention", "optimizer"}

@@ -520,7 +520,7 @@ BAD = {
     "init b --router stride --latent-capacity-factor 0.4": "--latent-capacity-factor of 1/k, not 0.4: try 0.5 or",
     "eval model a text.txt --context-len 0": "--context-len = 0",
     "eval model a text.txt --report nowhere/page.html": "no folder nowhere",
-    "compare nothing.json": "benchmarks/",
+    "compare nothing.json": "experiments/",
     "compare rows.jsonl": "JSON",
     "demo --minutes 0": "--minutes = 0",
     "export model nothing out": "nothing",

@@ -6,9 +6,20 @@ import pytest
 
 from pico import PicoError
 from pico.config import DataConfig, ModelConfig, TrainConfig
-from pico.experiment import BY_BUDGET, Budget, Configuration, Experiment, form, read_experiment
+from pico.experiment import BY_BUDGET, Budget, Configuration, Experiment, experiment_name, form, read_experiment
 
 VALUES = {"budget": {"steps": 4}, "seeds": 3, "configurations": [{"name": "one"}, {"name": "two"}, {"name": "three"}]}
+
+
+@pytest.mark.parametrize("path", ["routers", "routers/experiment.json", "routers.json"])
+def test_a_folder_names_its_experiment(tmp_path, path, monkeypatch):
+    file = tmp_path / (path if path.endswith(".json") else "routers/experiment.json")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(VALUES))
+    assert experiment_name(tmp_path / path) == "routers"
+    assert len(read_experiment(tmp_path / path).configurations) == 3
+    monkeypatch.chdir(file.parent)
+    assert experiment_name("." if file.name == "experiment.json" else file.name) == "routers"
 
 
 @pytest.fixture

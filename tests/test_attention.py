@@ -1,16 +1,22 @@
+import importlib.util
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import tiny_config
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
 import pico.attention
 import pico.kernels
 from pico.attention import alibi_slopes, attend_cached, attention, available_backends, choose_backend, ring_bias
 from pico.config import PicoError
+from pico.model import Attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -213,3 +219,25 @@ def test_our_own_kernels_come_first_then_what_stands_in(monkeypatch):
     assert available_backends(gpu) == names and choose_backend(gpu) == "triton"
     monkeypatch.setattr(pico.kernels, "available", lambda: False)
     assert choose_backend(gpu) == "flex" and choose_backend(gpu, "flash") == "flash"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_our_kernels_leave_a_block_one_graph_without_copies_of_their_gradients():
+    """Traced on tensors without content: no kernel runs."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer = Attention(tiny_config(), 5)
+        x = torch.randn(2, 30, 32, dtype=torch.bfloat16, requires_grad=True)
+        layer.compile(backend=aot_autograd(fw_compiler=keep), fullgraph=True, dynamic=False)
+        layer(x, "triton", None, 0).sum().backward()
+    forward, backward = graphs
+    assert "pico.window_attention.default" in forward and "pico.window_attention_backward.default" in backward
+    assert not any("cat" in name for name in forward | backward)
+    assert layer.sharpness.grad.shape == (1,) and x.grad.shape == x.shape

@@ -68,18 +68,20 @@ def main() -> int:
     if "machine" not in [*wanted, *read(options.out)]:
         wanted.insert(0, "machine")  # the rest is held against its limits
     end = time.monotonic() + 60 * options.minutes
-    for number, name in enumerate(wanted):
-        shares = [SECTIONS[later][1] for later in wanted[number:]]
-        seconds = max(0.0, end - time.monotonic() - GRACE)
-        if sum(shares) > seconds or name == "story":  # share what is left; else what others do not need is yours
-            seconds *= shares[0] / sum(shares)
-        else:
-            seconds -= sum(shares[1:])
-        run(name, options.out, 600.0 if options.smoke else seconds, options.smoke)
+    while wanted:
+        seconds = 600.0 if options.smoke else share(wanted, end - time.monotonic() - GRACE)
+        name = wanted.pop(0)
+        run(name, options.out, seconds, options.smoke)
         if name == "machine" and "error" in read(options.out)[name]:
             break
     print(table(read(options.out)))
     return 0
+
+
+def share(sections: list[str], seconds: float) -> float:
+    """What the first section may take of so many seconds for all of them: its part, or what the others can spare."""
+    first, *later = (SECTIONS[name][1] for name in sections)
+    return max(0.0, seconds * first / (first + sum(later)), seconds - sum(later))
 
 
 def run(name: str, folder: Path, seconds: float, smoke: bool) -> None:

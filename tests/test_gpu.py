@@ -80,6 +80,26 @@ def test_all_of_it_runs_on_a_cpu_with_few_packages(tmp_path):
     assert load(tmp_path / "stories-s", "stories").config.att_q_heads
 
 
+def test_importing_it_asks_for_no_gpu():
+    """A process that has asked may not fork: its children could not use the GPU."""
+    program = "import torch; torch._C._cuda_getDeviceCount = torch._C._cuda_init = None; import pico.gpu; print('none')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "none\n" and not done.stderr
+
+
+def test_sections_share_the_time():
+    names = list(gpu.SECTIONS)
+    wanted = sum(seconds for _, seconds in gpu.SECTIONS.values())
+    for given in (0, 100, wanted, 2 * wanted):
+        left = given
+        for number in range(len(names)):  # each takes all that it may
+            spent = gpu.share(names[number:], left)
+            assert 0 <= spent <= left and (given == 0 or spent > 0)
+            left -= spent
+        assert abs(left) < 1e-6
+    assert gpu.share(names, wanted) == gpu.SECTIONS[names[0]][1] and gpu.share(["story"], -1) == 0
+
+
 def test_a_section_that_fails_dies_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch):
     def hangs(section):
         section.note(begun=True)

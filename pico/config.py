@@ -321,7 +321,7 @@ class TrainConfig(Config):
     validation_interval: Interval = Field(500, description="steps between validations")
     checkpoint_interval: Interval = Field(500, description="steps between checkpoints")
     sample_interval: Interval = Field(500, description="steps between printed samples")
-    keep_last: Interval = Field(3, description="newest valid checkpoints that are kept; the best is kept besides")
+    keep_last: Interval = Field(3, description="newest valid checkpoints kept, besides the best")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of weights, order, samples, held-out part")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
     attention_backend: BackendName | None = Field(None, description="chosen by device when not given")

@@ -171,7 +171,7 @@ def measured(report: dict) -> dict:
         runs = {run: entry for run, entry in report.get(f"train_{name}", {}).items() if isinstance(entry, dict)}
         soap = [entry for run, entry in runs.items() if run.endswith(", soap")]
         take(f"{name}, fraction of the bf16 peak", max, *(entry.get("fraction_of_peak") for entry in soap))
-        take(f"{name}, SOAP's share of a step, at most", max, *(entry.get("optimizer_share") for entry in soap))
+        take(f"{name}, SOAP's share of a step, at most", max, report.get(f"train_{name}", {}).get("soap_share"))
     speeds = {
         name: entry["bytes_per_second"]
         for name, entry in report.get("generation", {}).items()

@@ -71,29 +71,33 @@ class Trainer:
 
 def train_tiny(section: Section) -> None:
     """Steps of preset tiny."""
-    training(section, "tiny", [("eager", "soap"), (BEST, "soap")])
+    training(section, "tiny", [(BEST, "soap"), ("eager", "soap")])
 
 
 def train_s(section: Section) -> None:
     """Steps of preset s in every mode, and what its kernels are."""
-    training(section, "s", [*((mode, "soap") for mode in MODES), (BEST, "adamw")], profiled=True)
+    training(section, "s", [*((mode, "soap") for mode in MODES), (BEST, "none"), (BEST, "adamw")], profiled=True)
 
 
 def train_m(section: Section) -> None:
     """Steps of preset m in every mode, and what its kernels are."""
-    training(section, "m", [*((mode, "soap") for mode in MODES), (BEST, "adamw")], profiled=True)
+    training(section, "m", [*((mode, "soap") for mode in MODES), (BEST, "none"), (BEST, "adamw")], profiled=True)
 
 
 def training(section: Section, name: str, runs: list[tuple[str, str]], profiled: bool = False) -> None:
-    """Batches of 64 x 1024 bytes in each mode and with each optimizer."""
+    """Batches of 64 x 1024 bytes in each mode and with each optimizer; "none" leaves the weights as they are."""
     text = story_text(3_000 if section.smoke else 1_000_000)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=1024, batch_size=64)
     if section.smoke:  # a compilation takes a CPU half a minute
-        runs = [("eager", optimizer) for optimizer in ("soap", "adamw")]
+        runs = [("eager", optimizer) for optimizer in ("soap", "none", "adamw")]
+    took = {}
     for mode, optimizer in runs:
-        settings = TrainConfig(optimizer=optimizer, **size, **MODES[mode])
-        entry = section.attempt(timed, section, name, settings, text, needs=15)
+        settings = TrainConfig(optimizer="soap" if optimizer == "none" else optimizer, **size, **MODES[mode])
+        entry = section.attempt(timed, section, name, settings, text, optimizer == "none", needs=10)
         section.note(**{f"{mode}, {optimizer}": entry})
+        took[mode, optimizer] = entry.get("ms_per_step")
+        if optimizer == "none" and took[mode, "soap"] and took[mode, "none"]:
+            section.note(soap_share=round(1 - took[mode, "none"] / took[mode, "soap"], 3))
         if section.cuda:
             torch.cuda.empty_cache()
     if profiled:
@@ -108,7 +112,19 @@ def shape(section: Section, name: str) -> ModelConfig:
     return preset(name, **small)
 
 
-def timed(section: Section, name: str, settings: TrainConfig, text: bytes) -> dict:
+class Resting(torch.optim.Optimizer):
+    """Leaves every parameter where it is: what a step costs without its optimizer."""
+
+    gate = None  # see SOAP
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        pass
+
+
+def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests: bool = False) -> dict:
     """Milliseconds a step and of its parts, by events on the GPU's own clock: nothing waits for it in between.
 
     The mean, for every tenth step has more to do; every five steps are a run in small, whose last one routes causally.
@@ -116,6 +132,8 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes) -> di
     if section.cuda:
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(section, shape(section, name), settings, text)
+    if rests:
+        trainer.optimizers = [Resting(trainer.model.parameters())]
     began = time.perf_counter()
     for number in range(2 if section.smoke else WARM_UP):
         trainer.train(number % 5 / 5)

@@ -25,6 +25,7 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # or over one's q
 
 PROBE, PROBES = 3.0, 5  # seconds, and times, that work is tried with one thread and with all
 SHORT_PROBE, SHORT_PROBES = 0.01, 15  # the same for a few small matmuls
+SHARE = 0.25  # of a GPU's free memory, that the text may take
 MOST_BLAS = 64  # threads of the OpenBLAS in numpy's wheels, however many cores there are
 
 
@@ -207,10 +208,15 @@ class Batch(NamedTuple):
 
 
 class Prefetch:
-    """The batches of a step, `each` of them, made by a thread a few steps ahead, in pinned memory for CUDA."""
+    """The batches of a step, `each` of them, made by a thread a few steps ahead; for CUDA on the GPU itself."""
 
     def __init__(self, batches, device: torch.device, each: int = 1, depth: int = 4):
-        self.batches, self.device, self.each = batches, device, each
+        self.batches, self.each = batches, each
+        self.on_device = None
+        if device.type == "cuda":
+            from pico.packing import OnDevice
+
+            self.on_device = OnDevice(batches, device, int(torch.cuda.mem_get_info(device)[0] * SHARE))
         self.queue: queue.Queue = queue.Queue(depth)
         self.coming: list | BaseException | None = None
         self.stopping = threading.Event()
@@ -235,11 +241,12 @@ class Prefetch:
             self.queue.put(error)
 
     def _batch(self) -> Batch:
-        inputs, targets = next(self.batches)
-        following = targets[:, : inputs.shape[1]]
-        count = int(((following >= 0) & (following < 256)).sum())
-        if self.device.type == "cuda":
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        if self.on_device:
+            inputs, targets, count = next(self.on_device)
+        else:
+            inputs, targets = next(self.batches)
+            following = targets[:, : inputs.shape[1]]
+            count = int(((following >= 0) & (following < 256)).sum())
         return Batch(inputs, targets, count, self.batches.state_dict())
 
     def failure(self) -> BaseException | None:

@@ -5,6 +5,7 @@ chunks of context_len, which are read in an order of their own: even a single hu
 """
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from pico.config import PicoError
 from pico.documents import Documents
 from pico.hub import Stream
+from pico.storage import PIECE
 from pico.vocab import BOS, EOS
 
 
@@ -79,18 +81,27 @@ class Batches:
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = np.empty((self.rows, len(self._offsets)), np.int64)  # (B, T + N)
-        row = -self.first  # of `tokens`: where the batch's next chunk goes, if that is one of our rows
+        for ours, chunks in self.turns():
+            tokens[ours] = self._read(chunks)
+        return self.cut(torch.from_numpy(tokens))
+
+    def cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T + N) -> inputs (B, T) and targets (B, T + N - 1)."""
+        inputs = tokens[:, : self.context_len]
+        return inputs.where(inputs >= 0, 0), tokens[:, 1:]
+
+    def turns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The next batch, epoch by epoch while that one is open: (which of our rows, their chunks)."""
+        row = -self.first  # where the batch's next chunk goes, if that is one of our rows
         while row < self.batch_size - self.first:
             if self.chunk == self.chunks:
                 self._open(self.number + 1)
             taken = min(self.batch_size - self.first - row, self.chunks - self.chunk)
             ours = np.arange(max(row, 0), min(row + taken, self.rows))
             if len(ours):
-                tokens[ours] = self._read(self._order(self.chunk + ours - row))
+                yield ours, self._order(self.chunk + ours - row)
             row += taken
             self.chunk += taken
-        inputs, targets = tokens[:, : self.context_len], tokens[:, 1:]
-        return torch.from_numpy(np.where(inputs >= 0, inputs, 0)), torch.from_numpy(targets)
 
     def _open(self, number: int, place: dict | None = None) -> None:
         """Lays out epoch `number`: the order of its documents and where each ends in the string of all."""
@@ -131,6 +142,65 @@ class Batches:
         inside = (position > begin) & (position < end)
         tokens[inside] = self._block.take(place[inside])
         return tokens
+
+    def raw_bytes(self, chunks: np.ndarray) -> int:
+        """How many raw bytes there are among the next-byte targets of these chunks, those of head 0."""
+        first = chunks * self.context_len + 1  # in the epoch's string
+        end = np.minimum(first + self.context_len, self.length)
+        starts = np.searchsorted(self._begins, end) - np.searchsorted(self._begins, first)
+        stops = np.searchsorted(self._ends, end + 1) - np.searchsorted(self._ends, first + 1)
+        return int((end - first - starts - stops).sum())
+
+
+class OnDevice:
+    """The batches of a `Batches`, gathered on a device from the text that lies there: one byte a byte.
+
+    The host says which chunks and waits for nothing. What is opened next, in an epoch of stories or a block of a
+    stream, replaces what was there; a text over `limit` bytes stays where it is, and its chunks are sent.
+    """
+
+    def __init__(self, batches: Batches, device: torch.device, limit: int):
+        self.batches, self.device, self.limit = batches, device, limit
+        self.buffer = self.ends = self.text = None
+        self.offsets = torch.from_numpy(batches._offsets).to(device)
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Inputs (B, T) and targets (B, T + N - 1) on the device, and how many raw bytes head 0 is to predict."""
+        parts, count = [], 0
+        for _, chunks in self.batches.turns():
+            self._open()
+            parts.append(self._send(self.batches._read(chunks)) if self.text is None else self._read(chunks))
+            count += self.batches.raw_bytes(chunks)
+        return *self.batches.cut(torch.cat(parts)), count
+
+    def _open(self) -> None:
+        """Brings the epoch that is open to the device: its text if that is new, and where its documents are."""
+        batches, buffer = self.batches, self.batches._block.buffer
+        if self.ends is batches._ends:
+            return
+        self.ends = batches._ends
+        if buffer is not self.buffer:
+            self.buffer, self.text = buffer, None  # gives the memory of the old one back first
+            if len(buffer) <= self.limit:
+                self.text = torch.empty(len(buffer), dtype=torch.uint8, device=self.device)
+                for start in range(0, len(buffer), PIECE):
+                    piece = np.frombuffer(bytearray(buffer[start : start + PIECE]), np.uint8)
+                    self.text[start : start + len(piece)] = self._send(piece)
+        if self.text is not None:
+            self.layout = self._send(np.stack([batches._ends, batches._begins, batches._shifts]))  # (3, documents)
+
+    def _read(self, chunks: np.ndarray) -> torch.Tensor:
+        """`Batches._read` on the device."""
+        position = self._send(chunks)[:, None] * self.batches.context_len + self.offsets  # (R, T + N)
+        document = torch.searchsorted(self.layout[0], position, right=True).clamp(max=self.layout.shape[1] - 1)
+        end, begin, shift = self.layout[:, document].unbind()
+        tokens = self.text[(position + shift).clamp(0, len(self.text) - 1)].long()
+        tokens.masked_fill_(position == begin, BOS).masked_fill_(position == end - 1, EOS)
+        return tokens.masked_fill_(position >= end, -100)
+
+    def _send(self, x: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(x)
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
 
 
 def mix(x: np.ndarray, *key: int) -> np.ndarray:

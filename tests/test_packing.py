@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.config import PicoError
-from pico.documents import collect
-from pico.packing import Batches, shuffled
+from pico.documents import Documents, collect
+from pico.packing import Batches, OnDevice, shuffled
 from pico.vocab import BOS, EOS
 
 texts = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12)
@@ -99,6 +99,50 @@ def test_resumes_anywhere_on_any_number_of_processes(documents, world, new_world
     assert all(state == states[0] for state in states)
     after, _ = on(new_world, 4, states[0])
     assert all(same_batch(a, b) for a, b in zip(whole, before + after, strict=True))
+
+
+def counted(batch):
+    """A batch and its raw bytes among the next-byte targets."""
+    inputs, targets = batch
+    following = targets[:, : inputs.shape[1]]
+    return inputs, targets, int(((following >= 0) & (following < 256)).sum())
+
+
+def same(one, other):
+    return same_batch(one[:2], other[:2]) and one[2] == other[2]
+
+
+@given(texts, st.integers(1, 9), st.integers(1, 4), st.sampled_from([1, 2]), st.integers(0, 20), seeds)
+def test_a_device_gathers_the_batches_of_the_host(documents, context_len, next_tokens, world, step, seed):
+    """Over several epochs, from anywhere, on any rank, from a text that fits and one that does not."""
+    for rank in range(world):
+        parts = enough(documents, context_len), context_len, next_tokens, 4, seed, rank, world
+        host = make(*parts)
+        wanted = [(*counted(batch), host.state_dict()) for batch in islice(host, step + 8)]
+        for limit in (0, 10**9):
+            batches = make(*parts)
+            if step:
+                batches.load_state_dict(wanted[step - 1][3])
+            device = OnDevice(batches, torch.device("cpu"), limit)
+            for batch in wanted[step:]:
+                assert same(next(device), batch) and batches.state_dict() == batch[3]
+            assert (device.text is None) == (limit == 0)
+
+
+class Endless(Documents):
+    """New documents in every epoch."""
+
+    def block(self, number, place=None):
+        return collect(bytes([97 + number]) * size for size in (5 + number, 3, 9))
+
+
+def test_a_device_takes_the_documents_of_each_epoch():
+    host, other = (Batches(Endless(b"", np.zeros(0), np.zeros(0)), 4, 3, 7, seed=1) for _ in range(2))
+    device, texts = OnDevice(other, torch.device("cpu"), 10**9), set()
+    for batch in islice(host, 8):
+        assert same(next(device), counted(batch))
+        texts.add(bytes(device.text.numpy()))
+    assert len(texts) >= 5
 
 
 def test_epochs_and_seeds_reshuffle_documents_and_chunks():

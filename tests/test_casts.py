@@ -3,9 +3,11 @@
 import pytest
 import torch
 from helpers import random_tokens, tiny
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pico.casts import cast_together
+from pico.regions import compile_regions
 
 
 def step(model, batches=2):
@@ -79,19 +81,19 @@ def test_casts_are_one_launch_each_way():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_take_the_casts():
-    """One graph for all latent blocks in training, with the same numbers; evaluation has its own weights."""
+def test_compiled_regions_take_the_casts():
+    """Blocks of one shape still share a graph, and no later step is traced anew."""
     torch._dynamo.reset()
-    model = tiny("topk", dtype=torch.bfloat16).train()
-    wanted = step(model, 1)
+    model, counter = tiny("topk", dtype=torch.bfloat16, fb_num_blocks=2).train(), CompileCounterWithBackend("aot_eager")
     cast_together(model)
-    together = step(model, 1)
-    for block in model.blocks:
-        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
-    compiled, again = step(model, 1), step(model, 1)
-    count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    step(model, 2)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == count
-    assert compiled[0] == again[0] == together[0] == wanted[0]
-    for name, grad in together[1].items():
-        torch.testing.assert_close(compiled[1][name], grad, atol=1e-2, rtol=2e-2)
+    (loss,), together = step(model, 1)
+    compile_regions(model, fullgraph=True, backend=counter)
+    for _ in range(2):
+        (compiled,), grads = step(model, 1)
+        assert (
+            counter.frame_count == 5
+        )  # keys, the first local block (its stream is the embedding), others, latent, heads
+        assert compiled == pytest.approx(loss, rel=1e-3)
+        for name, grad in together.items():
+            assert (grads[name] - grad).norm() <= 0.1 * grad.norm() + 1e-6, name
+    torch._dynamo.reset()

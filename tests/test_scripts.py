@@ -6,10 +6,12 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 
-from scripts import architecture, fetch_data, reduce_lock
+from scripts import architecture, fetch_data, reduce_lock, sample
 
 ROOT = Path(__file__).parent.parent
 BOOK = bytes(range(256)) * 8
@@ -104,6 +106,20 @@ def test_the_drawing_is_the_one_in_the_repository_and_fits():
     ):
         wide = {"head": 15.5 * 0.7, "tiny": 12 * 0.56}.get(size, 14 * 0.56)  # DejaVu Sans, wider than most
         assert float(x) + wide * len(text) < architecture.WIDTH, text
+
+
+def test_a_sample_shows_every_character_and_underlines_what_was_routed():
+    class Step(NamedTuple):
+        byte: int
+        routed: bool
+
+    steps = [Step(byte, i % 3 == 0) for i, byte in enumerate(b"Once upon a <time>, there was a cat & a hen.\n" * 4)]
+    lines = sample.wrapped(steps)
+    assert bytes(ord(c) for line in lines for c, _ in line) == bytes(step.byte for step in steps)
+    assert max(len("".join(c for c, _ in line).rstrip()) for line in lines) <= sample.COLUMNS
+    drawn = ElementTree.fromstring(sample.figure(steps, steps))
+    bars = [r for r in drawn.iter("{http://www.w3.org/2000/svg}rect") if r.get("class") == "hot"]
+    assert len(bars) == 2 * sum(routed for line in lines for _, routed in line[: sample.COLUMNS])
 
 
 def test_a_reduced_lock_holds_names_and_versions_only():

@@ -118,6 +118,8 @@ def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
         os.dup2(log.fileno(), stream)
     faulthandler.enable(log)
     print(f"--- {name}", flush=True)
+    if smoke:
+        torch.compiler.set_stance("force_eager")  # a compilation takes a CPU minutes
     try:
         if not (torch.cuda.is_available() or smoke):
             raise RuntimeError("there is no CUDA GPU here; --smoke tries the script on a CPU")

@@ -88,8 +88,6 @@ def training(section: Section, name: str, runs: list[tuple[str, str]], profiled:
     """Batches of 64 x 1024 bytes in each mode and with each optimizer; "none" leaves the weights as they are."""
     text = story_text(3_000 if section.smoke else 1_000_000)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=1024, batch_size=64)
-    if section.smoke:  # a compilation takes a CPU half a minute
-        runs = [("eager", optimizer) for optimizer in ("soap", "none", "adamw")]
     took = {}
     for mode, optimizer in runs:
         settings = TrainConfig(optimizer="soap" if optimizer == "none" else optimizer, **size, **MODES[mode])

@@ -16,14 +16,14 @@ refreshed on the same step. The default does the same mathematics for a fraction
 - every step refreshes 1/frequency of the blocks, instead of all of them every tenth step;
 - per-step matmuls run in bfloat16 where the hardware multiplies it. The state and the QR stay in fp32.
 
-A GPU wants large batches and no waiting (`schedule="together"`, the default on CUDA). There all bases are refreshed on
-the same step, by Cholesky-QR in fp64. They start from the identity, and each of the first steps turns them, so that no
-eigenvectors are asked for. Sides over 2048 are not rotated. The host decides only whether a step refreshes: everything
-else stays on the device, so that a CUDA graph can hold a step.
+That is `schedule="spread"`. A GPU wants large batches and no waiting, so on CUDA the default is `schedule="together"`:
+all bases are refreshed on the same step, every tenth, by Cholesky-QR in fp64. They start from the identity, and until
+the tenth step every step turns them, so no eigenvectors are asked for. Sides over 2048 are not rotated. The host
+decides only whether a step refreshes, and everything else stays on the device: a CUDA graph can hold a step.
 
 State of one parameter, every entry a tensor (safetensors can hold it), k = number of blocks it was cut into:
 
-    step         ()             int64, gradients seen (on the parameter's device if the schedule is "together")
+    step         ()             int64, gradients seen
     exp_avg      (k, r, c)      momentum; in the rotated basis unless exact
     exp_avg_sq   (k, r, c)      second moment, always in the rotated basis
     gram_0, basis_0  (k, r, r)  average of G G^T, and Q_L^T (matrices only; missing for a side left unrotated)
@@ -35,18 +35,16 @@ schedule or device: it rotates the sides that have a basis there.
 
 import math
 from collections import Counter, defaultdict
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pico.config import PicoError
-from pico.machine import pick_dtype
-from pico.orthogonal import cholesky_qr, eigenvectors, householder
+from pico.stacks import Pace, SpreadStack, Stack, TogetherStack
 
 STACK_SIZE = 2**18  # elements of a stack on the CPU: what a step makes of them stays in its cache
 WIDEST = 2048  # side that is rotated when all are refreshed together
-REFRESH_SIZE = 2**24  # elements of the bases refreshed at once: 128 MB in fp64, and there are about six such tensors
 
 
 class SOAP(torch.optim.Optimizer):
@@ -82,7 +80,7 @@ class SOAP(torch.optim.Optimizer):
     ):
         self.matmul_dtype, self.schedule = matmul_dtype, schedule
         self.gate: Tensor | None = None
-        self._stacks: dict[int, tuple[list[int], list[_Stack]]] = {}  # group number -> (ids stacked, stacks)
+        self._stacks: dict[int, tuple[list[int], list[Stack]]] = {}  # group number -> (ids stacked, stacks)
         super().__init__(
             params,
             dict(
@@ -130,12 +128,13 @@ class SOAP(torch.optim.Optimizer):
             ids = [id(p) for p in live]
             if number not in self._stacks or self._stacks[number][0] != ids:
                 self._stacks[number] = ids, self._stack(group, live)
-            paces: dict[int, _Pace] = {}  # age -> what stacks of this group and age share
+            paces = {}  # the stacks of one group and age share theirs
             for stack in self._stacks[number][1]:
-                if isinstance(stack, _TogetherStack):
-                    if stack.age not in paces:
-                        paces[stack.age] = _pace(group, stack.steps[0], self.gate, stack.dtype)
-                    stack.step(group, paces[stack.age])
+                if isinstance(stack, TogetherStack):
+                    kind = stack.age, stack.steps.device, stack.dtype
+                    if kind not in paces:
+                        paces[kind] = Pace.of(group, stack.steps[0], self.gate, stack.dtype)
+                    stack.step(group, paces[kind])
                 elif self.gate is None or self.gate:
                     stack.step(group)
         return loss
@@ -151,39 +150,40 @@ class SOAP(torch.optim.Optimizer):
         for stack, _ in self._together():
             stack.age += 1
 
-    def _together(self) -> list[tuple["_TogetherStack", dict]]:
+    def _together(self) -> list[tuple[TogetherStack, dict]]:
         stacks = [(s, self.param_groups[number]) for number, (_, stacks) in self._stacks.items() for s in stacks]
-        return [(stack, group) for stack, group in stacks if isinstance(stack, _TogetherStack)]
+        return [(stack, group) for stack, group in stacks if isinstance(stack, TogetherStack)]
 
-    def _stack(self, group: dict, params: list[Tensor]) -> list["_Stack"]:
+    def _stack(self, group: dict, params: list[Tensor]) -> list[Stack]:
         """The stacks of `params`, built out of (and from now on holding) their state; new parameters start at zero.
 
         One for each block shape and age; in exact mode one for each parameter.
         """
-        first = self._first_block()
         members, sizes = defaultdict(list), Counter()
         for i, p in enumerate(params):
-            cut = _cut(p, group)
+            _, r, _, c = cut = _cut(p, group)
             age = int(self.state[p].get("step", 0))
-            schedule = self.schedule or ("together" if p.device.type == "cuda" else "spread")
-            together = schedule == "together" and not group["exact"]
-            sides = self._sides(p, cut, group, together)
-            kind = _TogetherStack if together else _Stack, cut[1], cut[3], sides, p.dtype, p.device, age
+            kind = self._is_together(p, group), self._sides(p, r, c, group), r, c, p.dtype, p.device, age
             part = i if group["exact"] else sizes[kind] // STACK_SIZE if p.device.type == "cpu" else 0
             members[kind, part].append((p, cut))
             sizes[kind] += p.numel()
-        return [
-            kind(group, chosen, sides, self.state, first, self.matmul_dtype)
-            for ((kind, _, _, sides, *_), _), chosen in members.items()
-        ]
+        first, stacks = self._first_block(), []
+        for ((together, sides, *_), _), chosen in members.items():
+            shared = chosen, sides, self.state, group, self.matmul_dtype
+            stacks.append(TogetherStack(*shared) if together else SpreadStack(*shared, first))
+        return stacks
 
-    def _sides(self, p: Tensor, cut: tuple[int, int, int, int], group: dict, together: bool) -> tuple[int, ...]:
-        """Which sides of a parameter's blocks are rotated, rows 0, columns 1: those that were, if it has a state."""
+    def _is_together(self, p: Tensor, group: dict) -> bool:
+        schedule = self.schedule or ("together" if p.device.type == "cuda" else "spread")
+        return schedule == "together" and not group["exact"]
+
+    def _sides(self, p: Tensor, rows: int, columns: int, group: dict) -> tuple[int, ...]:
+        """Which sides of the parameter's blocks are rotated, rows 0, columns 1: if it has a state, those that were."""
         if self.state[p]:
             return tuple(side for side in (0, 1) if f"basis_{side}" in self.state[p])
-        limit = min(group["block_dim"] or math.inf, WIDEST if together else math.inf)
+        limit = min(group["block_dim"] or math.inf, WIDEST if self._is_together(p, group) else math.inf)
         whole = () if p.ndim < 2 else (1,) if group["one_sided"] else (0, 1)
-        return tuple(side for side in whole if cut[1 + 2 * side] <= limit)
+        return tuple(side for side in whole if (rows, columns)[side] <= limit)
 
     def _first_block(self) -> dict[Tensor, int]:
         """A running number for the first block of each matrix, widest first: it spreads the refreshes over steps."""
@@ -197,230 +197,6 @@ class SOAP(torch.optim.Optimizer):
         return first
 
 
-class _Stack:
-    """Blocks of one shape, stepped together. All tensors are (n, rows, cols), n counting the parameters' blocks."""
-
-    counted_on: str | None = "cpu"  # device of the steps; None: that of the parameters
-
-    def __init__(self, group: dict, members: list, sides: tuple, states: dict, first: dict, matmul_dtype):
-        """members: (parameter, its cut (a, r, b, c)), all with the same r, c, age, dtype and device."""
-        p, (_, r, _, c) = members[0]
-        self.exact, self.members, self.sides, self.dtype = group["exact"], members, sides, p.dtype
-        counts = [a * b for _, (a, _, b, _) in members]
-        n = sum(counts)
-        plain = self.exact or not self.sides
-        self.matmul_dtype = p.dtype if plain else matmul_dtype or pick_dtype("auto", p.device)
-        shapes = {"exp_avg": (r, c), "exp_avg_sq": (r, c)}
-        for side in self.sides:
-            shapes[f"gram_{side}"] = shapes[f"basis_{side}"] = ((r, c)[side],) * 2
-
-        old = [states[p] for p, _ in members]
-        self.age = int(old[0].get("step", 0))
-        self.steps = torch.full((len(members),), self.age, device=self.counted_on or p.device)
-        if self.age:
-            self.state = {name: torch.cat([state[name] for state in old]) for name in shapes}
-        else:
-            self.state = {name: p.new_zeros(n, *shape) for name, shape in shapes.items()}
-            for side in self.sides:
-                self.state[f"basis_{side}"].diagonal(dim1=1, dim2=2).fill_(1)
-        views = zip(*(tensor.split(counts) for tensor in self.state.values()))
-        for (p, _), step, tensors in zip(members, self.steps.unbind(), views):
-            states[p] = {"step": step, **dict(zip(self.state, tensors))}
-
-        self.grad = p.new_empty(n, r, c, dtype=self.matmul_dtype)
-        self.bases = [self._basis(side) for side in (0, 1)]
-        self.due = self._schedule(group["precondition_frequency"], counts, first)
-
-    def _schedule(self, frequency: int, counts: list[int], first: dict) -> list[Tensor]:
-        """The numbers of the blocks to refresh, for each of `frequency` steps."""
-        blocks = torch.cat([first.get(p, 0) + torch.arange(k) for (p, _), k in zip(self.members, counts)])
-        if self.exact:
-            blocks.zero_()  # all on the same step
-        return [(blocks % frequency == phase).nonzero().flatten().to(self.grad.device) for phase in range(frequency)]
-
-    def step(self, group: dict):
-        """Reads the members' gradients, changes the members and their state. The first gradient sets the bases only."""
-        beta1, beta2 = group["betas"]
-        self._read()
-        self.steps += 1
-        self.age += 1
-        if self.age == 1:
-            self._average(1 - beta2)
-            for side in self.sides:
-                self.state[f"basis_{side}"].copy_(eigenvectors(self.state[f"gram_{side}"]).mT)
-                self.bases[side] = self._basis(side)
-            return
-
-        update = self._turned_back(self._adam(1 - beta1, 1 - beta2, group["eps"]))
-        t = self.age - 1
-        scale = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        weights = self._weights()
-        torch._foreach_add_(weights, self._views(update), alpha=-scale)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-
-        self._average(1 - beta2)
-        due = self.due[-t % len(self.due)]
-        if len(due):
-            self._refresh(due)
-
-    def _read(self):
-        """Copies the members' gradients into the stack, cast to the dtype of the matmuls."""
-        torch._foreach_copy_(self._views(self.grad), [p.grad.reshape(cut) for p, cut in self.members])
-
-    def _weights(self) -> list[Tensor]:
-        return [p.view(cut) for p, cut in self.members]
-
-    def _adam(self, weight1, weight2, eps: float) -> Tensor:
-        """Moves both moments towards this gradient's by these weights, numbers or () tensors. Returns Adam's update.
-
-        It is (n, r, c), in the rotated basis, in the precision of the state and before the correction of the bias.
-        """
-        grad, state = self.grad, self.state
-        rotated = _rotate(grad, *self.bases).to(state["exp_avg"].dtype)
-        momentum = state["exp_avg"].lerp_(grad if self.exact else rotated, weight1)
-        if self.exact:
-            momentum = _rotate(momentum, *self.bases)
-        state["exp_avg_sq"].lerp_(rotated.square_(), weight2)
-        scratch = torch.sqrt(state["exp_avg_sq"], out=rotated).add_(eps)  # fresh memory would cost page faults
-        return torch.div(momentum, scratch, out=scratch)
-
-    def _turned_back(self, update: Tensor) -> Tensor:
-        """Out of the rotated basis, in the dtype of the matmuls."""
-        bases = [None if basis is None else basis.mT for basis in self.bases]
-        return _rotate(update.to(self.matmul_dtype), *bases)
-
-    def _views(self, stack: Tensor) -> list[Tensor]:
-        """The stack's (n, r, c) as one (a, r, b, c) view a member: the member's own layout, its two sides split."""
-        pieces = stack.split([a * b for _, (a, _, b, _) in self.members])
-        return [  # where only rows are cut the view has the strides of the member's own, so that one kernel takes all
-            x.view(a, r, 1, c) if b == 1 else x.view(a, b, r, c).transpose(1, 2)
-            for x, (_, (a, r, b, c)) in zip(pieces, self.members)
-        ]
-
-    def _basis(self, side: int) -> Tensor | None:
-        """Q_L or Q_R, eigenvectors in columns, in the dtype of the per-step matmuls; None if not rotated."""
-        return self.state[f"basis_{side}"].to(self.matmul_dtype).mT if side in self.sides else None
-
-    def _average(self, weight):
-        """Moves the averages of G G^T and G^T G towards this gradient's by this weight, a number or () tensor."""
-        for side in self.sides:
-            gram = self.state[f"gram_{side}"]
-            product = _matmul(self.grad, self.grad.mT) if side == 0 else _matmul(self.grad.mT, self.grad)
-            gram.lerp_(product.to(gram.dtype), weight)
-
-    def _refresh(self, due: Tensor):
-        """One step of power iteration for the bases of the blocks `due`, with the rotated state carried along.
-
-        Columns are put in order of falling eigenvalue first: QR settles the leading ones best.
-        """
-        state = self.state
-        for side in self.sides:
-            basis = state[f"basis_{side}"][due].mT  # (m, d, d)
-            power = _matmul(state[f"gram_{side}"][due], basis)
-            order = (basis * power).sum(1).argsort(1, descending=True)  # (m, d)
-            new = householder(_reorder(power, order, 1))
-            state["exp_avg_sq"][due] = _reorder(state["exp_avg_sq"][due], order, side)
-            if not self.exact:
-                turn = basis.mT @ new
-                momentum = state["exp_avg"][due]
-                state["exp_avg"][due] = turn.mT @ momentum if side == 0 else momentum @ turn
-            state[f"basis_{side}"][due] = new.mT
-            self.bases[side][due] = new.to(self.matmul_dtype)  # the same memory, unless the dtypes differ
-
-
-class _Pace(NamedTuple):
-    """How far a step goes, known to the device alone: () tensors, all but the last 0 where the gate is shut."""
-
-    open: Tensor  # whether the gate is, bool
-    counts: Tensor  # 1: the gradient is averaged
-    moves: Tensor  # 1: it moves the weights too, as all but the first one do
-    scale: Tensor  # learning rate with the correction of the bias
-    keep: Tensor  # what weight decay leaves of the weights
-
-
-def _pace(group: dict, seen: Tensor, gate: Tensor | None, dtype: torch.dtype) -> _Pace:
-    """seen: () int64, gradients before this one."""
-    beta1, beta2 = group["betas"]
-    counts = seen.new_ones((), dtype=dtype) if gate is None else gate.to(dtype)
-    moves = counts * (seen > 0)
-    t = seen.clamp(min=1)  # nothing moves where it would be 0
-    scale = moves * group["lr"] * (1 - torch.pow(beta2, t)).sqrt() / (1 - torch.pow(beta1, t))
-    return _Pace(counts > 0, counts, moves, scale, 1 - moves * group["lr"] * group["weight_decay"])
-
-
-class _TogetherStack(_Stack):
-    """Refreshed as a whole, in fp64, and stepped without the host knowing any number of the device's."""
-
-    counted_on = None
-
-    def refreshes_next(self, group: dict) -> bool:
-        """In every step at first, while the averages change fast and the bases are on their way from the identity."""
-        frequency = group["precondition_frequency"]
-        return self.age < frequency or self.age % frequency == 0
-
-    def step(self, group: dict, pace: _Pace):
-        beta1, beta2 = group["betas"]
-        refresh = self.refreshes_next(group)
-        self.age += 1
-        self.steps += pace.open
-        self._read()
-        self.grad.masked_fill_(~pace.open, 0)  # it may be NaN, and NaN times 0 is NaN
-
-        update = self._adam(pace.moves * (1 - beta1), pace.moves * (1 - beta2), group["eps"]).mul_(pace.scale)
-        weights = self._weights()
-        torch._foreach_sub_(weights, self._views(self._turned_back(update).to(self.dtype)))  # one dtype: one kernel
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, pace.keep)
-
-        self._average(pace.counts * (1 - beta2))
-        if refresh:
-            self._refresh_all(pace.open)
-
-    def _refresh_all(self, allowed: Tensor):
-        """As `_refresh`, for all blocks, except where it is not allowed or their matrix cannot be factored."""
-        state = self.state
-        for side in self.sides:
-            size = max(1, REFRESH_SIZE // state[f"gram_{side}"][0].numel())
-            stacks = (
-                state[f"gram_{side}"],
-                state[f"basis_{side}"],
-                state["exp_avg"],
-                state["exp_avg_sq"],
-                self.bases[side],
-            )
-            for gram, rows, momentum, square, used in zip(*(stack.split(size) for stack in stacks)):
-                basis = rows.mT.double()  # (m, d, d)
-                power = gram.double() @ basis
-                values = (basis * power).sum(1)  # (m, d)
-                order = values.argsort(1, descending=True)
-                # Directions without any gradient would make it singular: they stay where they are.
-                power += basis * (1e-10 * values.sum(1) + 1e-30)[:, None, None]
-                new, good = cholesky_qr(_reorder(power, order, 1))
-                good = (good & allowed)[:, None, None]
-                turn = (basis.mT @ new).to(momentum.dtype)
-                turned = turn.mT @ momentum if side == 0 else momentum @ turn
-                momentum.copy_(torch.where(good, turned, momentum))
-                square.copy_(torch.where(good, _reorder(square, order, side), square))
-                rows.copy_(torch.where(good, new.mT.to(rows.dtype), rows))
-                used.copy_(rows.mT)  # the same memory, unless the dtypes differ
-
-    def _schedule(self, frequency: int, counts: list[int], first: dict) -> list[Tensor]:
-        return []  # it has no phases
-
-
-def _rotate(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """left^T x right for (n, r, c) stacks; None is the identity. In this order exact mode rounds as its oracle does."""
-    if left is not None:
-        x = _matmul(x.mT, left).mT
-    return x if right is None else _matmul(x, right)
-
-
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """(n, i, j) @ (n, j, k). bmm rounds small matrices in a way of its own, so a lone one does not go through it."""
-    return torch.tensordot(a[0], b[0], 1)[None] if len(a) == 1 else torch.bmm(a, b)
-
-
 def _cut(p: Tensor, group: dict) -> tuple[int, int, int, int]:
     """(a, r, b, c): p is a x b blocks of r x c. A side stays whole if it fits, is not rotated or has no even cut."""
     widest = group["block_dim"]
@@ -431,8 +207,3 @@ def _cut(p: Tensor, group: dict) -> tuple[int, int, int, int]:
             count = next((k for k in range(1, 2 * width // widest + 1) if width % k == 0 and width // k <= widest), 1)
         sides += [count, width // count]
     return tuple(sides)
-
-
-def _reorder(x: Tensor, order: Tensor, side: int) -> Tensor:
-    """(n, r, c) with its rows (side 0) or columns (side 1) in the order (n, r or c)."""
-    return x.gather(1 + side, order.unsqueeze(2 - side).expand_as(x))

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import pico.soap
+import pico.stacks
 from pico.config import PicoError
 from pico.orthogonal import cholesky_qr, householder
 from pico.soap import SOAP
@@ -165,11 +167,11 @@ def test_basis_refreshes_are_spread_over_the_steps(monkeypatch):
     calls = Counter()
     step = 0
 
-    def counted(x, original=pico.soap.householder):
+    def counted(x, original=pico.stacks.householder):
         calls[step] += len(x)
         return original(x)
 
-    monkeypatch.setattr(pico.soap, "householder", counted)
+    monkeypatch.setattr(pico.stacks, "householder", counted)
     params = parameters(*[(8, 8)] * 7, *[(12, 8)] * 4, (24, 8), (8,))
     optimizer = SOAP(params, block_dim=12)
     for step in range(21):
@@ -473,7 +475,7 @@ def test_together_every_basis_moves_at_first_and_then_on_every_tenth_step_only()
 @pytest.mark.parametrize("chunk", [2**24, 1])
 def test_together_in_fp32_is_exact_mode(chunk, monkeypatch):
     """Refreshed at every step, with eigenvectors at the start, both are one algorithm."""
-    monkeypatch.setattr(pico.soap, "REFRESH_SIZE", chunk)
+    monkeypatch.setattr(pico.stacks, "REFRESH_SIZE", chunk)
     shapes = [(12, 12), (12, 12), (20,), (9, 12), (20,)]
     fast, exact = parameters(*shapes), parameters(*shapes)
     options = dict(lr=1e-2, precondition_frequency=1)
@@ -511,7 +513,7 @@ def test_a_basis_that_cannot_be_factored_is_kept(monkeypatch):
         q[1], good[1] = torch.nan, False
         return q, good
 
-    monkeypatch.setattr(pico.soap, "cholesky_qr", failing)
+    monkeypatch.setattr(pico.stacks, "cholesky_qr", failing)
     bases = [optimizer.state[p]["basis_0"].clone() for p in params]
     for step in range(4, 9):
         noise(params, step)
@@ -592,6 +594,36 @@ def test_together_waits_for_nothing():
         assert optimizer.refreshes_next
         assert all(x.is_cuda for state in optimizer.state.values() for x in state.values())
         assert "basis_1" not in optimizer.state[params[2]] and "basis_0" in optimizer.state[params[2]]
+
+
+def test_replayed_steps_are_steps():
+    """A trace of the operators does what a replayed CUDA graph does: it knows tensors, and nothing of Python."""
+    plain, traced = parameters((24, 16), (24, 16), (16,)), parameters((24, 16), (24, 16), (16,))
+    options = dict(precondition_frequency=4, weight_decay=0.1, matmul_dtype=BF16)
+    one, two = together(plain, lr=torch.zeros(()), **options), together(traced, lr=torch.zeros(()), **options)
+    one.gate, two.gate, graphs, replays = torch.ones(()), torch.ones(()), {}, 0
+    for p in traced:
+        p.grad = torch.zeros_like(p)
+    for step in range(18):
+        noise(plain, step)
+        for p, q in zip(plain, traced, strict=True):
+            q.grad.copy_(p.grad)
+        for optimizer in (one, two):
+            optimizer.param_groups[0]["lr"].fill_(1e-2 / (1 + step))
+            optimizer.gate.fill_(step != 13)
+        assert one.refreshes_next == two.refreshes_next
+        one.step()
+        if step == 0:
+            two.step()
+        elif two.refreshes_next in graphs:
+            graphs[two.refreshes_next]()
+            two.advance()
+            replays += 1
+        else:
+            graphs[two.refreshes_next] = make_fx(lambda: two.step())()  # runs it too, which a capture does not
+    assert replays == 15
+    for a, b in zip(snapshot(one, plain), snapshot(two, traced), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("schedules", [("spread", "together"), ("together", "spread"), ("together", "together")])

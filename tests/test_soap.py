@@ -596,6 +596,7 @@ def test_together_waits_for_nothing():
         assert "basis_1" not in optimizer.state[params[2]] and "basis_0" in optimizer.state[params[2]]
 
 
+@torch.no_grad()
 def test_replayed_steps_are_steps():
     """A trace of the operators does what a replayed CUDA graph does: it knows tensors, and nothing of Python."""
     plain, traced = parameters((24, 16), (24, 16), (16,)), parameters((24, 16), (24, 16), (16,))

@@ -13,7 +13,7 @@ from torch import Tensor
 from pico.machine import pick_dtype
 from pico.orthogonal import cholesky_qr, eigenvectors, householder
 
-REFRESH_SIZE = 2**24  # elements of the bases refreshed at once: 128 MB in fp64, a GB with all that is made of them
+REFRESH_SIZE = 2**26  # elements of the bases refreshed at once: 0.5 GB in fp64, 4 GB with all that is made of them
 
 
 class Stack:

@@ -472,7 +472,7 @@ def test_together_every_basis_moves_at_first_and_then_on_every_tenth_step_only()
         assert all(torch.equal(a, b) != expected for a, b in zip(bases, now, strict=True))
 
 
-@pytest.mark.parametrize("chunk", [2**24, 1])
+@pytest.mark.parametrize("chunk", [2**26, 1])
 def test_together_in_fp32_is_exact_mode(chunk, monkeypatch):
     """Refreshed at every step, with eigenvectors at the start, both are one algorithm."""
     monkeypatch.setattr(pico.stacks, "REFRESH_SIZE", chunk)
@@ -537,7 +537,7 @@ def test_dead_rows_do_not_stop_a_basis():
     assert (turned - turned.diag().diag()).norm() < 0.2 * turned.norm()
     basis = optimizer.state[params[0]]["basis_0"][0]
     assert torch.allclose(basis @ basis.T, torch.eye(24), atol=1e-5)
-    assert basis[9:, :5].abs().max() < 1e-3  # nine live rows lead
+    assert basis[:9, 5:20].abs().max() < 1e-3  # the nine live rows lead
 
 
 @pytest.mark.parametrize("options", [dict(schedule="together"), {}, dict(exact=True)], ids=str)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,8 @@ def comparison(results: dict, file: Path, folder: Path) -> str:
     """Verdict, plot and table."""
     (budget, amount), rows = next(iter(results["budget"].items())), results["configurations"]
     text, seeds, plot = Path(results["dataset"]).name, len(results["seeds"]), file.with_suffix(".png")
-    lines = [f"{text}, {amount:,g} {UNITS[budget]} a run, {seeds} seeds. {verdict(results)}", ""]
+    head = f"{text}, {amount:,g} {UNITS[budget]} a run, {seeds} seeds. {verdict(results)}"
+    lines = [textwrap.fill(head, 120), ""]
     if plot.exists():
         lines += [f"![Bits per byte against cost, {text}]({os.path.relpath(plot, folder)})", ""]
     heads = ("configuration", "routed", "bits per byte", f"against {rows[0]['name']} (95 %)", "p (Holm)")

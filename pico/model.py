@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pico import kernels
 from pico.attention import attend_cached, attention, choose_backend, split_heads
 from pico.cache import MAX_FEED, Cache, Ring
 from pico.config import ModelConfig
@@ -72,16 +73,23 @@ class NGrams(nn.Module):
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
-    def forward(self, tokens: Tensor, before: list[Tensor], dtype: torch.dtype) -> Tensor:
-        rows = self.row_numbers(tokens, before)
+    def forward(self, text: Tensor, dtype: torch.dtype) -> Tensor:
+        """text (B, longest - 1 + T): the bytes, after those before them -> (B, T, D)."""
+        rows = self.row_numbers(text)
         found = self.table(rows)  # (B, T, orders, width)
         if self.training and self.dropout:
             found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
         return self.project(found.flatten(2).to(dtype))
 
-    def row_numbers(self, tokens: Tensor, before: list[Tensor]) -> Tensor:
+    def row_numbers(self, text: Tensor) -> Tensor:
         """(B, T, orders): where the table holds each n-gram."""
-        return torch.stack(keys(tokens, before, self.longest, self.rows), dim=-1)
+        if text.is_cuda and kernels.available():
+            from pico.kernels.ngrams import ngram_rows
+
+            return ngram_rows(text, self.longest, self.rows)
+        reach, length = self.longest - 1, text.shape[1] - self.longest + 1
+        before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]
+        return torch.stack(keys(text[:, reach:], before, self.longest, self.rows), dim=-1)
 
 
 class Attention(nn.Module):
@@ -242,12 +250,12 @@ class Pico(nn.Module):
             history, local, latent, start = cache.history, cache.local, cache.latent, cache.length
             local.open(length, backend)
         positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
-        before = self.before(tokens, history)
-        embedding = x = self.embed(tokens, before)  # (B, T, D)
+        text = torch.cat([history, tokens], dim=1)
+        embedding = x = self.embed(text)  # (B, T, D)
         for layer, block in enumerate(self.local_in):
             x = block(x, backend, local, layer, embedding)
 
-        routing = self.router(x, tokens, before[0], positions, rule)
+        routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule)
         router_loss = self.router.loss(routing) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
@@ -268,15 +276,10 @@ class Pico(nn.Module):
         loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), weight, targets)
         return Output(None, *seen, loss, head_nll, router_loss)
 
-    def before(self, tokens: Tensor, history: Tensor) -> list[Tensor]:
-        """The bytes 1, 2, ... before each of tokens (B, T), each (B, T); history (B, H) is what came before them."""
-        text, reach = torch.cat([history, tokens], dim=1), history.shape[1]
-        return [text[:, reach - n : reach - n + tokens.shape[1]] for n in range(1, reach + 1)]
-
-    def embed(self, tokens: Tensor, before: list[Tensor]) -> Tensor:
-        """Of each byte and of the n-grams that end with it: (B, T) -> (B, T, D)."""
-        x = F.embedding(tokens, self.embedding.weight.to(self.dtype))
-        return x + self.ngrams(tokens, before, self.dtype) if self.ngrams else x
+    def embed(self, text: Tensor) -> Tensor:
+        """Of each byte and of the n-grams that end with it: (B, history + T) -> (B, T, D)."""
+        x = F.embedding(text[:, self.config.history :], self.embedding.weight.to(self.dtype))
+        return x + self.ngrams(text, self.dtype) if self.ngrams else x
 
     def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """What each head reads in training: N of (B, T, D).
@@ -312,7 +315,7 @@ class Pico(nn.Module):
         """
         read = [x] * self.config.next_tokens
         if self.chain:
-            embedding = self.embed(text, self.before(text, text.new_full((len(text), self.config.history), BOS)))
+            embedding = self.embed(F.pad(text, (self.config.history, 0), value=BOS))
             ahead = self.ahead(embedding, x.shape[1])
             read = [x, *(self.chained(x, e, k) for k, e in enumerate(ahead, start=1))]
         heads = self.heads.weight.to(x.dtype).chunk(len(read))
@@ -326,9 +329,8 @@ class Pico(nn.Module):
         """
         head = min(drawn.shape[1], self.config.next_tokens - 1)
         if self.chain:
-            before = torch.cat([history, drawn[:, :-1]], dim=1)[:, -history.shape[1] :]
-            newest = drawn[:, -1:]
-            x = self.chained(x, self.embed(newest, self.before(newest, before))[:, 0], head)
+            text = torch.cat([history, drawn], dim=1)[:, -history.shape[1] - 1 :]
+            x = self.chained(x, self.embed(text)[:, 0], head)
         return F.linear(x, self.heads.weight.view(-1, self.config.vocabulary, x.shape[-1])[head].to(x.dtype))
 
     def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:

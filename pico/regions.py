@@ -18,8 +18,6 @@ def compile_regions(model, **options) -> None:
     """
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of constants: harmless
     regions = [(block, "forward") for block in model.blocks] + [(model, "head_inputs")]
-    if model.ngrams:
-        regions.append((model.ngrams, "row_numbers"))
     compiled = {}  # a function a class, so that all of its modules share their graphs
     for module, name in regions:
         plain = getattr(type(module), name)

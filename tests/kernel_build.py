@@ -14,6 +14,7 @@ from pico.kernels.attention import window_attention
 from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
 from pico.kernels.loss import head_nats
+from pico.kernels.ngrams import ngram_rows
 
 SHARED_MEMORY = 99 * 1024  # bytes a block may have on 8.6 and 8.9, the least of those that count
 
@@ -111,3 +112,9 @@ def test_loss_builds(build, capability):
     kernels = build(capability, lambda: head_nats([x] * 4, weight, targets))
     assert set(kernels) == {"_softmax"}
     assert "ld.global.v4.b32" in kernels["_softmax"].asm["ptx"]  # 16 bytes at a time
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_ngrams_build(build, capability):
+    text = torch.zeros(2, 70, dtype=torch.int64)
+    assert set(build(capability, lambda: ngram_rows(text, 6, 32768))) == {"_hash"}

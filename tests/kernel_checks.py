@@ -23,9 +23,12 @@ from pico.kernels.attention import tiles, window_attention
 from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
 from pico.kernels.loss import head_nats
+from pico.kernels.ngrams import ngram_rows
 from pico.loss import multi_byte_loss
 from pico.model import Pico
+from pico.ngrams import keys
 from pico.norm import EPS
+from pico.vocab import BOS
 
 CHECKS = {}  # by name; a check raises what is wrong
 
@@ -321,6 +324,17 @@ LOSSES = [  # heads, rows, width, vocabulary, share of the targets that are not 
     (1, 9, 8, 6, 0.5),
     *[(4, 4099, 384, 264, 0.01)] * (not interpreted()),
 ]
+
+
+@check((1, 1, 6, 32768), (3, 700, 6, 32768), (2, 40, 2, 7), (1, 300, 16, 2**28), (2, 5, 3, 1))
+def ngram_rows_equal_the_formula(batch, length, longest, rows):
+    """Exactly, with documents that begin anywhere."""
+    text = torch.randint(264, (batch, longest - 1 + length), device=DEVICE)
+    text[torch.rand(text.shape, device=DEVICE) < 0.1] = BOS
+    before = [text[:, longest - 1 - n : longest - 1 - n + length] for n in range(1, longest)]
+    assert torch.equal(
+        ngram_rows(text, longest, rows), torch.stack(keys(text[:, longest - 1 :], before, longest, rows), -1)
+    )
 
 
 @check(*((*case, dtype) for case in LOSSES for dtype in (torch.float32, torch.bfloat16)))

@@ -56,7 +56,7 @@ def test_blocks_of_one_shape_share_a_graph():
         _, model, counter = pair("topk", fb_num_blocks=number, latent_num_blocks=number)
         gradients(model)
         counts.append(counter.frame_count)
-    assert counts == [5, 5]  # keys, the first local block (its stream is the embedding), others, latent, head inputs
+    assert counts == [4, 4]  # the first local block (its stream is the embedding), others, latent, head inputs
 
 
 def test_what_a_training_does_traces_each_block_a_few_times():

@@ -1,5 +1,5 @@
-"""Triton kernels: sliding-window ALiBi attention and its decoding form, the latent gather and scatter, the loss, and the
-hash of n-grams.
+"""Triton kernels: sliding-window ALiBi attention and its decoding form, the latent gather and scatter, the loss, and
+the hash of n-grams.
 
 They run on a CUDA GPU, or anywhere, slowly, under Triton's interpreter (TRITON_INTERPRET=1, set before triton is
 first imported), which is how the tests check them against the dense formulas on a machine without a GPU. Importing

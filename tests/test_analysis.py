@@ -19,7 +19,7 @@ from pico.files import write_json
 from pico.folder import create
 from pico.generation import generate
 from pico.model import Pico
-from pico.routers import BestScored, Nothing, Random, RouterInput, Space, Stride
+from pico.routers import ROUTERS, BestScored, Nothing, Random, RouterInput, Space, Stride
 from pico.vocab import BOS, VOCABULARY
 
 TEXT = b"The cat sat, quietly, on 2 mats. It didn't mind the na\xc3\xafve rain -- or the dog."
@@ -183,7 +183,7 @@ def test_the_report_agrees_with_plain_scoring_and_is_json(model, texts):
     assert report["entropy_floor"] == pytest.approx(texts.floor_bits / texts.bytes)
     low, high = report["bits_per_byte_interval"]
     assert low < report["bits_per_byte"] < high
-    assert set(report["replaced_routing"]) == {"random", "stride", "space", "topk_sees_the_future"}
+    assert set(report["replaced_routing"]) >= {"random", "stride", "space", "topk_sees_the_future"}
     assert len(report["heads"]) == 3 and report["heads"][0]["targets"] == texts.bytes + 3
     assert 0 <= report["routing"]["topk_agreement"]["fraction"] <= 1
     assert [e.data for e in examples] == list(texts)
@@ -202,10 +202,11 @@ def test_a_cut_text_takes_the_floor_of_its_whole_stories(model, texts):
 def test_every_router_has_a_report(router):
     report, examples = analyse(tiny(router), documents(TEXT, TEXT), 32, full=True)
     others = set(report["replaced_routing"])
-    assert others == {
-        "topk": {"random", "stride", "space", "topk_sees_the_future"}, "space": {"random", "stride"},
-        "all": set(), "none": set(),
-    }[router]  # fmt: skip
+    if 0 < report["routed_fraction"] < 1:
+        fixed = {name for name, rule in ROUTERS.items() if not rule.learned and name not in ("all", "none", router)}
+        assert others == fixed | ({"topk_sees_the_future"} if router == "topk" else set())
+    else:
+        assert not others
     assert report["entropy_floor"] is None and "recalls" not in report
     assert len(examples) == 2
     report_table(report | {"dataset": "here", "run": "m/r"})
@@ -295,8 +296,8 @@ def test_training_text_is_the_end_of_what_the_run_read(tmp_path):
 @pytest.mark.parametrize(
     "latent, others, said",
     [
-        ((0.1004, 0.2001), {}, "; its latent blocks save 0.100 to 0.201."),
-        ((0.0004, 0.2), {}, "; whether its latent blocks help, this text cannot tell (+0.000 to +0.200)."),
+        ((0.1009, 0.2001), {}, "; its latent blocks save 0.100 to 0.201."),
+        ((0.0009, 0.2), {}, "; whether its latent blocks help, this text cannot tell (+0.000 to +0.200)."),
         ((-0.2, -0.1), {}, "; without its latent blocks it would need 0.100 to 0.200 less."),
         (
             (0.1, 0.2),
@@ -318,7 +319,7 @@ def test_training_text_is_the_end_of_what_the_run_read(tmp_path):
 def test_the_conclusion_says_no_more_than_the_intervals(latent, others, said):
     report = {
         "bits_per_byte": 1.25,
-        "bits_per_byte_interval": (1.2004, 1.3001),
+        "bits_per_byte_interval": (1.2009, 1.3001),
         "routing": {"realised_fraction": 0.25},
         "disable_latent": {"difference_interval": latent},
         "replaced_routing": {name: {"difference_interval": pair} for name, pair in others.items()},

@@ -88,7 +88,8 @@ def run(name: str, folder: Path, seconds: float, smoke: bool) -> None:
     """Measures one section in a process of its own, which is ended when it is late."""
     began = time.monotonic()
     limit = began + seconds
-    # A fork has all modules already: importing them anew would take seconds of every section.
+    # A fork has the modules already: importing them anew would take seconds of every section. Nothing before it may ask
+    # for the GPU, as importing torch._dynamo does, for its children could not use it then.
     process = multiprocessing.get_context("fork").Process(target=child, args=(name, folder, limit, smoke))
     process.start()
     process.join(max(0.0, limit + GRACE - began))
@@ -119,7 +120,7 @@ def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
     faulthandler.enable(log)
     print(f"--- {name}", flush=True)
     if smoke:
-        torch.compiler.set_stance("force_eager")  # a compilation takes a CPU minutes
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # a compilation takes a CPU minutes
     try:
         if not (torch.cuda.is_available() or smoke):
             raise RuntimeError("there is no CUDA GPU here; --smoke tries the script on a CPU")

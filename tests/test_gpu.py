@@ -114,7 +114,7 @@ def test_a_section_that_fails_dies_or_hangs_does_not_stop_the_next(tmp_path, mon
     monkeypatch.setattr(gpu, "GRACE", 0.2)
     monkeypatch.setattr(gpu, "SECTIONS", {name: (function, 1) for name, function in sections.items()})
     for name in sections:
-        gpu.run(name, tmp_path, 0.3 if name == "hangs" else 60, True)
+        gpu.run(name, tmp_path, 1.5 if name == "hangs" else 60, True)
     report = read(tmp_path)
     errors = {name: figures.get("error") for name, figures in report.items()}
     assert errors == {

@@ -296,7 +296,7 @@ def speculative_equals_plain(section: Section, model, batch: int) -> str | bool:
 
 def story(section: Section) -> None:
     """Trains a story model with `train` by the clock, then exports it in pieces that are small files."""
-    minutes = 5 / 60 if section.smoke else min(3.0, (section.left() - 15) / 60)
+    minutes = 5 / 60 if section.smoke else min(3.0, (section.left() - 22) / 60)
     name, mode = story_choice(section)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=512, batch_size=128)
     never = dict(validation_interval=10**6, sample_interval=10**6, checkpoint_interval=10**6)

@@ -19,7 +19,7 @@ from pico.generation import generate
 from pico.gpu_clock import Section, read, spread
 from pico.machine import Batch, pick_dtype
 from pico.model import Pico, flops_per_byte
-from pico.step import StepResult, optimizer_step
+from pico.step import Pending, optimizer_step
 from pico.stories import stories
 from pico.train import train
 
@@ -48,12 +48,12 @@ class Trainer:
         torch.manual_seed(0)
         self.config, self.settings, self.device, self.step = config, settings, section.device, 0
         self.model = Pico(config, settings.attention_backend, pick_dtype("auto", section.device)).train()
-        alone = SimpleNamespace(device=section.device, num_processes=1, prepare=lambda *parts: parts)
+        alone = SimpleNamespace(device=section.device, num_processes=1, prepare=lambda model: model)
         self.forward, self.optimizers = parallel.prepare(self.model, settings, alone)
         self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(section.device)
         self.window = torch.arange(settings.context_len + config.next_tokens, device=section.device)
 
-    def train(self, progress: float = 0.0, mark=lambda part: None) -> StepResult:
+    def train(self, progress: float = 0.0, mark=lambda part: None) -> Pending:
         """One optimizer step on random places of the text; calls `mark` with "data" before it."""
         settings, length = self.settings, self.settings.context_len
         starts = torch.randint(len(self.text) - len(self.window), (settings.batch_size, 1), device=self.device)
@@ -225,7 +225,7 @@ def generation(section: Section) -> None:
     began, seconds = time.monotonic(), 0.5 if section.smoke else min(30.0, section.left() / 2)
     while (progress := (time.monotonic() - began) / seconds) < 1:
         result = trainer.train(progress)
-    section.note(trained_steps=trainer.step, training_bpb=round(result.bits_per_byte, 3))
+    section.note(trained_steps=trainer.step, training_bpb=round(result.get().bits_per_byte, 3))
     for batch in (1, 2) if section.smoke else (1, 64):
         for cuda_graph in (True, False):
             how = f"batch {batch}, {'graph' if cuda_graph else 'eager'}"

@@ -350,9 +350,9 @@ class Pico(nn.Module):
         if self.ngrams:
             self.ngrams.dropout = lookups
 
-    def update_router(self) -> None:
+    def update_router(self, gate: Tensor | None = None) -> None:
         """Call after every optimizer step: lets the rule move its threshold to keep the routed fraction."""
-        self.router.update()
+        self.router.update(gate)
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All but the n-gram tables, of which a step touches some thousand rows."""

@@ -121,8 +121,7 @@ def prepare(model, config: TrainConfig, accelerator):
     if model.ngrams:
         # sparse gradients cannot be averaged everywhere, and MPS has few operators for them
         model.ngrams.table.sparse = accelerator.num_processes == 1 and accelerator.device.type != "mps"
-    forward, *optimizers = accelerator.prepare(model, *build_optimizers(model, config))
-    return forward, optimizers
+    return accelerator.prepare(model), build_optimizers(model, config)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------

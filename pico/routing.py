@@ -160,12 +160,16 @@ class Router(nn.Module):
         return F.binary_cross_entropy_with_logits(self.score(routing.stream.detach()), chosen.float())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Let the rule move the threshold, by what it chose since the last call over all processes."""
+    def update(self, gate: Tensor | None = None) -> None:
+        """Let the rule move the threshold, by what it chose since the last call over all processes.
+
+        gate: () tensor; where it is 0 the threshold stays.
+        """
         if not self.rule.steered:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.seen)
         count, *others = self.seen
-        self.threshold += self.rule.correction(count.clamp(min=1), *others)
+        correction = self.rule.correction(count.clamp(min=1), *others)
+        self.threshold += correction if gate is None else correction.where(gate > 0, 0)
         self.seen.zero_()

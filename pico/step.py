@@ -6,12 +6,13 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from pico import parallel
 from pico.config import TrainConfig
 from pico.machine import Batch
 from pico.model import Pico
-from pico.optimizers import set_learning_rate
+from pico.optimizers import gated, set_learning_rate
 
 
 class StepResult(NamedTuple):
@@ -34,6 +35,23 @@ class StepResult(NamedTuple):
         return math.isfinite(self.bits_per_byte + self.loss + self.router_loss + self.grad_norm)
 
 
+class Pending:
+    """The result of a step that is queued, and that a GPU may not have begun."""
+
+    def __init__(self, numbers: Tensor, result: Callable[[list[float]], StepResult]):
+        self.result, self.numbers, self.arrived = result, numbers, None
+        if numbers.is_cuda:
+            host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers, self.arrived = host.copy_(numbers, non_blocking=True), torch.cuda.Event()
+            self.arrived.record()
+
+    def get(self) -> StepResult:
+        """The result, once the device is through with the step."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.result(self.numbers.tolist())
+
+
 def optimizer_step(
     model: Pico,
     forward: Callable,
@@ -45,7 +63,7 @@ def optimizer_step(
     short_text: bool = False,
     tell: Callable[[], list[float]] = list,
     mark: Callable[[str], object] = lambda part: None,
-) -> StepResult:
+) -> Pending:
     """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
 
     forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
@@ -75,34 +93,46 @@ def optimizer_step(
             (loss / len(batches)).backward()
             mark("backward")
         nats = out.head_nll[0] * (targets[:, :length] >= 0).sum()
-        slots = nats.new_tensor(out.slots / length)
+        slots = nats.new_full((), out.slots / length)
         these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
         sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
     norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip))
 
-    # 3. All that the host must know, in one transfer. It waits for the backward pass just before the optimizer is
-    # queued, so a GPU idles for a moment only, and a gradient that is not finite never reaches the weights.
-    mine = [len(batches), sum(batch.bytes for batch in batches), *tell()]
-    numbers = parallel.total(torch.cat([sums, norm.float()[None], sums.new_tensor(mine)])).tolist()
-    *sums, nats, norm, parts, text = numbers[:9]
-    means = [x / parts for x in sums]  # over the batches of all processes
-    result = StepResult(
-        *means,
-        bits_per_byte=nats / math.log(2) / max(text, 1),
-        bytes=int(text),
-        grad_norm=norm * len(batches) / parts,  # every process has the same one
-        learning_rate=rate,
-        told=numbers[9:],
-    )
+    # 3. All that the host must know, on its way there in one transfer.
+    mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *tell()], dtype=sums.dtype)
+    seen = torch.cat([sums, norm.float()[None]])  # (7,)
+    numbers = parallel.total(torch.cat([seen, mine.to(device, non_blocking=True)]))
 
-    # 4. The step itself.
-    if result.finite:
+    def result(numbers: list[float]) -> StepResult:
+        *sums, nats, norm, parts, text = numbers[:9]
+        loss, router_loss, routed, skipped, slots = (x / parts for x in sums)  # over the batches of all processes
+        return StepResult(
+            loss,
+            router_loss,
+            routed,
+            skipped,
+            slots,
+            bits_per_byte=nats / math.log(2) / max(text, 1),
+            bytes=int(text),
+            grad_norm=norm * len(batches) / parts,  # every process has the same one
+            learning_rate=rate,
+            told=numbers[9:],
+        )
+
+    pending = Pending(numbers, result)
+
+    # 4. The step itself, unless a number is not finite. On a GPU the optimizers see to that by a gate: the host would
+    # have to wait for the backward pass, and then the GPU for the host. Elsewhere the host looks.
+    gate = numbers[: len(seen)].isfinite().all().float() if gated(device, optimizers) else None
+    if gate is not None or pending.get().finite:
         for optimizer in optimizers:
+            if gate is not None:
+                optimizer.gate = gate
             optimizer.step()
-        model.update_router()
+        model.update_router(gate)
     else:
         model.router.seen.zero_()  # what it saw is not finite either
     for optimizer in optimizers:
         optimizer.zero_grad()
     mark("optimizer")
-    return result
+    return pending

@@ -10,9 +10,11 @@ CPU a resumed run repeats the uninterrupted one bit for bit.
 import json
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ from pico.reading import counted, outlook
 from pico.report import marked, underscored
 from pico.signals import Signals
 from pico.state import rng_state
-from pico.step import optimizer_step
+from pico.step import Pending, optimizer_step
 
 SAMPLE_BYTES = 256
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
@@ -82,6 +84,15 @@ def train(
         return training.run()
 
 
+class Queued(NamedTuple):
+    """A step that the device was given."""
+
+    pending: Pending
+    began: float  # on the monotonic clock
+    seconds: float  # of training, when it was queued
+    position: dict  # of the data, after it
+
+
 class Training:
     """One run in progress: `run` takes its steps, and validates, samples and saves between them."""
 
@@ -89,6 +100,8 @@ class Training:
         self.parts, self.state, self.config, self.display = parts, parts.state, parts.config, parts.display
         self.folder, self.announced = parts.folder, False
         self.saved = parts.state.step if parts.origin.checkpoint else -1  # step of the newest checkpoint
+        self.queued: list[Queued] = []  # steps whose numbers are yet to be read, the oldest first
+        self.lags = parts.accelerator.device.type == "cuda" and parts.accelerator.num_processes == 1
         self.skips, self.rate = 0, 0.0  # steps that were not finite, in a row; bytes a second, lately
         self.signals, self.saves_made = Signals(), 0  # saves: by signal
         self.failure: BaseException | None = None  # what keeps this process from reading on
@@ -129,11 +142,8 @@ class Training:
             prefetch = stack.enter_context(Prefetch(parts.batches, parts.accelerator.device, each))
             if state.unconcluded is not None:
                 self.conclude(state.unconcluded)
-            while self.progress() < 1 and not self.signals.stopped and not self.failed:
-                line = self.step(prefetch)
-                if line is None:  # not finite: no weight has moved, the next batch may be better
-                    continue
-                self.conclude(line)
+            while self.progress(self.queued) < 1 and not self.signals.stopped and not self.failed:
+                self.step(prefetch)
             if self.saved != state.step:
                 self.save()
         if not self.failed:
@@ -142,27 +152,50 @@ class Training:
             raise DataError(f"{self.failure}; step {state.step} is saved, --resume goes on from there")
         raise self.failure or parallel.Elsewhere(1)
 
-    def step(self, prefetch: Prefetch) -> dict | None:
-        """One optimizer step and its line of metrics.jsonl, or None if it was not finite."""
-        parts, state, config, began = self.parts, self.state, self.config, time.monotonic()
+    def step(self, prefetch: Prefetch) -> None:
+        """Queues one optimizer step, and settles those that the host need not wait for, or must."""
+        self.queue(prefetch)
+        while self.queued and self.reads_on():
+            self.settle(self.queued.pop(0))
+
+    def queue(self, prefetch: Prefetch) -> None:
+        parts, state, began = self.parts, self.state, time.monotonic()
         batches = next(prefetch)  # may raise; nothing has changed so far
-        done = optimizer_step(
+        pending = optimizer_step(
             parts.model,
             parts.forward,
             parts.optimizers,
-            config,
+            self.config,
             batches,
-            state.step,
-            self.progress(),
+            state.step + len(self.queued),
+            self.progress(self.queued),
             parts.short_text,
             tell=lambda: self.tell(prefetch),
         )
+        self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
+
+    def reads_on(self) -> bool:
+        """Whether the host waits for the oldest step that is queued.
+
+        A CPU is through with it. A GPU is given the next one first, so that it never waits for the host, unless
+        something is due after this one.
+        """
+        ended = self.signals.stopped or self.failure or self.progress(self.queued) >= 1
+        if ended or not self.lags or len(self.queued) > 1 or self.signals.saves > self.saves_made:
+            return True
+        config, step = self.config, self.state.step + len(self.queued)
+        return any(
+            step % n == 0 for n in (config.validation_interval, config.sample_interval, config.checkpoint_interval)
+        )
+
+    def settle(self, step: "Queued") -> None:
+        """Takes account of a step and concludes it, unless it was not finite: then no weight has moved."""
+        parts, state, config, done = self.parts, self.state, self.config, step.pending.get()
         # What all processes were told: now they agree on the time, and on stopping.
         *counts, failures, clock = done.told
         self.signals.agree(counts)
-        if parts.accelerator.num_processes > 1:  # a process alone knows its own time, unrounded
-            state.seconds = clock
-        state.data = batches[-1].position
+        state.seconds = clock if parts.accelerator.num_processes > 1 else step.seconds  # alone: its own, unrounded
+        state.data = step.position
         if done.finite:
             self.skips = 0
             state.step += 1
@@ -172,10 +205,11 @@ class Training:
         self.failed = failures > 0 and self.progress() < 1
         if not done.finite:
             self.skip(done.loss, done.grad_norm)
-            return None
-        rate = done.bytes / (time.monotonic() - began)
+            return
+        ended = self.queued[0].began if self.queued else time.monotonic()
+        rate = done.bytes / (ended - step.began)
         self.rate = 0.9 * self.rate + 0.1 * rate if self.rate else rate
-        return {
+        line = {
             "step": state.step,
             "loss": done.loss,
             "train_bpb": done.bits_per_byte,  # by the training-time routing; validation_bpb is causal
@@ -190,6 +224,7 @@ class Training:
             "seconds": round(state.seconds, 3),
             "kB_per_s": round(self.rate / 1000, 2),
         }
+        self.conclude(line)
 
     def conclude(self, line: dict) -> None:
         """What follows a step: validation and sample, and then the checkpoint, which holds their results."""
@@ -208,15 +243,15 @@ class Training:
         parts.tracker.log(line)
         new_best = state.best is not None and state.best["step"] == state.step
         wanted = new_best or self.signals.saves > self.saves_made or self.due(config.checkpoint_interval)
-        if wanted and self.saved != state.step:
+        if wanted and self.saved != state.step and not self.queued:  # else after the step whose weights these are
             self.save()
         self.display.step(line, self.progress(), self.remaining(), parts.text.floor)
 
     def tell(self, prefetch: Prefetch) -> list[float]:
         """What the processes share in every step: the signals that came, failures, and the main one's clock."""
         self.failure = prefetch.failure()  # of the next step's text: this step can still be finished and saved
-        self.state.seconds = time.monotonic() - self.started
-        clock = self.state.seconds if self.parts.accelerator.is_main_process else 0.0
+        self.clock = time.monotonic() - self.started
+        clock = self.clock if self.parts.accelerator.is_main_process else 0.0
         return [*self.signals.counts.values(), self.failure is not None, clock]
 
     def skip(self, loss: float, norm: float) -> None:
@@ -227,9 +262,15 @@ class Training:
         if self.skips == MOST_SKIPS:
             raise self.diverged(f"{MOST_SKIPS} steps in a row had a loss or gradient that is not finite")
 
-    def progress(self) -> float:
-        """Fraction of the run that is done, by steps, clock or FLOPs, whichever is furthest; 0 if nothing limits it."""
-        return budget.progress(self.config, self.parts.total_steps, vars(self.state))
+    def progress(self, queued: Sequence["Queued"] = ()) -> float:
+        """Fraction of the run that is done, by steps, clock or FLOPs, whichever is furthest; 0 if nothing limits it.
+
+        queued: steps that count as done.
+        """
+        state = vars(self.state)
+        if queued:
+            state = state | {"step": state["step"] + len(queued), "seconds": queued[-1].seconds}
+        return budget.progress(self.config, self.parts.total_steps, state)
 
     def remaining(self) -> float | None:
         """Seconds to go, if the rest is as fast as the run so far."""

@@ -110,3 +110,42 @@ def test_dropout_leaves_out_whole_lookups_and_keeps_their_mean():
 def test_a_longest_n_gram_of_one_byte_is_refused():
     with pytest.raises(PicoError, match=r"0 \(off\) or at least 2"):
         preset("tiny", ngram_max=1)
+
+
+def table_and_gradient(sparse: bool) -> torch.nn.Parameter:
+    """(20, 4), of which rows 3, 5 and 17 have a gradient, 3 twice."""
+    p = torch.nn.Parameter(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
+    rows, values = torch.tensor([[3, 5, 3, 17]]), torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    gradient = torch.sparse_coo_tensor(rows, values, (20, 4), check_invariants=False)
+    p.grad = gradient if sparse else gradient.to_dense()
+    return p
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_rows_step_alike_whether_or_not_they_are_looked_at(sparse):
+    """A GPU does not tell the host which rows have a gradient."""
+    looked, blind = table_and_gradient(sparse), table_and_gradient(sparse)
+    one, other = RowAdagrad([looked], lr=0.1), RowAdagrad([blind], lr=0.1)
+    squares, group = torch.zeros(20, 1), other.param_groups[0]
+    for _ in range(3):
+        one.step()
+        looked.grad, blind.grad = (table_and_gradient(sparse).grad for _ in range(2))
+        with torch.no_grad():
+            other._step_unseen(blind, squares, group)
+    torch.testing.assert_close(looked, blind)
+    torch.testing.assert_close(one.state[looked]["square"], squares)
+    assert squares.count_nonzero() == 3
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_shut_gate_lets_nothing_into_the_table(sparse):
+    p, squares = table_and_gradient(sparse), torch.zeros(20, 1)
+    before, optimizer = p.detach().clone(), RowAdagrad([p], lr=0.1)
+    with torch.no_grad():
+        (p.grad._values() if sparse else p.grad)[:4] = torch.nan
+        for gate in (0.0, 1.0):
+            optimizer.gate = torch.tensor(gate)
+            optimizer._step_unseen(p, squares, optimizer.param_groups[0])
+            assert torch.equal(p, before) == (not gate) and squares.any() == gate
+            p.grad = table_and_gradient(sparse).grad
+    assert p.isfinite().all() and squares.isfinite().all()

@@ -5,13 +5,21 @@ import math
 
 import pytest
 import torch
-from helpers import random_tokens, tiny
+from helpers import random_tokens, tiny, tiny_config
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from pico import TrainConfig
+import pico.kernels
+import pico.optimizers
+import pico.step
+from pico import Pico, TrainConfig
+from pico.attention import alibi_slopes
+from pico.casts import cast_together
 from pico.machine import Batch
-from pico.optimizers import build_optimizers
-from pico.routers import TopK
+from pico.optimizers import GatedAdamW, build_optimizers
+from pico.routers import ROUTERS, TopK
 from pico.step import optimizer_step
 
 CONFIG = TrainConfig(context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, warmup_steps=0)
@@ -45,7 +53,7 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
     plain.update_router()
 
     parts = []
-    result = step(model, read, tell=lambda: [3.0, 4.0], mark=parts.append)
+    result = step(model, read, tell=lambda: [3.0, 4.0], mark=parts.append).get()
     for (name, moved), expected in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.equal(moved, expected), name
     assert result.finite and result.told == [3.0, 4.0] and result.bytes == 3 * 48
@@ -76,7 +84,92 @@ def test_a_step_that_is_not_finite_moves_nothing():
         out = model(tokens, targets)
         return out._replace(loss=out.loss * math.nan)
 
-    result = optimizer_step(model, forward, build_optimizers(model, CONFIG), CONFIG, batches(1), 0, 0.0)
+    result = optimizer_step(model, forward, build_optimizers(model, CONFIG), CONFIG, batches(1), 0, 0.0).get()
     assert not result.finite
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert not model.router.seen.any() and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adamw"])
+def test_a_gate_keeps_a_step_that_is_not_finite_from_weights_and_state(optimizer, monkeypatch):
+    """As on a GPU, where the host does not look: steps 1 and 3 of four are not finite."""
+    monkeypatch.setattr(pico.step, "gated", lambda *_: True)
+    monkeypatch.setattr(pico.optimizers, "adamw", lambda *a, **o: GatedAdamW(*a, **o, fused=True))
+    model = tiny("threshold").train()
+    config = CONFIG.model_copy(update={"optimizer": optimizer})
+    optimizers = build_optimizers(model, config)
+
+    def forward(tokens, targets):
+        out = model(tokens, targets)
+        return out._replace(loss=out.loss * math.nan)
+
+    def everything():
+        return copy.deepcopy([model.state_dict(), [list(o.state_dict()["state"].values()) for o in optimizers]])
+
+    for number in range(4):
+        before, bad = everything(), number % 2
+        called = forward if bad else model
+        result = optimizer_step(model, called, optimizers, config, batches(1), number, 0.0).get()
+        assert result.finite == (not bad)
+        pairs = list(zip(tree_leaves(before), tree_leaves(everything())))
+        same = [torch.equal(a, b) for a, b in pairs if isinstance(a, torch.Tensor)]
+        assert all(same) if bad else not all(same)
+        assert not model.router.seen.any()
+
+
+class Blind(TorchDispatchMode):
+    """Refuses to tell the host a value."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket not in READS, function
+        return function(*args, **(kwargs or {}))
+
+
+READS = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten.equal
+
+
+@pytest.mark.parametrize("router", [router for router in ROUTERS if router not in ("space", "random")])
+def test_no_backward_pass_reads_a_value(router):
+    model, (batch,) = tiny(router).train(), batches(1)
+    model.ngrams.table.sparse = True
+    model.drop(0.1, 0.1)
+    out = model(batch.inputs, targets=batch.targets)
+    with Blind():
+        (out.loss + out.router_loss).backward()
+
+
+def without_backward(model):
+    """In place of Tensor.backward, which finds no device to run on: what it would leave behind."""
+
+    def backward(loss):
+        assert loss.is_cuda and loss.ndim == 0
+        for p in model.parameters():
+            p.grad = torch.empty_like(p)
+        table = model.ngrams.table.weight
+        rows = torch.zeros(1, 2 * 24 * 3, dtype=torch.long, device="cuda")
+        values = torch.empty(rows.shape[1], table.shape[1], device="cuda")
+        table.grad = torch.sparse_coo_tensor(rows, values, table.shape, check_invariants=False)
+
+    return backward
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adamw"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, monkeypatch):
+    """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""
+    monkeypatch.setattr(pico.kernels, "available", lambda: True)
+    monkeypatch.setattr(pico.step, "Pending", lambda numbers, _: numbers)  # its wait comes a step later
+    alibi_slopes.cache_clear()
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = Pico(tiny_config(router), "triton", torch.bfloat16).train()
+        monkeypatch.setattr(torch.Tensor, "backward", without_backward(model))
+        model.router.share = 0.4  # the first batch told
+        cast_together(model)
+        config = CONFIG.model_copy(update={"optimizer": optimizer})
+        optimizers = build_optimizers(model, config)
+        for number in range(12):
+            options = dict(step=number, progress=number / 12, short_text=True)
+            numbers = optimizer_step(model, model, optimizers, config, batches(2, epoch=number % 2), **options)
+            assert numbers.is_cuda and numbers.shape == (9,)
+    alibi_slopes.cache_clear()  # it keeps the fake ones

@@ -433,16 +433,15 @@ def test_a_diverging_run_is_one_line_and_leaves_sound_weights(path, data, optimi
 
 @pytest.mark.parametrize("interval", ["validation_interval", "sample_interval", "checkpoint_interval"])
 def test_weights_are_looked_at_before_they_are_used(path, data, monkeypatch, interval):
-    step = Training.step
+    conclude = Training.conclude
 
-    def broken(self, prefetch):
-        line = step(self, prefetch)
-        if self.state.step == 3:
+    def broken(self, line):
+        if line["step"] == 3:
             with torch.no_grad():
                 self.parts.model.local_in[0].mlp.up.weight[0, 0] = math.inf
-        return line
+        conclude(self, line)
 
-    monkeypatch.setattr(Training, "step", broken)
+    monkeypatch.setattr(Training, "conclude", broken)
     monkeypatch.setattr(module, "score", lambda *_, **__: pytest.fail("scored"))
     monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("sampled"))
     never = dict.fromkeys(("validation_interval", "sample_interval", "checkpoint_interval"), 1000)
@@ -518,6 +517,61 @@ def broken_loss(monkeypatch, calls):
         return out._replace(loss=out.loss * math.nan)
 
     monkeypatch.setattr(Pico, "forward", forward)
+
+
+def lag(monkeypatch) -> list[int]:
+    """Reads the numbers of a step when the next one is queued, as on a GPU. Returns how many steps wait, at each."""
+    made, queue, waiting = Training.__init__, Training.queue, []
+
+    def lagging(self, parts):
+        made(self, parts)
+        self.lags = True
+
+    def counted(self, prefetch):
+        queue(self, prefetch)
+        waiting.append(len(self.queued))
+
+    monkeypatch.setattr(Training, "__init__", lagging)
+    monkeypatch.setattr(Training, "queue", counted)
+    return waiting
+
+
+def test_a_step_is_read_one_late_with_the_same_end(path, data, monkeypatch):
+    """Lines, checkpoints, validations and samples are those of a run that reads at once."""
+    go(path, "plain", data)
+    waiting = lag(monkeypatch)
+    go(path, "late", data)
+    assert waiting == [1, 2, 2, 2, 1, 2, 1, 2, 1, 2, 2, 2]  # alone after 4, 6 and 8, when something is due
+    assert_same_run(path, "plain", "late")
+    assert [p.name for p in checkpoints(path / "plain")] == [p.name for p in checkpoints(path / "late")]
+    assert (path / "plain" / "samples.txt").read_text() == (path / "late" / "samples.txt").read_text()
+
+
+def test_a_step_in_flight_that_is_not_finite_moves_nothing(path, data, monkeypatch, capfd):
+    lag(monkeypatch)
+    broken_loss(monkeypatch, [3, 4, 9])
+    assert go(path, "late", data).steps == 12
+    assert [line["step"] for line in metrics(path, "late")] == list(range(1, 13))
+    assert capfd.readouterr().err.count("skipped") == 3
+    broken_loss(monkeypatch, range(6, 1000))
+    with pytest.raises(PicoError, match=r"10 steps in a row.*last good checkpoint is .*00000006"):
+        go(path, "bad", data)
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGUSR1"])
+def test_a_signal_with_a_step_in_flight_saves_what_is_told(path, data, monkeypatch, number):
+    go(path, "plain", data)
+    settings = config(keep_last=20)
+    with monkeypatch.context() as patch:
+        lag(patch)
+        kill_at_step(patch, getattr(signal, number), 2)
+        summary = go(path, "late", data, settings)
+    if number == "SIGINT":
+        assert summary.stopped == "interrupted" and summary.steps == 4  # one was queued already
+        go(path, "late", data, settings, resume=True)
+    else:
+        assert 4 in {int(p.name) for p in checkpoints(path / "late")}
+    assert_same_run(path, "plain", "late")
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_said(path, data, monkeypatch, capfd):

@@ -69,6 +69,9 @@ class Trainer:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+EVERY = [(BEST, "soap"), (BEST, "none"), (BEST, "adamw"), *((mode, "soap") for mode in reversed(MODES) if mode != BEST)]
+
+
 def train_tiny(section: Section) -> None:
     """Steps of preset tiny."""
     training(section, "tiny", [(BEST, "soap"), ("eager", "soap")])
@@ -76,12 +79,12 @@ def train_tiny(section: Section) -> None:
 
 def train_s(section: Section) -> None:
     """Steps of preset s in every mode, and what its kernels are."""
-    training(section, "s", [*((mode, "soap") for mode in MODES), (BEST, "none"), (BEST, "adamw")], profiled=True)
+    training(section, "s", EVERY, profiled=True)
 
 
 def train_m(section: Section) -> None:
     """Steps of preset m in every mode, and what its kernels are."""
-    training(section, "m", [*((mode, "soap") for mode in MODES), (BEST, "none"), (BEST, "adamw")], profiled=True)
+    training(section, "m", EVERY, profiled=True)
 
 
 def training(section: Section, name: str, runs: list[tuple[str, str]], profiled: bool = False) -> None:
@@ -99,7 +102,7 @@ def training(section: Section, name: str, runs: list[tuple[str, str]], profiled:
         if section.cuda:
             torch.cuda.empty_cache()
     if profiled:
-        for mode in dict.fromkeys(mode for mode, _ in runs):
+        for mode in (BEST, "eager"):
             settings = TrainConfig(**size, **MODES[mode])
             entry = section.attempt(profile, section, name, mode, settings, text, needs=10)
             section.note(**{f"profile of {mode}": entry})
@@ -108,18 +111,6 @@ def training(section: Section, name: str, runs: list[tuple[str, str]], profiled:
 def shape(section: Section, name: str) -> ModelConfig:
     small = dict(dim=32, latent_num_blocks=1, fb_num_blocks=1, ngram_rows=256) if section.smoke else {}
     return preset(name, **small)
-
-
-class Resting(torch.optim.Optimizer):
-    """Leaves every parameter where it is: what a step costs without its optimizer."""
-
-    gate = None  # see SOAP
-
-    def __init__(self, params):
-        super().__init__(params, {})
-
-    def step(self, closure=None):
-        pass
 
 
 def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests: bool = False) -> dict:
@@ -131,7 +122,8 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(section, shape(section, name), settings, text)
     if rests:
-        trainer.optimizers = [Resting(trainer.model.parameters())]
+        for optimizer in trainer.optimizers:
+            optimizer.step = lambda: None
     began = time.perf_counter()
     for number in range(2 if section.smoke else WARM_UP):
         trainer.train(number % 5 / 5)
@@ -161,7 +153,8 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
         "step": spread([between(a, b) for a, b in pairwise(starts)]),
         "warm_up_seconds": round(warm_up, 1),
     }
-    for name in ("forward", "backward", "optimizer"):
+    parts = ("forward", "backward", "optimizer")
+    for name in parts if any(part == "forward" for part, _ in marks) else ():  # a graph has no parts
         spent = [between(a, b) for (_, a), (part, b) in pairwise(marks) if part == name]
         if spent:
             figures[f"{name}_ms"] = round(statistics.mean(spent) * 1e3, 2)
@@ -225,6 +218,7 @@ def generation(section: Section) -> None:
     began, seconds = time.monotonic(), 0.5 if section.smoke else min(30.0, section.left() / 2)
     while (progress := (time.monotonic() - began) / seconds) < 1:
         result = trainer.train(progress)
+        wait(section)  # with it the clock of the host is the GPU's
     section.note(trained_steps=trainer.step, training_bpb=round(result.get().bits_per_byte, 3))
     for batch in (1, 2) if section.smoke else (1, 64):
         for cuda_graph in (True, False):
@@ -324,7 +318,7 @@ def story_choice(section: Section) -> tuple[str, str]:
         for mode in MODES
     }
     if section.smoke or min(speeds.values()) == float("inf"):
-        return "s", "eager"
+        return "s", BEST
     mode = min(MODES, key=lambda mode: speeds["s", mode])
     if 180e3 / speeds["s", mode] >= 1500:  # a step reads as many bytes as one that was timed
         return "s", mode

@@ -6,14 +6,14 @@ once and replayed as a CUDA graph: the 200 kernels of a small model's forward ta
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from pico.cache import MAX_FEED, Cache
-from pico.sampling import Sampling, torch_accept_drafts, torch_distribution, torch_draw
+from pico.sampling import Sampling, torch_draft, torch_verify
 
 WARM_UP = 3  # real steps before the capture: they compile kernels, and libraries allocate what they keep
 
@@ -25,18 +25,13 @@ class TorchReader:
     """
 
     def __init__(self, model, batch: int, feed: int = MAX_FEED, disable_latent: bool = False, cuda_graph: bool = True):
-        self.model, self.device = model, next(model.parameters()).device
+        self.model, self.device = cast(model), next(model.parameters()).device
         self.vocabulary, self.disable_latent, self.cuda_graph = model.config.vocabulary, disable_latent, cuda_graph
         self.cache = Cache(model.config, batch, model.dtype, self.device, feed)
-        # what every Linear would cast in every forward, cast once
-        linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-        parameters = dict(model.named_parameters()) if model.dtype != torch.float32 else {}
-        self.weights = {name: p.detach().to(model.dtype) for name, p in parameters.items() if name in linear}
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor):
-        options = dict(cache=self.cache, disable_latent=self.disable_latent)
-        return functional_call(self.model, self.weights, (tokens,), options)
+        return self.model(tokens, cache=self.cache, disable_latent=self.disable_latent)
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         out = self.forward(torch.from_numpy(tokens).to(self.device))
@@ -86,18 +81,27 @@ class TorchDecoder:
         """
         n = tokens.shape[1]
         out = self.reader.forward(tokens)
-        p = torch_distribution(out.logits[:, :, 0], self.sampling, self.banned)
-        accepted, following = torch_accept_drafts(p, tokens[:, 1:], self.q[:, : n - 1], u[:, :n])
+        arguments = self.sampling, self.banned
+        accepted, following = torch_verify(out.logits[:, :, 0], tokens[:, 1:], self.q[:, : n - 1], u[:, :n], *arguments)
         self.reader.cache.rollback(accepted + 1)
         parts = tokens, out.routed, out.router_weight, accepted[:, None] + 1
         record = torch.cat([part.float() for part in parts], dim=1)
-        stream, drawn = out.stream[self.rows, accepted], following
+        self.tokens[:, :1] = following
+        stream = out.stream[self.rows, accepted] if self.drafts else None
         for k in range(self.drafts):
-            logits = self.reader.model.draft_logits(stream, drawn, self.reader.cache.history)
-            self.q[:, k] = torch_distribution(logits, self.sampling, self.banned)
-            drawn = torch.cat([drawn, torch_draw(self.q[:, k], u[:, n + k]).unsqueeze(1)], dim=1)
-        self.tokens.copy_(drawn)
+            logits = self.reader.model.draft_logits(stream, self.tokens[:, : k + 1], self.reader.cache.history)
+            torch_draft(logits, u[:, n + k], *arguments, self.q[:, k], self.tokens[:, k + 1])
         return record
+
+
+def cast(model):
+    """The model with what every forward would cast cast once; all else is shared."""
+    fp32 = {id(p) for p in (*model.router.parameters(), *model.parameter_groups()["tables"])}
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    for p in model.parameters():
+        if model.dtype != p.dtype and id(p) not in fp32:
+            shared[id(p)] = torch.nn.Parameter(p.detach().to(model.dtype), requires_grad=False)
+    return deepcopy(model, shared)
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from pico import kernels
 from pico.config import Config
 from pico.vocab import EOS, VOCABULARY
 
@@ -140,3 +141,33 @@ def torch_accept_drafts(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tupl
     rest = (p - q).clamp(min=0)
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)  # q = p but for rounding, and still rejected
     return accepted, torch_draw(rest, u[:, -1:])
+
+
+# The two steps of a decoder on a GPU, as one kernel each where there is one for what is asked
+
+
+def torch_draft(logits: Tensor, u: Tensor, sampling: Sampling, banned: Tensor, q: Tensor, drawn: Tensor) -> None:
+    """logits (B, V), u (B,): the distribution goes into q (B, V), one byte drawn from it into drawn (B,)."""
+    if fused(logits, sampling):
+        from pico.kernels.sampling import draft
+
+        draft(logits, u, sampling.temperature * (sampling.temperature >= GREEDY), sampling.min_p, banned, q, drawn)
+    else:
+        q.copy_(torch_distribution(logits, sampling, banned))
+        drawn.copy_(torch_draw(q, u))
+
+
+def torch_verify(
+    logits: Tensor, drafts: Tensor, q: Tensor, u: Tensor, sampling: Sampling, banned: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`torch_accept_drafts` from the model's logits (B, n, V)."""
+    if fused(logits, sampling):
+        from pico.kernels.sampling import verify
+
+        return verify(logits, drafts, q, u, sampling.temperature * (sampling.temperature >= GREEDY), sampling.min_p, banned)
+    return torch_accept_drafts(torch_distribution(logits, sampling, banned), drafts, q, u)
+
+
+def fused(logits: Tensor, sampling: Sampling) -> bool:
+    """Whether a kernel does it: top-k and top-p need a sort, which none has."""
+    return logits.is_cuda and kernels.available() and not sampling.top_k and sampling.top_p == 1

@@ -38,6 +38,11 @@ class Sampling(Config):
     # or with one of these; no other control symbol is ever drawn
     stop_symbols: frozenset[Annotated[int, Field(ge=256, lt=VOCABULARY)]] = frozenset({EOS})
 
+    @property
+    def heat(self) -> float:
+        """The temperature, exactly 0 where it is greedy."""
+        return self.temperature if self.temperature >= GREEDY else 0.0
+
     def banned(self, vocabulary: int) -> np.ndarray:
         """(V,) bool, True for the control symbols that are never drawn."""
         banned = np.arange(vocabulary) >= 256
@@ -51,7 +56,7 @@ class Sampling(Config):
 def numpy_distribution(logits: np.ndarray, sampling: Sampling, banned: np.ndarray) -> np.ndarray:
     """Logits (..., V), which are overwritten, to probabilities; banned (V,) gets none."""
     np.copyto(logits, -np.inf, where=banned)
-    if sampling.temperature < GREEDY:
+    if not sampling.heat:
         p = np.zeros_like(logits)
         rows = p.reshape(-1, p.shape[-1])
         rows[np.arange(len(rows)), logits.argmax(-1).ravel()] = 1
@@ -76,7 +81,7 @@ def numpy_distribution(logits: np.ndarray, sampling: Sampling, banned: np.ndarra
 def torch_distribution(logits: Tensor, sampling: Sampling, banned: Tensor) -> Tensor:
     """Logits (..., V) to probabilities; banned (V,) gets none."""
     logits = logits.float().masked_fill(banned, float("-inf"))
-    if sampling.temperature < GREEDY:
+    if not sampling.heat:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter(-1, best, 1.0)
     p = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).exp()
@@ -143,31 +148,30 @@ def torch_accept_drafts(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tupl
     return accepted, torch_draw(rest, u[:, -1:])
 
 
-# The two steps of a decoder on a GPU, as one kernel each where there is one for what is asked
+# The two steps of a decoder where the model is, as one kernel each where there is one for what is asked
 
 
 def torch_draft(logits: Tensor, u: Tensor, sampling: Sampling, banned: Tensor, q: Tensor, drawn: Tensor) -> None:
     """logits (B, V), u (B,): the distribution goes into q (B, V), one byte drawn from it into drawn (B,)."""
-    if fused(logits, sampling):
+    if in_one_kernel(logits, sampling):
         from pico.kernels.sampling import draft
 
-        draft(logits, u, sampling.temperature * (sampling.temperature >= GREEDY), sampling.min_p, banned, q, drawn)
-    else:
-        q.copy_(torch_distribution(logits, sampling, banned))
-        drawn.copy_(torch_draw(q, u))
+        return draft(logits, u, sampling.heat, sampling.min_p, banned, q, drawn)
+    q.copy_(torch_distribution(logits, sampling, banned))
+    drawn.copy_(torch_draw(q, u))
 
 
 def torch_verify(
     logits: Tensor, drafts: Tensor, q: Tensor, u: Tensor, sampling: Sampling, banned: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`torch_accept_drafts` from the model's logits (B, n, V)."""
-    if fused(logits, sampling):
+    """`torch_accept_drafts` of what the model says after each byte, logits (B, n, V)."""
+    if in_one_kernel(logits, sampling):
         from pico.kernels.sampling import verify
 
-        return verify(logits, drafts, q, u, sampling.temperature * (sampling.temperature >= GREEDY), sampling.min_p, banned)
+        return verify(logits, drafts, q, u, sampling.heat, sampling.min_p, banned)
     return torch_accept_drafts(torch_distribution(logits, sampling, banned), drafts, q, u)
 
 
-def fused(logits: Tensor, sampling: Sampling) -> bool:
-    """Whether a kernel does it: top-k and top-p need a sort, which none has."""
+def in_one_kernel(logits: Tensor, sampling: Sampling) -> bool:
+    """Top-k and top-p need a sort, which the kernels do not have."""
     return logits.is_cuda and kernels.available() and not sampling.top_k and sampling.top_p == 1

@@ -15,6 +15,7 @@ from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
 from pico.kernels.loss import head_nats
 from pico.kernels.ngrams import ngram_rows
+from pico.kernels.sampling import draft, verify
 
 SHARED_MEMORY = 99 * 1024  # bytes a block may have on 8.6 and 8.9, the least of those that count
 
@@ -118,3 +119,16 @@ def test_loss_builds(build, capability):
 def test_ngrams_build(build, capability):
     text = torch.zeros(2, 70, dtype=torch.int64)
     assert set(build(capability, lambda: ngram_rows(text, 6, 32768))) == {"_hash"}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("n,temperature", [(1, 0.0), (6, 0.0), (1, 0.8), (6, 0.8)])
+def test_sampling_builds(build, capability, n, temperature):
+    logits, u = torch.zeros(2, n, 3 * 264, dtype=torch.bfloat16)[:, :, :264], torch.zeros(2, 2 * n).double()
+    q, tokens, banned = torch.zeros(2, n, 264), torch.zeros(2, 1 + n, dtype=torch.long), torch.zeros(264) > 0
+
+    def step():
+        draft(logits[:, 0], u[:, 0], temperature, 0.0, banned, q[:, 0], tokens[:, 1])
+        verify(logits, tokens[:, 1:n], q[:, : n - 1], u[:, :n], temperature, 0.0, banned)
+
+    assert set(build(capability, step)) == {"_draft", "_verify"}

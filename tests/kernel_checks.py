@@ -24,10 +24,12 @@ from pico.kernels.decode import decode_attention
 from pico.kernels.gather import gated_scatter, latent_gather
 from pico.kernels.loss import head_nats
 from pico.kernels.ngrams import ngram_rows
+from pico.kernels.sampling import draft, verify
 from pico.loss import multi_byte_loss
 from pico.model import Pico
 from pico.ngrams import keys
 from pico.norm import EPS
+from pico.sampling import Sampling, torch_accept_drafts, torch_distribution, torch_draw
 from pico.vocab import BOS
 
 CHECKS = {}  # by name; a check raises what is wrong
@@ -335,6 +337,46 @@ def ngram_rows_equal_the_formula(batch, length, longest, rows):
     assert torch.equal(
         ngram_rows(text, longest, rows), torch.stack(keys(text[:, longest - 1 :], before, longest, rows), -1)
     )
+
+
+@check((3, 6, 0.0, 0.0), (3, 6, 0.8, 0.0), (5, 1, 0.8, 0.05), (200, 4, 2.0, 0.0), (2, 9, 1000.0, 0.0))
+def sampling_equals_the_formulas(batch, n, temperature, min_p):
+    """Drafts one after the other into slices of two buffers, then what a model that disagrees a little keeps of them.
+
+    A number so close to a step of the cumulative sum that rounding decides is drawn once in millions.
+    """
+    torch.manual_seed(0)
+    sampling = Sampling(temperature=temperature, min_p=min_p)
+    banned = torch.from_numpy(sampling.banned(264)).to(DEVICE)
+    logits = random(batch, n, 3 * 264, dtype=torch.bfloat16)[:, :, 264:528] * 2
+    u = torch.rand(batch, 2 * n, dtype=torch.float64, device=DEVICE)
+    q, tokens = torch.zeros(batch, n, 264, device=DEVICE), torch.zeros(batch, 1 + n, dtype=torch.long, device=DEVICE)
+    for k in range(n):
+        draft(logits[:, k], u[:, k], temperature, min_p, banned, q[:, k], tokens[:, k + 1])
+    wanted = torch_distribution(logits, sampling, banned)
+    torch.testing.assert_close(q, wanted, rtol=1e-5, atol=1e-8)
+    assert torch.equal(tokens[:, 1:], torch_draw(wanted, u[:, :n]))
+
+    logits = logits + random(batch, n, 264, dtype=torch.bfloat16) / 2
+    drafts = tokens[:, 1:n], q[:, : n - 1], u[:, n:]
+    accepted, following = verify(logits, *drafts, temperature, min_p, banned)
+    wanted = torch_accept_drafts(torch_distribution(logits, sampling, banned), *drafts)
+    assert torch.equal(accepted, wanted[0]) and torch.equal(following, wanted[1])
+
+
+@check()
+def sampling_draws_only_what_is_possible():
+    """At both ends of the unit interval, from a distribution with gaps; and where no correction is left."""
+    logits = torch.full((4, 264), float("-inf"), device=DEVICE)
+    logits[:, 3], logits[:, 200] = 0.0, 1.0
+    banned, q = torch.zeros(264, dtype=torch.bool, device=DEVICE), torch.zeros(4, 264, device=DEVICE)
+    drawn, u = torch.zeros(4, dtype=torch.long, device=DEVICE), torch.tensor([0, 0.2, 0.3, 1.0], dtype=torch.float64)
+    draft(logits, u.to(DEVICE), 1.0, 0.0, banned, q, drawn)
+    assert drawn.tolist() == [3, 3, 200, 200]
+    two, q, u = logits[:, None].expand(-1, 2, -1), q[:, None] * (1 + 1e-6), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    u = u.repeat(2, 1).double().to(DEVICE)
+    accepted, following = verify(two, drawn[:, None], q, u, 1.0, 0.0, banned)
+    assert accepted.tolist() == [0] * 4 and following[:, 0].tolist() == [3, 200, 3, 200]
 
 
 @check(*((*case, dtype) for case in LOSSES for dtype in (torch.float32, torch.bfloat16)))

@@ -32,10 +32,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("sampling", [dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01), dict(min_p=0.01)])
 @pytest.mark.parametrize("backend", ["blocked", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("router", ROUTERS)
-def test_nothing_in_a_step_waits_for_the_gpu(router, backend, temperature, monkeypatch):
+def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""
     monkeypatch.setattr(pico.kernels, "available", lambda: True)
     monkeypatch.setattr(pico.batch, "Graphed", lambda device: pico.batch.run)
@@ -43,8 +43,7 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, backend, temperature, monke
         alibi_slopes.cache_clear()
         with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
             model = Pico(tiny_config(router), backend, torch.bfloat16).eval()
-            sampling = Sampling(temperature=temperature, top_k=5, top_p=0.9, min_p=0.01)
-            decoder = TorchDecoder(TorchReader(model, 2), np.array([[1], [2]]), drafts, sampling)
+            decoder = TorchDecoder(TorchReader(model, 2), np.array([[1], [2]]), drafts, Sampling(**sampling))
             with OneDevice():
                 record = decoder.run(decoder.step, decoder.tokens, decoder.u)
             assert record.shape == (2, 3 * (1 + drafts) + 1) and record.is_cuda

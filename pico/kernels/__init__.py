@@ -1,5 +1,5 @@
-"""Triton kernels: sliding-window ALiBi attention and its decoding form, the latent gather and scatter, the loss, and
-the hash of n-grams.
+"""Triton kernels: sliding-window ALiBi attention and its decoding form, the latent gather and scatter, the loss,
+the hash of n-grams, and speculative sampling.
 
 They run on a CUDA GPU, or anywhere, slowly, under Triton's interpreter (TRITON_INTERPRET=1, set before triton is
 first imported), which is how the tests check them against the dense formulas on a machine without a GPU. Importing
@@ -10,6 +10,7 @@ this package needs neither triton nor a GPU: ask `available()` first, then impor
     pico.kernels.gather       latent_gather(x, index), gated_scatter(x, latent, index, weight)
     pico.kernels.loss         head_nats(hidden, weight, targets)
     pico.kernels.ngrams       ngram_rows(text, longest, rows)
+    pico.kernels.sampling     draft(logits, u, temperature, min_p, banned, q, drawn), verify(logits, drafts, q, u, ...)
 
 Tile sizes come from small tables, not from an autotuner: an autotuner's choice changes the order of sums from run
 to run, so resuming would not be exact, and it cannot run while a CUDA graph is captured.

@@ -366,16 +366,21 @@ def sampling_equals_the_formulas(batch, n, temperature, min_p):
 
 @check()
 def sampling_draws_only_what_is_possible():
-    """At both ends of the unit interval, from a distribution with gaps; and where no correction is left."""
-    logits = torch.full((4, 264), float("-inf"), device=DEVICE)
-    logits[:, 3], logits[:, 200] = 0.0, 1.0
-    banned, q = torch.zeros(264, dtype=torch.bool, device=DEVICE), torch.zeros(4, 264, device=DEVICE)
-    drawn, u = torch.zeros(4, dtype=torch.long, device=DEVICE), torch.tensor([0, 0.2, 0.3, 1.0], dtype=torch.float64)
+    """At both ends of the unit interval and between two bytes; and where no correction is left."""
+    logits = torch.full((5, 264), float("-inf"), device=DEVICE)
+    logits[:, 3] = logits[:, 200] = 0.0
+    logits[:, 220] = -25.0  # fp32 would lose it in the sum
+    banned, q = torch.zeros(264, dtype=torch.bool, device=DEVICE), torch.zeros(5, 264, device=DEVICE)
+    drawn, u = torch.zeros(5, dtype=torch.long, device=DEVICE), torch.tensor([0, 0.4, 0.6, 1, 1]).double()
+    u[3] -= 1e-12
     draft(logits, u.to(DEVICE), 1.0, 0.0, banned, q, drawn)
-    assert drawn.tolist() == [3, 3, 200, 200]
-    two, q, u = logits[:, None].expand(-1, 2, -1), q[:, None] * (1 + 1e-6), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    assert drawn.tolist() == [3, 3, 200, 220, 220]
+    logits[:, 220] = float("-inf")
+    draft(logits, torch.full_like(u, 0.5).to(DEVICE), 1.0, 0.0, banned, q, drawn)
+    assert drawn.tolist() == [200] * 5
+    two, q, u = logits[:4, None].expand(-1, 2, -1), q[:4, None] * (1 + 1e-6), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     u = u.repeat(2, 1).double().to(DEVICE)
-    accepted, following = verify(two, drawn[:, None], q, u, 1.0, 0.0, banned)
+    accepted, following = verify(two, drawn[:4, None], q, u, 1.0, 0.0, banned)
     assert accepted.tolist() == [0] * 4 and following[:, 0].tolist() == [3, 200, 3, 200]
 
 

@@ -4,7 +4,6 @@ A step has fixed shapes, changes its state in place and tells the host only what
 once and replayed as a CUDA graph: the 200 kernels of a small model's forward take less time to run than to launch.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from pico.cache import MAX_FEED, Cache
+from pico.graphs import Graphed, run
 from pico.sampling import Sampling, torch_draft, torch_verify
-
-WARM_UP = 3  # real steps before the capture: they compile kernels, and libraries allocate what they keep
 
 
 class TorchReader:
@@ -107,36 +105,3 @@ def cast(model):
 def widest(device: torch.device) -> torch.dtype:
     """The floats to draw by: float64, except on MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def run(function: Callable, *arguments):
-    return function(*arguments)
-
-
-class Graphed:
-    """`run` for a function that works in place, always on the same tensors: as it is a few times, then as a CUDA graph.
-
-    The function may not wait for the device, nor let a shape depend on values. What it returned at its capture is
-    what every replay fills anew.
-    """
-
-    def __init__(self, device: torch.device):
-        self.warm_up, self.graph, self.out = WARM_UP, None, None
-        self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
-
-    def __call__(self, function: Callable, *arguments):
-        if self.warm_up:
-            self.warm_up -= 1
-            current = torch.cuda.current_stream(self.stream.device)
-            self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                out = function(*arguments)
-            current.wait_stream(self.stream)
-            return out
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            # other threads, such as one that pins batches for training, may go on using the device meanwhile
-            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.out = function(*arguments)  # recorded, not run
-        self.graph.replay()
-        return self.out

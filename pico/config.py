@@ -326,6 +326,7 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
     attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
     compile: bool = Field(False, description="torch.compile each block")
+    cuda_graph: bool = Field(True, description="on one GPU, replay each step as a CUDA graph")
     tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="metrics also go to")
     tracker_project_name: str = Field("pico", description="project of the tracker")
 

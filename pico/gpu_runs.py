@@ -19,16 +19,18 @@ from pico.generation import generate
 from pico.gpu_clock import Section, read, spread
 from pico.machine import Batch, pick_dtype
 from pico.model import Pico, flops_per_byte
-from pico.step import Pending, optimizer_step
+from pico.step import Pending, optimizer_step, step_graphs
 from pico.stories import stories
 from pico.train import train
 
 MODES = {  # how a step is run: settings of TrainConfig
-    "eager": {},
-    "compiled": {"compile": True},
+    "eager": {"cuda_graph": False},
+    "compiled": {"cuda_graph": False, "compile": True},
+    "graph": {},
+    "compiled graph": {"compile": True},
 }
-BEST = "compiled"
-STEPS, WARM_UP = 30, 12  # timed, and before: whole tens, for SOAP has more to do in every tenth
+BEST = "compiled graph"
+STEPS, WARM_UP = 30, 30  # timed, and before: whole tens, for SOAP has more to do in every tenth
 PIECE = 15 << 20  # bytes of a piece of the exported model
 
 
@@ -50,6 +52,7 @@ class Trainer:
         self.model = Pico(config, settings.attention_backend, pick_dtype("auto", section.device)).train()
         alone = SimpleNamespace(device=section.device, num_processes=1, prepare=lambda model: model)
         self.forward, self.optimizers = parallel.prepare(self.model, settings, alone)
+        self.graphs = step_graphs(self.model, self.optimizers, settings, print)
         self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(section.device)
         self.window = torch.arange(settings.context_len + config.next_tokens, device=section.device)
 
@@ -61,7 +64,7 @@ class Trainer:
         chunk = Batch(tokens[:, :length], tokens[:, 1:], settings.step_bytes, {})
         mark("data")
         parts = self.model, self.forward, self.optimizers, settings, [chunk]
-        result = optimizer_step(*parts, self.step, progress, mark=mark)
+        result = optimizer_step(*parts, self.step, progress, mark=mark, graphs=self.graphs)
         self.step += 1
         return result
 

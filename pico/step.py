@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pico import parallel
 from pico.config import TrainConfig
+from pico.graphs import StepGraphs
 from pico.machine import Batch
 from pico.model import Pico
 from pico.optimizers import gated, set_learning_rate
@@ -63,13 +64,14 @@ def optimizer_step(
     short_text: bool = False,
     tell: Callable[[], list[float]] = list,
     mark: Callable[[str], object] = lambda part: None,
+    graphs: StepGraphs | None = None,
 ) -> Pending:
     """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
 
     forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
     before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
     then there is dropout. tell: numbers that the processes share on the way. mark: told the name of each part when it
-    ends, "forward", "backward" or "optimizer".
+    ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
     """
     # 1. Where the run is decides how far a step goes, how much the stream looks ahead, and which rule routes.
     rate = set_learning_rate(optimizers, config, step, progress)
@@ -77,30 +79,58 @@ def optimizer_step(
     model.router.causal = progress >= model.router.rule.causal_from
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
-    device, share, sums = model.lookahead.device, config.router_loss_weight, 0
-    for number, batch in enumerate(batches, start=1):
-        again = short_text and batch.position["epoch"] > 0
-        model.drop(config.ngram_dropout * again, config.dropout * again)
-        inputs = batch.inputs.to(device, non_blocking=True)  # (B, T)
-        targets = batch.targets.to(device, non_blocking=True)  # (B, T + N - 1)
-        length = inputs.shape[1]
-        # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
-        alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
-        with alone():
-            out = forward(inputs, targets=targets)
-            mark("forward")
-            loss = (1 - share) * out.loss + share * out.router_loss
-            (loss / len(batches)).backward()
-            mark("backward")
-        nats = out.head_nll[0] * (targets[:, :length] >= 0).sum()
-        slots = nats.new_full((), out.slots / length)
-        these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
-        sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip))
+    device, share = model.lookahead.device, config.router_loss_weight
+    again = [short_text and batch.position["epoch"] > 0 for batch in batches]
+    tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
+    tick = mark if graphs is None else lambda part: None
+
+    def gradients(*tensors: Tensor) -> Tensor:
+        """(7,) sums over the batches, and the norm of the gradients that the parameters have then."""
+        sums = 0
+        # inputs (B, T), targets (B, T + N - 1)
+        for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
+            model.drop(config.ngram_dropout * dropped, config.dropout * dropped)
+            length = inputs.shape[1]
+            # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
+            alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
+            with alone():
+                out = forward(inputs, targets=targets)
+                tick("forward")
+                loss = (1 - share) * out.loss + share * out.router_loss
+                (loss / len(batches)).backward()
+                tick("backward")
+            nats = out.head_nll[0] * (targets[:, :length] >= 0).sum()
+            slots = nats.new_full((), out.slots / length)
+            these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
+            sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
+        norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
+        return torch.cat([sums, parallel.whole(norm).float()[None]])
+
+    def move(gate: Tensor | None) -> None:
+        for optimizer in optimizers:
+            if gate is not None:
+                optimizer.gate = gate
+            optimizer.step()
+        model.update_router(gate)
+        forget()
+
+    def forget() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    def whole_step(*tensors: Tensor) -> Tensor:
+        forget()  # of a capture that failed
+        seen = gradients(*tensors)
+        move(seen.isfinite().all().float())
+        return seen
+
+    if graphs is None:
+        seen = gradients(*tensors)
+    else:
+        seen = graphs((model.router.causal, *again), whole_step, tensors)
 
     # 3. All that the host must know, on its way there in one transfer.
-    mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *tell()], dtype=sums.dtype)
-    seen = torch.cat([sums, norm.float()[None]])  # (7,)
+    mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *tell()], dtype=seen.dtype)
     numbers = parallel.total(torch.cat([seen, mine.to(device, non_blocking=True)]))
 
     def result(numbers: list[float]) -> StepResult:
@@ -123,16 +153,21 @@ def optimizer_step(
 
     # 4. The step itself, unless a number is not finite. On a GPU the optimizers see to that by a gate: the host would
     # have to wait for the backward pass, and then the GPU for the host. Elsewhere the host looks.
-    gate = numbers[: len(seen)].isfinite().all().float() if gated(device, optimizers) else None
-    if gate is not None or pending.get().finite:
-        for optimizer in optimizers:
-            if gate is not None:
-                optimizer.gate = gate
-            optimizer.step()
-        model.update_router(gate)
+    if graphs is not None:
+        pass  # it is done
+    elif gated(device, optimizers):
+        move(numbers[: len(seen)].isfinite().all().float())
+    elif pending.get().finite:
+        move(None)
     else:
         model.router.seen.zero_()  # what it saw is not finite either
-    for optimizer in optimizers:
-        optimizer.zero_grad()
+        forget()
     mark("optimizer")
     return pending
+
+
+def step_graphs(model: Pico, optimizers: Sequence, config: TrainConfig, warn=lambda _: None) -> StepGraphs | None:
+    """The graphs of a training's steps, where they can be had: on one GPU, with optimizers that need no host."""
+    device = model.lookahead.device
+    alone = parallel.PartialState().num_processes == 1
+    return StepGraphs(device, optimizers, warn) if config.cuda_graph and alone and gated(device, optimizers) else None

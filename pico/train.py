@@ -36,7 +36,7 @@ from pico.reading import counted, outlook
 from pico.report import marked, underscored
 from pico.signals import Signals
 from pico.state import rng_state
-from pico.step import Pending, optimizer_step
+from pico.step import Pending, optimizer_step, step_graphs
 
 SAMPLE_BYTES = 256
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
@@ -102,6 +102,7 @@ class Training:
         self.saved = parts.state.step if parts.origin.checkpoint else -1  # step of the newest checkpoint
         self.queued: list[Queued] = []  # steps whose numbers are yet to be read, the oldest first
         self.lags = parts.accelerator.device.type == "cuda" and parts.accelerator.num_processes == 1
+        self.graphs = step_graphs(parts.model, parts.optimizers, parts.config, self.display.warn)
         self.skips, self.rate = 0, 0.0  # steps that were not finite, in a row; bytes a second, lately
         self.signals, self.saves_made = Signals(), 0  # saves: by signal
         self.failure: BaseException | None = None  # what keeps this process from reading on
@@ -171,6 +172,7 @@ class Training:
             self.progress(self.queued),
             parts.short_text,
             tell=lambda: self.tell(prefetch),
+            graphs=self.graphs,
         )
         self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
 

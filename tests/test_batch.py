@@ -20,9 +20,10 @@ import pico.batch
 import pico.generation
 import pico.routing
 from pico.attention import alibi_slopes
-from pico.batch import Graphed, TorchDecoder, TorchReader
+from pico.batch import TorchDecoder, TorchReader
 from pico.cache import Cache
 from pico.generation import generate
+from pico.graphs import WARM_UP, Graphed, run
 from pico.model import Pico
 from pico.routers import ROUTERS
 from pico.sampling import Sampling
@@ -38,7 +39,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""
     monkeypatch.setattr(pico.kernels, "available", lambda: True)
-    monkeypatch.setattr(pico.batch, "Graphed", lambda device: pico.batch.run)
+    monkeypatch.setattr(pico.batch, "Graphed", lambda device: run)
     for drafts in (0, 3):
         alibi_slopes.cache_clear()
         with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
@@ -58,7 +59,7 @@ class Traced:
 
     def __call__(self, step, *arguments):
         self.runs += 1
-        if self.runs <= pico.batch.WARM_UP:
+        if self.runs <= WARM_UP:
             return step(*arguments)
         if self.replay is None:
             decoder, cache = step.__self__, step.__self__.reader.cache
@@ -95,7 +96,7 @@ def test_replayed_decoding_is_plain_decoding(router, replayed):
     fast = generate(model, RAGGED, **options)
     together = texts(fast)
     assert together == texts(generate(model, RAGGED, speculative=False, **options))
-    assert [r.runs > 2 * pico.batch.WARM_UP and r.replay is not None for r in replayed] == [True, True]
+    assert [r.runs > 2 * WARM_UP and r.replay is not None for r in replayed] == [True, True]
     assert together == [texts(generate(model, prompt, **options))[0] for prompt in RAGGED]  # by the numpy code
     assert 0.05 < fast.stats["acceptance"][0] < 1
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,16 +12,19 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import pico.graphs
 import pico.kernels
 import pico.optimizers
 import pico.step
 from pico import Pico, TrainConfig
 from pico.attention import alibi_slopes
 from pico.casts import cast_together
+from pico.graphs import WARM_UP
 from pico.machine import Batch
 from pico.optimizers import GatedAdamW, build_optimizers
 from pico.routers import ROUTERS, TopK
-from pico.step import optimizer_step
+from pico.soap import SOAP
+from pico.step import optimizer_step, step_graphs
 
 CONFIG = TrainConfig(context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, warmup_steps=0)
 
@@ -117,6 +121,67 @@ def test_a_gate_keeps_a_step_that_is_not_finite_from_weights_and_state(optimizer
         assert not model.router.seen.any()
 
 
+class Replayed:
+    """In place of `Graphed`, on a CPU: what was captured runs on the tensors of its capture, whatever comes later."""
+
+    failing = False
+
+    def __init__(self, device, pool):
+        self.warm_up, self.graph, self.replays = WARM_UP, None, 0
+
+    def __call__(self, function, *arguments):
+        if self.warm_up:
+            self.warm_up -= 1
+            return function(*arguments)
+        if self.failing:
+            raise RuntimeError("operation not permitted\nmore")
+        self.replays += self.graph is not None
+        self.graph = self.graph or partial(function, *arguments)
+        return self.graph()
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch):
+    """Gates, SOAP's refreshes all together, and graphs that are replayed without a GPU."""
+    monkeypatch.setattr(pico.step, "gated", lambda *_: True)
+    monkeypatch.setattr(pico.optimizers, "adamw", lambda *a, **o: GatedAdamW(*a, **o, fused=True))
+    monkeypatch.setattr(pico.optimizers, "SOAP", partial(SOAP, schedule="together"))
+    monkeypatch.setattr(pico.graphs, "Graphed", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("optimizer", ["soap", "adamw"])
+def test_replayed_steps_are_the_steps_themselves(optimizer, failing, like_a_gpu, monkeypatch):
+    """Over refreshes, dropout, another rule and learning rates that no graph may have kept; or where no capture works.
+
+    The rates are powers of two and eighths of them, which fp32 holds.
+    """
+    advanced, said = [], []
+    monkeypatch.setattr(SOAP, "advance", lambda self: advanced.append(1))  # a replay here has counted
+    monkeypatch.setattr(Replayed, "failing", failing)
+    config = CONFIG.model_copy(update={"optimizer": optimizer, "learning_rate": 2**-7})
+    results = []
+    for replayed in (False, True):
+        torch.manual_seed(0)
+        model = tiny("topk").train()
+        model.ngrams.table.sparse = True
+        optimizers = build_optimizers(model, config)
+        graphs = step_graphs(model, optimizers, config, said.append) if replayed else None
+        numbers = []
+        for step in range(40):
+            tokens = random_tokens(2, 28, seed=step)
+            read = [Batch(tokens[:, :24], tokens[:, 1:], 48, {"epoch": int(20 <= step < 30)})]
+            options = dict(step=step, progress=step // 5 / 8, short_text=True, graphs=graphs)
+            numbers.append(optimizer_step(model, model, optimizers, config, read, **options).get()[:7])
+        results.append([torch.tensor(numbers), *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    replays = sum(run.replays for run in graphs.runs.values())
+    assert len(said) == failing and (replays == 0 if failing else replays > 15)
+    assert len(advanced) == (replays if optimizer == "soap" else 0)
+    assert {type(group["lr"]) for group in graphs.groups} == {float}
+
+
 class Blind(TorchDispatchMode):
     """Refuses to tell the host a value."""
 
@@ -153,10 +218,13 @@ def without_backward(model):
     return backward
 
 
+@pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("optimizer", ["soap", "adamw"])
 @pytest.mark.parametrize("router", ROUTERS)
-def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, monkeypatch):
+def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, captured, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""
+    monkeypatch.setattr(pico.graphs, "Graphed", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(pico.kernels, "available", lambda: True)
     monkeypatch.setattr(pico.step, "Pending", lambda numbers, _: numbers)  # its wait comes a step later
     alibi_slopes.cache_clear()
@@ -168,8 +236,9 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, monkeypatch):
         cast_together(model)
         config = CONFIG.model_copy(update={"optimizer": optimizer})
         optimizers = build_optimizers(model, config)
+        graphs = step_graphs(model, optimizers, config) if captured else None
         for number in range(12):
-            options = dict(step=number, progress=number / 12, short_text=True)
+            options = dict(step=number, progress=number / 12, short_text=True, graphs=graphs)
             numbers = optimizer_step(model, model, optimizers, config, batches(2, epoch=number % 2), **options)
             assert numbers.is_cuda and numbers.shape == (9,)
     alibi_slopes.cache_clear()  # it keeps the fake ones

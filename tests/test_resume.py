@@ -87,10 +87,12 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
 
 def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):
     """Nothing in the model draws random numbers while training; this test does."""
-    original = Training.step
-    monkeypatch.setattr(
-        Training, "step", lambda *args: {**original(*args), "drawn": [torch.rand(()).item(), random.random()]}
-    )
+    original = Training.conclude
+
+    def conclude(training, line):
+        original(training, {**line, "drawn": [torch.rand(()).item(), random.random()]})
+
+    monkeypatch.setattr(Training, "conclude", conclude)
     go(path, "whole", data)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_at_step(patch, 6)

@@ -5,7 +5,7 @@ stdout is the product, stderr is talk. A command parses, calls pico and shows; t
 
 import sys
 
-from pico import process
+from pico.app import process
 
 if __name__ == "__main__":  # before the slow imports: Ctrl-C among them is no traceback
     process.guard()
@@ -16,9 +16,9 @@ from typing import Annotated
 
 import typer
 
-from pico import __version__, commands, hints
-from pico.config import PRESETS, DataConfig, PicoError, TrainConfig, preset
-from pico.flags import (
+from pico import __version__
+from pico.app import commands
+from pico.app.flags import (
     DATA,
     LOOK,
     MODEL,
@@ -37,8 +37,11 @@ from pico.flags import (
     option,
     switch,
 )
-from pico.samples import argument_bytes, read_prompt, write_objects, write_samples
-from pico.terminal import check_writable, run_app, say, show, show_json
+from pico.app.samples import argument_bytes, read_prompt, write_objects, write_samples
+from pico.app.terminal import check_writable, run_app, say, show, show_json
+from pico.base import hints
+from pico.base.config import PRESETS, DataConfig, TrainConfig, preset
+from pico.base.errors import PicoError
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
@@ -69,7 +72,7 @@ def demo(
     max_minutes: option(float, "training time", None, "--minutes") = 3.0,
 ):
     """Make a tiny model, train it on built-in stories and read its text, all in a few minutes on a laptop."""
-    from pico.demo import run_demo
+    from pico.app.demo import run_demo
 
     raise typer.Exit(run_demo(path, max_minutes))
 
@@ -90,11 +93,12 @@ def init(
     if source and (model or preset_name != "xs"):
         raise PicoError("--from takes the shape of the other model: leave out --preset and the flags of sizes")
     config = preset(preset_name, **model)
-    from pico.folder import create, read_config
-    from pico.report import model_facts, model_table
+    from pico.app.tables import model_table
+    from pico.model.cost import model_facts
+    from pico.runs.folder import create, read_config
 
     if source:
-        from pico.derive import derive
+        from pico.runs.derive import derive
 
         weights, config = derive(source, path).parent, read_config(path)
         facts, dataset = model_facts(config), "my-text.txt"
@@ -127,13 +131,13 @@ def train(
     With --resume, settings that are not given are those of the run.
     """
     if resume:
-        from pico.folder import read_record, run_folder
+        from pico.runs.folder import read_record, run_folder
 
         before = read_record(run_folder(path, run))
         training, data = {**before.get("train", {}), **training}, {**before.get("data", {}), **data}
     config = TrainConfig.build(**training)
     source = DataConfig.build(**{**data, "dataset": dataset})
-    from pico.train import train as start
+    from pico.train.loop import train as start
 
     summary = start(path, run, source, config, resume, base_weights, quiet, device)
     raise typer.Exit(summary.exit_code)
@@ -179,7 +183,7 @@ def run(
         )
     start = read_prompt(prompt, prompt_file)
     from pico import generate, load
-    from pico.machine import pick_device
+    from pico.base.device import pick_device
 
     model = load(path, run, checkpoint, device=pick_device(device))
     generation = generate(
@@ -226,8 +230,8 @@ def evaluate(
         check_writable(report, "--report")
     from rich.console import Console
 
-    from pico.analysis import evaluate_run
-    from pico.analysis_report import report_table, write_page
+    from pico.evaluate.analysis import evaluate_run
+    from pico.evaluate.tables import report_table, write_page
 
     def tell(reading) -> None:
         say("\n".join(reading.lines() + reading.warnings))
@@ -247,8 +251,10 @@ def evaluate(
 @app.command(rich_help_panel=LOOK)
 def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     """Size and cost of a model, and its runs."""
-    from pico.folder import read_config, run_folder, runs
-    from pico.report import model_facts, model_table, run_facts, runs_table
+    from pico.app.tables import model_table, runs_table
+    from pico.model.cost import model_facts
+    from pico.runs.folder import read_config, run_folder, runs
+    from pico.runs.metrics import run_facts
 
     config = read_config(path)
     names = [run_folder(path, run).name] if run else runs(path)

@@ -8,14 +8,14 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "ModelConfig": "config",
-    "TrainConfig": "config",
-    "DataConfig": "config",
-    "PicoError": "config",
-    "preset": "config",
-    "Pico": "model",
-    "load": "checkpoint",
-    "generate": "generation",
+    "ModelConfig": "base.config",
+    "TrainConfig": "base.config",
+    "DataConfig": "base.config",
+    "PicoError": "base.errors",
+    "preset": "base.config",
+    "Pico": "model.pico",
+    "load": "runs.checkpoint",
+    "generate": "decode.generation",
 }
 __all__ = sorted(_HOME)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pico.process import guard
+from pico.app.process import guard
 
 
 def main() -> int:

@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from pico.compare_report import LEVEL, UNITS, probability, verdict  # noqa: E402
-from pico.statistics import holm  # noqa: E402
+from pico.evaluate.statistics import holm  # noqa: E402
+from pico.lab.tables import LEVEL, UNITS, probability, verdict  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CODE = re.compile(r"```.*?```|^ {4}.*?$|`[^`]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)

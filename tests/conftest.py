@@ -12,9 +12,9 @@ from hypothesis import settings
 from training import SMALL
 
 from pico import DataConfig, preset
-from pico import train as module
-from pico.folder import create
-from pico.machine import blas
+from pico.base.threads import blas
+from pico.runs.folder import create
+from pico.train import loop as module
 
 for pool in torch, blas():
     pool.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))

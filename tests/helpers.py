@@ -13,12 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import pico.generation
-from pico.batch import TorchReader
-from pico.config import ModelConfig
-from pico.decode import NumpyDecoder
-from pico.model import Pico
-from pico.vocab import BOS, EOS, VOCABULARY
+import pico.decode.generation
+from pico.base.config import ModelConfig
+from pico.base.symbols import BOS, EOS, VOCABULARY
+from pico.decode.numpy_reader import NumpyDecoder
+from pico.decode.torch_reader import TorchReader
+from pico.model.pico import Pico
 
 
 def tiny_config(router="threshold", **changes) -> ModelConfig:
@@ -196,7 +196,7 @@ def use_tables(monkeypatch, *tables):
         made.append((Bigram if batch == 1 else BatchBigram)(tables))
         return made[-1]
 
-    monkeypatch.setattr(pico.generation, "reader", reader)
+    monkeypatch.setattr(pico.decode.generation, "reader", reader)
     return tiny(next_tokens=len(tables), chained_heads=False), made
 
 

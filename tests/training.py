@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-import pico.train
-from pico import TrainConfig, checkpoint, load
-from pico.train import train
+import pico.train.loop
+from pico import TrainConfig, load
+from pico.runs import checkpoint
+from pico.train.loop import train
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(
@@ -66,7 +67,7 @@ def compute_in_double(setattr) -> None:
     """
     setattr(torch, "float32", torch.float64)
     setattr(torch.Tensor, "float", torch.Tensor.double)
-    setattr(pico.train, "generate", lambda *_, **__: [])  # numpy, in fp32
+    setattr(pico.train.loop, "generate", lambda *_, **__: [])  # numpy, in fp32
     torch.set_default_dtype(torch.float64)
 
 
@@ -75,8 +76,8 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from training import compute_in_double
-from pico import DataConfig, TrainConfig, checkpoint
-from pico import train as module
+from pico import DataConfig, TrainConfig; from pico.runs import checkpoint
+from pico.train import loop as module
 module.SAMPLE_BYTES = 8
 module.plot_losses = lambda *_: None
 path, dataset, jobs, kill, double = json.loads(sys.argv[1])

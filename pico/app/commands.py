@@ -1,0 +1,130 @@
+"""The commands that are not needed every day: compare, export, bench. picolm.py adds them to its own."""
+
+from pathlib import Path
+
+import typer
+
+from pico.app.flags import (
+    LOOK,
+    MODEL,
+    WORK,
+    AnyRun,
+    Checkpoint,
+    Device,
+    Json,
+    ModelPath,
+    Options,
+    RunName,
+    argument,
+    flags,
+    option,
+    switch,
+)
+from pico.app.terminal import say, show, show_json
+from pico.base import hints
+from pico.base.config import PRESETS, TrainConfig, preset
+from pico.lab.experiment import form
+
+app = typer.Typer()
+BENCHED = Options(
+    TrainConfig,
+    {"Batch": ["context_len", "batch_size"], "Machine": ["optimizer", "precision", "attention_backend"]},
+    settable=True,
+)
+
+
+@app.command(rich_help_panel=LOOK, epilog=f"The keys of an experiment file:\n\n\b\n{form()}")
+def compare(
+    experiment: argument(Path, "folder with an experiment.json, or a JSON file; there are examples in experiments/"),
+    out: option(Path | None, "folder of the runs and results (default: models/compare/NAME)") = None,
+    dataset: option(str | None, "train and score on this instead of the file's dataset") = None,
+    only: option(str | None, "train only these configurations, as a,b") = None,
+    seeds: option(str | None, "how many seeds, as 2, or which, as 0,3 (default: the file's)") = None,
+    dry_run: switch("--dry-run", "train a few steps of each configuration and say how long all will take") = False,
+    device: Device = None,
+    quiet: switch("--quiet", "say nothing of each training but warnings") = False,
+):
+    """Train several designs on one budget, several seeds each, and write one table and one plot.
+
+    Stopped at any time, the same command goes on where it was. Started several times, once per core or GPU, it shares
+    the work: each process trains what no other does, and all end with the same table.
+    """
+    from pico.lab.experiment import experiment_name, read_experiment
+
+    file = read_experiment(experiment, dataset, say)
+    plan = file.plan(only, seeds)
+    name = experiment_name(experiment) + (f"-{Path(dataset).stem}" if dataset is not None else "")
+    out = out or Path("models/compare") / name
+    if dry_run:
+        from pico.lab.estimate import estimate
+
+        text, stopped = estimate(file, out, device, say, plan)
+    else:
+        from pico.lab.compare import compare as start
+
+        results, stopped = start(file, out, device, quiet, say, plan)
+    if stopped != "finished":
+        say("stopped" if dry_run else "stopped; the same command goes on from here")
+        from pico.train.progress import EXIT_CODES
+
+        raise typer.Exit(EXIT_CODES[stopped])
+    if dry_run:
+        print(text, end="")
+        return
+    print((out / "compare.md").read_text(encoding="utf-8"), end="")
+    say(f"wrote {out}/compare.md, compare.json and compare.png")
+    raise typer.Exit(1 if results["failed"] else 0)
+
+
+@app.command(rich_help_panel=WORK)
+def export(
+    path: ModelPath,
+    run: RunName,
+    target: argument(Path, "folder of the model to write"),
+    checkpoint: Checkpoint = "best",
+):
+    """Write a trained model to give away: fp16 weights and what is known of them, no optimizer state."""
+    from pico.runs.export import export as write
+    from pico.runs.export import size
+
+    made = write(path, run, target, checkpoint)
+    say(f"wrote {made}, {size(target) / 1e6:.1f} MB")
+    say(f"next: {hints.command('run', target, run)}")
+
+
+@app.command(rich_help_panel=LOOK)
+@flags(model=MODEL, training=BENCHED)
+def bench(
+    kind: argument(str, "what to measure: train, generate, long, spelling, attention or optimizer"),
+    path: argument(
+        Path | None, "generate, long, spelling: folder of a trained model (default: a new one, of the flags)"
+    ) = None,
+    run: AnyRun = "",
+    *,
+    model: dict,
+    training: dict,
+    preset_name: option(str, f"shape to measure: {', '.join(PRESETS)}", None, "--preset") = "tiny",
+    seconds: option(float, "how long to measure") = 30.0,
+    dataset: option(str, "spelling: the text that the model was trained on") = "stories",
+    device: Device = None,
+    as_json: Json = False,
+):
+    """Where the time goes: training, generation, attention or optimizers, with medians and spreads.
+
+    long: does a text of many thousand bytes slow down? spelling: how many written words stand in the training text,
+    with latent blocks and without?
+    """
+    config, settings = preset(preset_name, **model), TrainConfig.build(**training)
+    from pico import load
+    from pico.base.device import pick_device
+    from pico.lab.bench import bench as measure
+
+    where = pick_device(device)
+    trained = load(path, run, device=where) if path else None
+    result = measure(kind, config, where, settings, trained, seconds, dataset)
+    if as_json:
+        show_json(result)
+        return
+    from pico.app.tables import facts_table
+
+    show(facts_table(result))

@@ -1,0 +1,70 @@
+"""Tables in a terminal: a model's size, its runs, and plain facts."""
+
+from rich.table import Table
+
+from pico.base.config import ModelConfig
+from pico.base.files import count
+
+
+def model_table(config: ModelConfig, facts: dict) -> Table:
+    """Parts and cost of a model, for a person."""
+    c, stack = config, config.fb_num_blocks
+    what = {
+        "embedding": f"bytes to {c.dim} channels",
+        "ngrams": f"n-grams of 2 to {c.ngram_max} bytes, {c.ngram_rows:,} rows of {c.ngram_dim} each",
+        "local_in": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
+        "router": f"{c.router}, {c.rule.rate:.0%} of the bytes",
+        "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",
+        "local_out": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
+        "heads": f"the next {c.next_tokens} bytes",
+        "chain": "shows a head the byte before the one it predicts",
+    }
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for name, size in facts["parts"].items():
+        table.add_row(name, f"{size:,}", what.get(name, ""))
+    table.add_row("parameters", f"{facts['parameters']:,}", "", style="bold")
+    table.add_row()
+    context = f"at {facts['context_len']} bytes of context"
+    table.add_row("forward", count(facts["forward_flops_per_byte"], "FLOP"), f"per byte, {context}")
+    table.add_row("training", count(facts["training_flops_per_byte"], "FLOP"), f"per byte, {context}")
+    table.add_row("cache", count(facts["kv_cache_bytes"], "B"), "keys and values in generation, however long the text")
+    return table
+
+
+def runs_table(runs: list[dict]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "checkpoints", "best bpb", "at step", "text seen"):
+        table.add_column(name, justify="left" if name in ("run", "checkpoints") else "right")
+    for run in runs:
+        steps = ", ".join(map(str, run["checkpoints"])) or "none"
+        best = f"{run['best_bpb']:.4f}" if run["best_bpb"] is not None else "-"
+        read = count(run["bytes_seen"], "B") if run["bytes_seen"] is not None else "-"
+        table.add_row(run["run"], steps, best, str(run["best_step"] if run["best_step"] is not None else "-"), read)
+    return table
+
+
+def facts_table(facts: dict) -> Table:
+    """Nested facts as rows, one a leaf: what `bench` prints."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+
+    def add(name: str, value) -> None:
+        if isinstance(value, dict) and "median" in value:
+            low, high = value["spread"]
+            more = "".join(f"  {part} {row['median']:.2f}" for part, row in value.get("parts", {}).items())
+            table.add_row(name, f"{value['median']:.3f}  ({low:.3f} to {high:.3f}, n = {value['repetitions']}){more}")
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{name} {key}".strip(), inner)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for row in value:
+                add(" ".join(f"{k} {v}" for k, v in row.items() if not isinstance(v, dict)), row["ms"])
+        else:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+
+    add("", facts)
+    return table

@@ -1,0 +1,1 @@
+"""Documents to batches: files, pipes, the Hub and the built-in stories."""

@@ -1,0 +1,380 @@
+"""Where training text comes from, and how it is packed into batches.
+
+train, validation = open_data(DataConfig(dataset="stories"), seed=0)
+for inputs, targets in Batches(train, context_len=512, next_tokens=8, batch_size=8, seed=0):  # (8, 512), (8, 519)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pico.base.config import DataConfig
+from pico.base.errors import PicoError
+from pico.data import hub
+from pico.data.documents import Documents
+from pico.data.formats import DATA, TABLES, suffix
+from pico.data.hub import Stream
+from pico.data.packing import Batches, mix, shuffled
+from pico.data.pipes import as_file
+from pico.data.reading import Reading, amount, counted, named
+from pico.data.sources import Found, find_files, read_files, split_name
+
+__all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]
+
+HELD_OUT = 0.01  # of the documents, where nothing else says what to validate on
+HOLD_OUT_KEY = (1, 99)  # the same documents whatever the training seed, so that runs and `eval` agree on them
+OWN = [
+    {"model.json"},
+    {"train.json", "metrics.jsonl"},
+    {"state.json", "model.safetensors"},
+]  # models, runs, checkpoints
+STREAM_ROWS, STREAM_BYTES = 10_000, 32 << 20  # of a stream, looked at and kept for validation
+STORIES_PER_EPOCH, VALIDATION_STORIES = 5000, 1000
+FIRST_TRAINING_STORY = 1_000_000  # stories before it are never trained on, whatever the seed
+
+
+@dataclass
+class Part:
+    """A split that can be read. `read` fills a Reading; `stream` is there instead of it where data is streamed."""
+
+    read: Callable[[Reading], Documents] | None = None
+    stream: object = None
+    files: list[Path] = field(default_factory=list)
+
+
+def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> tuple[Documents | Stream, Documents]:
+    """(training, validation) documents, which never overlap; see DataConfig for what chooses them.
+
+    reading: is told what was read. Raises PicoError if the dataset is missing, empty, unreadable, or has no such
+    column, split or file.
+    """
+    reading = Reading() if reading is None else reading
+    if config.dataset == "stories":
+        _warn_of_stories(config, reading)
+        train, validation = Stories(seed), story_documents(0, 0, _story_count(config))
+        reading.tell("training", f"stories without end, new ones every epoch of {STORIES_PER_EPOCH:,}")
+        reading.tell("validation", amount(validation), "never trained on")
+        return train, validation
+    splits = _splits(config, reading)
+    train, validation = _choose(config, splits)
+    if train is None or train == validation:
+        raise PicoError(
+            f"'{config.dataset}' leaves nothing to train on besides its validation part: give a different "
+            "--dataset-train-file or --dataset-train-split"
+        )
+    _leave_out(splits, (train, validation), reading)
+    if splits[train].stream is not None:
+        return _open_stream(config, splits, train, validation, reading)
+    documents, files = splits[train].read(reading), splits[train].files
+    if validation:
+        held, how, others = splits[validation].read(reading), _why(config), splits[validation].files
+    else:
+        (documents, held), how, others = hold_out(documents, config.validation_size), _held_out(documents, config), []
+    reading.tell("training", amount(documents), named(files) if files else f"split '{train}'")
+    reading.tell("validation", amount(held), named(others) if others else "", how)
+    return documents, held
+
+
+def open_evaluation(config: DataConfig, seed: int = 0, reading: Reading | None = None) -> Documents:
+    """What `eval` scores: the validation part where the flags or the dataset define one, else all of it."""
+    reading = Reading() if reading is None else reading
+    documents, *how = _open_evaluation(config, reading)
+    reading.tell("text", amount(documents), *how)
+    return documents
+
+
+def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
+    if config.dataset == "stories":
+        _warn_of_stories(config, reading)
+        return story_documents(0, 0, _story_count(config)), "built-in stories that are never trained on"
+    splits = _splits(config, reading)
+    train, validation = _choose(config, splits)
+    name = validation or train
+    part = splits[name]
+    _leave_out(splits, (name,), reading)
+    where = named(part.files) if part.files else f"split '{name}'"
+    held = not validation and config.validation_size
+    if part.stream is not None:
+        selects = _held_rows(config.validation_size) if held else None
+        return _read_stream(part.stream, name, config, reading, selects), where, "streamed"
+    documents = part.read(reading)
+    if held:
+        return hold_out(documents, config.validation_size)[1], where, _held_out(documents, config)
+    return documents, where, _why(config) if validation else "all of it"
+
+
+def _open_stream(config: DataConfig, splits: dict[str, Part], train: str, validation: str | None, reading: Reading):
+    stream, held = splits[train].stream, None
+    if validation:
+        how = f"split '{validation}'"
+        documents = _read_stream(splits[validation].stream, validation, config, reading, size=STREAM_BYTES)
+    else:
+        held = _held_rows(config.validation_size)
+        how = "of the stream's first rows, not trained on"
+        documents = _read_stream(stream, train, config, reading, held, STREAM_BYTES)
+    training = Stream(stream, train, config, held and (lambda row: not held(row)))
+    reading.tell("training", f"a stream, split '{train}'", f"column '{training.column}'")
+    reading.tell("validation", amount(documents), how)
+    return training, documents
+
+
+def _warn_of_stories(config: DataConfig, reading: Reading) -> None:
+    if config.model_dump(exclude_defaults=True, exclude={"dataset", "validation_size"}):
+        reading.warn("the built-in stories are no files: of the flags of data, --dataset-validation-size alone counts")
+
+
+def _leave_out(splits: dict[str, Part], used: tuple, reading: Reading) -> None:
+    for name, part in splits.items():
+        if name not in used:
+            reading.left_out[f"split '{name}'" + (f" {named(part.files)}" if part.files else "")] += 1
+
+
+def _why(config: DataConfig) -> str:
+    if config.validation_file:
+        return "by --dataset-validation-file"
+    return "by --dataset-validation-split" if config.validation_split else "by its name"
+
+
+def _held_out(documents: Documents, config: DataConfig) -> str:
+    part = config.validation_size or HELD_OUT
+    if len(documents) == 1:
+        return f"the last {100 * part:.3g} % of the one document"
+    return "held out of the training documents at random" + (f", {100 * part:.3g} %" if part < 1 else "")
+
+
+# --- choosing the parts ----------------------------------------------------------------------------------------------
+
+
+def _splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
+    try:
+        return _find_splits(config, reading)
+    except OSError as error:
+        raise PicoError(f"cannot read {error.filename or config.dataset}: {error.strerror or error}") from None
+
+
+def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
+    path, raw = Path(config.dataset).expanduser(), config.format == "bytes"
+    named_files = config.train_file or config.validation_file
+    if path.is_dir() and not raw and not named_files and hub.is_repository(path):
+        return _hub_splits(config)
+    if path.is_symlink() and not path.exists():
+        raise PicoError(f"'{config.dataset}' is a link that leads nowhere: give a file or folder that exists")
+    if "://" in config.dataset:
+        raise PicoError(
+            f"'{config.dataset}' is an address, expected a path or the name of a dataset on the Hub: download it "
+            "first, and give the file"
+        )
+    if not raw and any(all((path / name).is_file() for name in names) for names in OWN):
+        raise PicoError(
+            f"'{config.dataset}' is the folder of a model or a run, expected text to read: give the data behind them, "
+            "as in `train MODEL RUN DATASET`"
+        )
+    if not path.exists():
+        name = config.dataset.partition(":")[0]
+        if suffix(path) in DATA or not (Path(name).is_dir() or hub.is_name(config.dataset)):
+            raise PicoError(
+                f"no file or folder '{config.dataset}': give a path that exists, a Hub dataset or 'stories'"
+            )
+        if config.streaming or not named_files or Path(name).is_dir():
+            return _hub_splits(config)
+        path = hub.download(config)
+    if path.is_dir():
+        found = find_files(path, raw)
+    else:
+        found, path = Found({"train": [as_file(path)]}, raw), path.parent
+    splits = {split: (files, found.raw) for split, files in found.splits.items()}
+    for split, pattern in ("train", config.train_file), ("validation", config.validation_file):
+        if pattern:
+            splits[split] = _named(path, pattern), raw
+    first, *others = ("validation", "train") if config.validation_file else ("train", "validation", "test")
+    for split in others:  # no file belongs to two parts
+        files, as_text = splits.get(split, ([], raw))
+        splits[split] = [file for file in files if file not in splits.get(first, [[]])[0]], as_text
+    chosen = {file for files, _ in splits.values() for file in files}
+    passed = [file for files in found.splits.values() for file in files if file not in chosen]
+    reading.left_out.update(found.left_out)
+    reading.left_out["files not named"] += len(passed)
+    splits = {split: part for split, part in splits.items() if part[0]}
+    if not splits:
+        passed = f" (left out: {reading.passed_over()})" if reading.passed_over() else ""
+        raise PicoError(
+            f"no text files in '{config.dataset}'{passed}: give a folder with some, or read all files of this one as "
+            "raw bytes with --dataset-format bytes"
+        )
+    return {
+        split: Part(partial(_read_local, files, as_text, config), files=files)
+        for split, (files, as_text) in splits.items()
+    }
+
+
+def _hub_splits(config: DataConfig) -> dict[str, Part]:
+    loaded = hub.load(config)
+    if config.streaming:
+        return {split: Part(stream=dataset) for split, dataset in loaded.items()}
+    return {split: Part(partial(_read_hub, dataset, config)) for split, dataset in loaded.items()}
+
+
+def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Reading) -> Documents:
+    say = partial(reading.tell, "tables")
+    documents = read_files(files, config.column_name, raw, config.csv_separator, say)
+    tables = not raw and any(suffix(file) in TABLES for file in files)
+    reading.left_out["rows without text" if tables else "empty files"] += documents.empty
+    if not tables and (config.column_name or config.csv_separator):
+        flag = "--dataset-column-name" if config.column_name else "--dataset-csv-separator"
+        reading.warn(f"{flag} changes nothing {named(files)}: no table is among these files")
+    if config.streaming:
+        reading.warn("--streaming changes nothing: files on this disk are read where they lie")
+    return _separated(documents, config, reading, f" ({named(files)})")
+
+
+def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
+    documents = hub.read(dataset, config)
+    reading.tell("tables", f"column '{hub.text_column(dataset, config)}'")
+    reading.left_out["rows without text"] += documents.empty
+    return _separated(documents, config, reading)
+
+
+def _separated(documents: Documents, config: DataConfig, reading: Reading, where: str = "") -> Documents:
+    """Cut at the --document-separator."""
+    cut = documents.split(config.document_separator)
+    if config.document_separator and cut.bytes == documents.bytes:
+        reading.warn(f"--document-separator {config.document_separator!r} never occurs in {amount(documents)} of text")
+    return _filled(cut, config, reading, where)
+
+
+def _read_stream(
+    dataset, split: str, config: DataConfig, reading: Reading, selects: Callable | None = None, size: int | None = None
+) -> Documents:
+    """The documents of a stream that score: up to `size` bytes, and of its first rows only where some are selected."""
+    stream = Stream(dataset, split, config.model_copy(update={"document_separator": None}), selects)
+    documents = stream.collect(size=size, rows=STREAM_ROWS if selects else None)
+    reading.left_out["rows without text"] += documents.empty
+    return _separated(documents, config, reading)
+
+
+def _filled(documents: Documents, config: DataConfig, reading: Reading, where: str = "") -> Documents:
+    if not len(documents):
+        passed = f"; left out: {reading.passed_over()}" if reading.passed_over() else ""
+        raise PicoError(f"no text in '{config.dataset}'{where}, expected at least one document{passed}")
+    return documents
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """The files a --dataset-*-file flag means: a path in the dataset's folder, any path, or a pattern like *.txt."""
+    for path in folder / pattern, Path(pattern).expanduser():
+        if path.exists() and not path.is_dir():
+            return [as_file(path)]
+    found = [] if Path(pattern).is_absolute() else sorted(p for p in folder.glob(pattern) if p.is_file())
+    if not found:
+        raise PicoError(f"no file '{pattern}' in '{folder}' or here: give a file of the dataset")
+    return found
+
+
+def _choose(config: DataConfig, splits: dict) -> tuple[str | None, str | None]:
+    """The names of the training split and of the validation split; None where there is none."""
+
+    def known(wanted: str, flag: str) -> str:
+        for name in wanted, split_name(wanted):
+            if name in splits:
+                return name
+        raise PicoError(f"no split '{wanted}' in '{config.dataset}', it has {', '.join(splits)}: choose with {flag}")
+
+    validation = None
+    if config.validation_file:
+        validation = "validation"
+    elif config.validation_split:
+        validation = known(config.validation_split, "--dataset-validation-split")
+    if config.train_split:
+        train = known(config.train_split, "--dataset-train-split")
+    else:
+        others = [name for name in splits if name != validation]
+        train = "train" if "train" in splits else others[0] if len(others) == 1 else None
+    if train is None and not validation:
+        raise PicoError(f"which split of {', '.join(splits)} is for training? choose with --dataset-train-split")
+    if not validation and not config.validation_size:
+        fitting = [name for split in ("validation", "test") for name in splits if split_name(name) == split]
+        validation = next((name for name in fitting if name != train), None)
+    return train, validation
+
+
+# --- holding out -----------------------------------------------------------------------------------------------------
+
+
+def hold_out(documents: Documents, size: float | None = None) -> tuple[Documents, Documents]:
+    """(training, validation): `size` documents drawn at random, or that fraction of them, 1 % by default.
+
+    Of a single document it is the last part. Raises PicoError when nothing would be left to train on.
+    """
+    size, n = size or HELD_OUT, len(documents)
+    if n == 1:
+        start, length = documents.starts, documents.lengths
+        count = max(1, round(float(size * length[0]))) if size < 1 else length[0]
+        if count >= length[0]:
+            fraction = "" if size < 1 else "a --dataset-validation-size below 1 (a fraction of it), "
+            raise PicoError(
+                f"the text is a single document of {counted(int(length[0]), 'byte')}, and to validate on "
+                f"{size if size < 1 else counted(int(size), 'document')} leaves nothing to train on: give more text, "
+                f"{fraction}a --document-separator, or a --dataset-validation-file"
+            )
+        train = Documents(documents.buffer, start, length - count)
+        return train, Documents(documents.buffer, start + length - count, np.full(1, count))
+    if size >= 1 and size != int(size):
+        raise PicoError(
+            f"--dataset-validation-size {size:g}: expected a fraction below 1 or a whole number of documents"
+        )
+    count = max(1, round(n * size)) if size < 1 else int(size)
+    if count >= n:
+        raise PicoError(f"cannot hold out {count:,} of {n:,} documents: give a smaller --dataset-validation-size")
+    held = np.zeros(n, bool)
+    held[shuffled(np.arange(count), n, *HOLD_OUT_KEY)] = True
+    return documents.select(~held), documents.select(held)
+
+
+def _held_rows(size: float | None) -> Callable[[int], bool]:
+    """Which rows of a stream validate: the first `size`, or that fraction of the first 10,000 (at least row 0)."""
+    size = size or HELD_OUT
+    if size >= 1:
+        return lambda row: row < size
+    chosen = mix(np.arange(STREAM_ROWS, dtype=np.uint64), *HOLD_OUT_KEY) / 2.0**64 < size
+    chosen[0] = True
+    return lambda row: row < STREAM_ROWS and bool(chosen[row])
+
+
+# --- the built-in corpus ---------------------------------------------------------------------------------------------
+
+
+def story_documents(seed: int, start: int, count: int) -> Documents:
+    """Stories start .. start + count of a seed, with their entropy and recall points."""
+    from pico.data.stories import stories
+
+    found = list(islice(stories(seed, start), count))
+    texts = [story.text.encode() for story in found]
+    lengths = np.array([len(text) for text in texts])
+    documents = Documents(b"".join(texts), np.cumsum(lengths) - lengths, lengths)
+    documents.floor_bits, documents.stories = sum(story.bits for story in found), found
+    return documents
+
+
+def _story_count(config: DataConfig) -> int:
+    size = config.validation_size or VALIDATION_STORIES
+    return max(1, round(size * STORIES_PER_EPOCH)) if size < 1 else int(size)
+
+
+class Stories(Documents):
+    """Endless training stories: every epoch brings new ones. As a sequence, those of the first epoch."""
+
+    repeats = False
+
+    def __init__(self, seed: int):
+        first = story_documents(seed, FIRST_TRAINING_STORY, STORIES_PER_EPOCH)
+        super().__init__(first.buffer, first.starts, first.lengths)
+        self.floor_bits, self.stories, self.seed = first.floor_bits, first.stories, seed
+
+    def block(self, number: int, place: dict | None = None) -> Documents:
+        if number == 0:
+            return self
+        return story_documents(self.seed, FIRST_TRAINING_STORY + number * STORIES_PER_EPOCH, STORIES_PER_EPOCH)

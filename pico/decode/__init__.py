@@ -1,0 +1,1 @@
+"""Text out: generation, sampling, and the readers that run a model for it."""

@@ -1,0 +1,230 @@
+"""Self-speculative generation: the N heads draft, the same forward verifies, and the output is exactly the model's.
+
+One forward a cycle reads the last sampled byte and the drafts behind it. Head 0 checks the drafts by speculative
+sampling (arXiv 2211.17192): draft d is kept with probability min(1, p(d) / q(d)); at the first rejection the byte
+drawn from max(p - q, 0) is emitted instead. Heads 1.. at the last kept byte draw the next drafts, each knowing those
+before it. At temperature 0 both distributions are one-hot and the same lines are greedy decoding.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from pico.base.config import LONGEST_PROMPT
+from pico.base.errors import PicoError
+from pico.base.memory import require
+from pico.base.symbols import BOS
+from pico.decode.numpy_reader import NumpyReader
+from pico.decode.sampling import Sampling
+from pico.decode.torch_reader import TorchReader
+from pico.model.cache import prompt_feed
+from pico.model.cost import cache_bytes
+
+MOST_TEXTS = 2**16
+
+Prompt = bytes | str | list[int]
+
+
+class Decoder(Protocol):
+    """Continues the texts of a reader."""
+
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+        """One forward: tokens (B, n) that were read, how many are kept (B,), routed (B, n), router weight (B, n).
+
+        u (B, n + drafts) are uniform numbers to accept, draw and draft by.
+        """
+
+
+class Reader(Protocol):
+    """Texts being read: `read` some bytes of each, then `keep` the first few of them."""
+
+    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, n), n <= the feed it was made for -> router weight (B, n), routed (B, n)."""
+
+    def keep(self, count: np.ndarray) -> None:
+        """count (B,): so many bytes of the last read are part of each text; the others never were."""
+
+    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling) -> AbstractContextManager[Decoder]:
+        """What continues the texts, in a context in which it is fastest. last (B, 1): each text's last byte, unread."""
+
+
+class Step(NamedTuple):
+    row: int  # which sample of the batch
+    byte: int
+    routed: bool  # whether the latent blocks ran on this byte
+    weight: float  # the router's gate in [0, 1]
+    prompt: bool  # True for echoed bytes of the prompt
+
+
+def generate(
+    model,
+    prompt: Prompt | list[Prompt] = b"",
+    sampling: Sampling | None = None,
+    *,
+    speculative: bool = True,
+    disable_latent: bool = False,
+    echo: bool = False,
+    cuda_graph: bool = True,
+    **settings,
+) -> "Generation":
+    """Continue a prompt, or a list of prompts as one batch. Iterate over the result for one Step per byte.
+
+    A prompt is text, bytes, or ids, which begin with BOS or get one. settings: fields of `Sampling` to set or change,
+    such as temperature=0 or max_bytes=100. echo gives the prompt's bytes first. On a GPU, cuda_graph False launches
+    every kernel of every step from Python.
+    Raises PicoError for impossible settings and for texts that do not fit into memory.
+    """
+    sampling = Sampling.build(**{**dict(sampling or ()), **settings})
+    prompts = prompt if isinstance(prompt, list) and not any(isinstance(p, int) for p in prompt) else [prompt]
+    each = [to_ids(prompt, model.config.vocabulary) for prompt in prompts]
+    ids = [ids for ids in each for _ in range(sampling.num_samples)]
+    if not 0 < len(ids) <= MOST_TEXTS:
+        raise PicoError(f"prompt: {len(prompts)} of them, expected 1 to {MOST_TEXTS} texts in all")
+    return Generation(model, ids, sampling, speculative, disable_latent, echo, cuda_graph)
+
+
+def to_ids(prompt: Prompt, vocabulary: int) -> list[int]:
+    """The ids of a prompt, BOS first. Raises PicoError for what is none."""
+    prompt = prompt.encode() if isinstance(prompt, str) else prompt
+    if len(prompt) > LONGEST_PROMPT:
+        raise PicoError(f"prompt: {len(prompt):,} bytes or more, expected at most {LONGEST_PROMPT:,}")
+    ids = list(prompt)
+    if isinstance(prompt, list) and not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+        raise PicoError(f"prompt: expected text, bytes, or ids from 0 to {vocabulary - 1}")
+    return ids if ids[:1] == [BOS] else [BOS, *ids]
+
+
+class Continuation:
+    """One text as it grows. Bytes that may become a stop text are held back until they are known to be none."""
+
+    def __init__(self, sampling: Sampling):
+        self.left, self.stop, self.stop_symbols = sampling.max_bytes, sampling.stop, sampling.stop_symbols
+        self.held: list[Step] = []
+        self.ended: str | None = None  # by a symbol: "end", by a text: "stop", by max_bytes: "length"
+
+    def add(self, step: Step) -> list[Step]:
+        """One more byte, or stop symbol: the steps that are certain now."""
+        if step.byte in self.stop_symbols:
+            self.ended = "end"
+            return self._release()
+        self.left -= 1
+        self.held.append(step)
+        tail = bytes(s.byte for s in self.held)
+        if written := max((len(s) for s in self.stop if tail.endswith(s)), default=0):
+            self.ended = "stop"
+            del self.held[-written:]
+        elif not self.left:
+            self.ended = "length"
+        return self._release(0 if self.ended else self._begun(tail))
+
+    def _begun(self, tail: bytes) -> int:
+        """The most bytes at its end with which a stop text begins."""
+        return max((n for s in self.stop for n in range(1, len(s)) if tail.endswith(s[:n])), default=0)
+
+    def _release(self, keep: int = 0) -> list[Step]:
+        sure = self.held[: len(self.held) - keep]
+        del self.held[: len(sure)]
+        return sure
+
+
+class Generation:
+    """An iterable of Steps; reading it twice generates twice. Brought up to date by every forward:
+
+    `ended`, of each text: None, or "end" (a stop symbol, as at the end of its document), "stop" (a stop text), "length"
+    `stats`:
+    bytes, seconds, bytes_per_second   generated bytes of all texts, and the time that making them took: what happens
+                                       between two steps, outside, is not counted
+    forwards                           all of them, those that read the prompt included
+    bytes_per_forward                  generated bytes of a text per forward that reads them: 1 without speculation,
+                                       at most 1 + drafts. Forwards that read only the prompt, or after the text
+                                       ended, are out
+    acceptance                         per draft, how often its byte was kept in those same forwards
+    routed_fraction                    of the generated bytes
+    """
+
+    def __init__(self, model, ids, sampling, speculative, disable_latent, echo, cuda_graph):
+        self.model, self.ids, self.sampling, self.echo = model, ids, sampling, echo
+        self.drafts = model.config.drafts if speculative else 0
+        self.options = dict(disable_latent=disable_latent, cuda_graph=cuda_graph)  # of the reader
+        self.prompts = [bytes(i for i in text if i < 256) for text in ids]
+        self.stats: dict = {}
+        self.ended: list[str | None] = [None] * len(ids)
+
+    def __iter__(self) -> Iterator[Step]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield from self._steps()
+        finally:
+            self.model.train(training)
+
+    def _steps(self) -> Iterator[Step]:
+        seconds, started = 0.0, time.perf_counter()
+        texts = [Continuation(self.sampling) for _ in self.ids]
+        made = routed_bytes = decodes = 0
+        accepted = [0] * self.drafts
+        for forwards, (tokens, keep, routed, weight, prompt) in enumerate(self._cycles(), start=1):
+            sure = []
+            for row, (text, kept) in enumerate(zip(texts, keep)):
+                if not text.ended and kept > prompt[row] and tokens[row][0] < 256:
+                    decodes += 1
+                    accepted = [n + (kept > k) for k, n in enumerate(accepted, start=1)]
+                for i in range(kept):
+                    step = Step(row, tokens[row][i], routed[row][i], weight[row][i], i < prompt[row])
+                    if step.prompt:
+                        if self.echo and step.byte < 256:
+                            sure.append(step)
+                    elif not text.ended:
+                        sure += text.add(step)
+            made += sum(not step.prompt for step in sure)
+            routed_bytes += sum(step.routed for step in sure if not step.prompt)
+            seconds += time.perf_counter() - started
+            self.ended = [text.ended for text in texts]
+            self.stats = {
+                "bytes": made,
+                "seconds": seconds,
+                "bytes_per_second": made / seconds,
+                "forwards": forwards,
+                "bytes_per_forward": made / max(decodes, 1),
+                "acceptance": [n / max(decodes, 1) for n in accepted],
+                "routed_fraction": routed_bytes / max(made, 1),
+            }
+            yield from sure
+            if all(self.ended):
+                return
+            started = time.perf_counter()
+
+    def _cycles(self) -> Iterator[tuple]:
+        """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
+        longest = max(map(len, self.ids)) - 1  # all but the last byte of each prompt
+        feed = prompt_feed(len(self.ids), longest)
+        texts = reader(self.model, len(self.ids), feed, **self.options)
+        for start in range(0, longest, feed):
+            piece = [ids[start : min(start + feed, len(ids) - 1)] for ids in self.ids]
+            keep = np.array([len(ids) for ids in piece])
+            weight, routed = texts.read(np.array([ids + [0] * (keep.max() - len(ids)) for ids in piece]))
+            texts.keep(keep)
+            yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep.tolist()
+
+        rng, batch, n, prompt = np.random.default_rng(self.sampling.seed), len(self.ids), 1, [1] * len(self.ids)
+        with texts.decoder(np.array([ids[-1:] for ids in self.ids]), self.drafts, self.sampling) as decode:
+            while True:
+                u = np.concatenate([rng.random((batch, k)) for k in (n - 1, 1, self.drafts)], axis=1)
+                yield *decode(u), prompt
+                n, prompt = 1 + self.drafts, [0] * batch
+
+
+def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:
+    """The fastest reader of `batch` texts for this model where it is, `feed` bytes of each at a time.
+
+    Raises PicoError if they do not fit there.
+    """
+    size, device = batch * cache_bytes(model.config, model.dtype, feed), next(model.parameters()).device
+    require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
+    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32:
+        return NumpyReader(model, disable_latent)
+    return TorchReader(model, batch, feed, disable_latent, cuda_graph)

@@ -1,0 +1,177 @@
+"""How a text is drawn from a model: the settings, and the three steps of speculative sampling.
+
+Each step stands here twice, side by side: in numpy, for one text on a CPU, where a call of torch takes longer than the
+arithmetic; and in torch, for a batch where the model is. The random numbers come from outside and are the same, so both
+draw the same bytes.
+"""
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from pico.base.config import Config
+from pico.base.symbols import EOS, VOCABULARY
+from pico.model import kernels
+
+GREEDY = 1e-5  # temperatures below are one-hot to fp32's last digit, and smaller ones would overflow
+
+StopText = Annotated[bytes, Field(min_length=1, max_length=256)]
+
+
+class Sampling(Config):
+    """How a text is drawn, and where it ends."""
+
+    temperature: float = Field(0.8, ge=0, le=1000, allow_inf_nan=False)  # 0 is greedy; at 1000 all bytes are alike
+    top_k: int = Field(0, ge=0, le=10**6)  # only the k likeliest; 0 is off
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)  # the likeliest that have this mass together; 1 is off
+    min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)  # at least this share of the likeliest's; 0 is off
+    seed: int | None = Field(0, ge=0, le=2**64 - 1)  # None draws a new one
+    num_samples: int = Field(1, ge=1, le=2**16)  # continuations of each prompt
+    max_bytes: int = Field(512, ge=1, le=10**9)
+    # a text ends before the first of these that it comes to write
+    stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda x: (x,) if isinstance(x, bytes | str) else x)] = Field(
+        (), max_length=64
+    )
+    # or with one of these; no other control symbol is ever drawn
+    stop_symbols: frozenset[Annotated[int, Field(ge=256, lt=VOCABULARY)]] = frozenset({EOS})
+
+    @property
+    def heat(self) -> float:
+        """The temperature, exactly 0 where it is greedy."""
+        return self.temperature if self.temperature >= GREEDY else 0.0
+
+    def banned(self, vocabulary: int) -> np.ndarray:
+        """(V,) bool, True for the control symbols that are never drawn."""
+        banned = np.arange(vocabulary) >= 256
+        banned[list(self.stop_symbols)] = False
+        return banned
+
+
+# From logits to the distribution that is sampled from
+
+
+def numpy_distribution(logits: np.ndarray, sampling: Sampling, banned: np.ndarray) -> np.ndarray:
+    """Logits (..., V), which are overwritten, to probabilities; banned (V,) gets none."""
+    np.copyto(logits, -np.inf, where=banned)
+    if not sampling.heat:
+        p = np.zeros_like(logits)
+        rows = p.reshape(-1, p.shape[-1])
+        rows[np.arange(len(rows)), logits.argmax(-1).ravel()] = 1
+        return p
+    logits -= np.maximum.reduce(logits, -1, keepdims=True)
+    logits /= np.float32(sampling.temperature)
+    p = np.exp(logits, out=logits)
+    if sampling.top_k:
+        p *= p >= -np.sort(-p)[..., min(sampling.top_k, p.shape[-1]) - 1, None]
+    if sampling.top_p < 1:
+        index = np.argsort(-p, kind="stable")
+        ordered = np.take_along_axis(p, index, -1)
+        before = ordered.cumsum(-1) - ordered  # of what top-k left
+        inside = before < sampling.top_p * ordered.sum(-1, keepdims=True)
+        np.put_along_axis(p, index, ordered * inside, -1)
+    if sampling.min_p:
+        p *= p >= sampling.min_p  # the likeliest is 1 until here
+    p /= np.add.reduce(p, -1, keepdims=True)
+    return p
+
+
+def torch_distribution(logits: Tensor, sampling: Sampling, banned: Tensor) -> Tensor:
+    """Logits (..., V) to probabilities; banned (V,) gets none."""
+    logits = logits.float().masked_fill(banned, float("-inf"))
+    if not sampling.heat:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, best, 1.0)
+    p = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).exp()
+    if sampling.top_k:
+        p = p * (p >= p.topk(min(sampling.top_k, p.shape[-1])).values[..., -1:])
+    if sampling.top_p < 1:
+        ordered, index = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        inside = before < sampling.top_p * ordered.sum(-1, keepdim=True)
+        p = torch.zeros_like(p).scatter(-1, index, ordered * inside)
+    if sampling.min_p:
+        p = p * (p >= sampling.min_p)
+    return p / p.sum(-1, keepdim=True)
+
+
+# One byte of a distribution, which need not sum to one, by a uniform number
+
+
+def numpy_draw(p: np.ndarray, u: float) -> int:
+    """p (V,) -> id."""
+    best = int(p.argmax())
+    if p[best] == 1:  # all there is to draw, as always at temperature 0: said in a tenth of the time
+        return best
+    cumulative = p.cumsum(dtype=np.float64)
+    return min(int(cumulative.searchsorted(u * cumulative[-1], "right")), len(p) - 1)
+
+
+def torch_draw(p: Tensor, u: Tensor) -> Tensor:
+    """p (..., V), u (...) -> ids (...).
+
+    Summed in u's dtype. In fp32 a u may be rounded up to 1, and would then draw what comes after all that is possible.
+    """
+    cumulative, u = p.cumsum(-1, dtype=u.dtype), u.clamp(max=1 - torch.finfo(u.dtype).eps)
+    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
+
+
+# Speculative sampling (arXiv 2211.17192, algorithm 1): how many of the drafts hold, and the byte that follows those. A
+# draft holds with probability p / q; at the first that does not, a byte is drawn from what p has more than q. So every
+# byte is distributed exactly as p, whatever q drafted.
+
+
+def numpy_accept_drafts(p: np.ndarray, drafts: list[int], q: list[np.ndarray], u: np.ndarray) -> tuple[int, int]:
+    """p (n, V) the model after each byte read, drafts (n - 1) drawn from q, n - 1 of (V,); u (n,) uniform."""
+    accepted = 0
+    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted][drafts[accepted]]:
+        accepted += 1
+    following = p[accepted]
+    if accepted < len(drafts):
+        rest = np.maximum(following - q[accepted], 0)
+        following = rest if rest.any() else following  # else q = p but for rounding, and still rejected
+    return accepted, numpy_draw(following, u[-1])
+
+
+def torch_accept_drafts(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """p (B, n, V), drafts (B, n - 1) drawn from q (B, n - 1, V), u (B, n): accepted (B,), following (B, 1)."""
+    chosen = drafts[..., None]
+    ratio = (p[:, :-1].gather(-1, chosen) / q.gather(-1, chosen))[..., 0]
+    accepted = (u[:, :-1] < ratio).cumprod(1).sum(1)
+    at = accepted[:, None, None].expand(-1, 1, p.shape[-1])
+    p = p.gather(1, at)  # (B, 1, V)
+    q = torch.cat([q, torch.zeros_like(p)], dim=1).gather(1, at)  # behind the last draft nothing is corrected
+    rest = (p - q).clamp(min=0)
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)  # q = p but for rounding, and still rejected
+    return accepted, torch_draw(rest, u[:, -1:])
+
+
+# The two steps of a decoder where the model is, as one kernel each where there is one for what is asked
+
+
+def torch_draft(logits: Tensor, u: Tensor, sampling: Sampling, banned: Tensor, q: Tensor, drawn: Tensor) -> None:
+    """logits (B, V), u (B,): the distribution goes into q (B, V), one byte drawn from it into drawn (B,)."""
+    if in_one_kernel(logits, sampling):
+        from pico.model.kernels.sampling import draft
+
+        return draft(logits, u, sampling.heat, sampling.min_p, banned, q, drawn)
+    q.copy_(torch_distribution(logits, sampling, banned))
+    drawn.copy_(torch_draw(q, u))
+
+
+def torch_verify(
+    logits: Tensor, drafts: Tensor, q: Tensor, u: Tensor, sampling: Sampling, banned: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`torch_accept_drafts` of what the model says after each byte, logits (B, n, V)."""
+    if in_one_kernel(logits, sampling):
+        from pico.model.kernels.sampling import verify
+
+        return verify(logits, drafts, q, u, sampling.heat, sampling.min_p, banned)
+    return torch_accept_drafts(torch_distribution(logits, sampling, banned), drafts, q, u)
+
+
+def in_one_kernel(logits: Tensor, sampling: Sampling) -> bool:
+    """Top-k and top-p need a sort, which the kernels do not have."""
+    return logits.is_cuda and kernels.available() and not sampling.top_k and sampling.top_p == 1

@@ -1,0 +1,107 @@
+"""Decoding a batch of texts where the model is: forward, verification, rollback and the next drafts in one step.
+
+A step has fixed shapes, changes its state in place and tells the host only what was kept. So on a GPU it is captured
+once and replayed as a CUDA graph: the 200 kernels of a small model's forward take less time to run than to launch.
+"""
+
+from contextlib import nullcontext
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pico.base.graphs import Graphed, run
+from pico.decode.sampling import Sampling, torch_draft, torch_verify
+from pico.model.cache import MAX_FEED, Cache
+
+
+class TorchReader:
+    """A `Reader` of a batch of texts, on any device, in the model's dtype.
+
+    On a GPU, cuda_graph False launches every kernel of every step from Python.
+    """
+
+    def __init__(self, model, batch: int, feed: int = MAX_FEED, disable_latent: bool = False, cuda_graph: bool = True):
+        self.model, self.device = cast(model), next(model.parameters()).device
+        self.vocabulary, self.disable_latent, self.cuda_graph = model.config.vocabulary, disable_latent, cuda_graph
+        self.cache = Cache(model.config, batch, model.dtype, self.device, feed)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor):
+        return self.model(tokens, cache=self.cache, disable_latent=self.disable_latent)
+
+    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        out = self.forward(torch.from_numpy(tokens).to(self.device))
+        return out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
+
+    @torch.inference_mode()
+    def keep(self, count: np.ndarray) -> None:
+        self.cache.rollback(torch.from_numpy(count).to(self.device))
+
+    @torch.inference_mode()
+    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling):
+        self.cache.narrow()
+        return nullcontext(TorchDecoder(self, last, drafts, sampling))  # torch's threads are its user's matter
+
+
+class TorchDecoder:
+    """A `Decoder` of the texts of a reader; `last` (B, 1) are the bytes yet to be read."""
+
+    def __init__(self, reader: TorchReader, last: np.ndarray, drafts: int, sampling: Sampling):
+        self.reader, self.last, self.drafts, self.sampling = reader, last, drafts, sampling
+        batch, device, vocabulary = len(last), reader.device, reader.vocabulary
+        self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
+        self.q = torch.zeros(batch, drafts, vocabulary, device=device)  # what the drafts were drawn from
+        self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
+        self.rows = torch.arange(batch, device=device)
+        self.banned = torch.from_numpy(sampling.banned(vocabulary)).to(device)
+        self.run = Graphed(device) if device.type == "cuda" and reader.cuda_graph else run
+
+    @torch.inference_mode()
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+        chances = torch.from_numpy(u).to(self.u.dtype)  # here, for the device may not know float64
+        if self.last is not None:  # nothing is drafted yet
+            last, self.last = self.last, None
+            record = self.step(*(x.to(self.reader.device) for x in (torch.from_numpy(last), chances)))
+        else:
+            self.u.copy_(chances)
+            record = self.run(self.step, self.tokens, self.u)
+        record = record.cpu()  # the one transfer back, and the only wait
+        n = record.shape[1] // 3
+        tokens, routed, weight, kept = record.split([n, n, n, 1], dim=1)
+        return tokens.int().tolist(), kept[:, 0].int().tolist(), routed.bool().tolist(), weight.tolist()
+
+    def step(self, tokens: Tensor, u: Tensor) -> Tensor:
+        """Reads tokens (B, n), keeps what holds, leaves the next tokens and their q in place; u (B, n + drafts).
+
+        All the host needs, as one tensor of floats (B, 3n + 1): tokens, routed, router weight, count kept.
+        """
+        n = tokens.shape[1]
+        out = self.reader.forward(tokens)
+        arguments = self.sampling, self.banned
+        accepted, following = torch_verify(out.logits[:, :, 0], tokens[:, 1:], self.q[:, : n - 1], u[:, :n], *arguments)
+        self.reader.cache.rollback(accepted + 1)
+        parts = tokens, out.routed, out.router_weight, accepted[:, None] + 1
+        record = torch.cat([part.float() for part in parts], dim=1)
+        self.tokens[:, :1] = following
+        stream = out.stream[self.rows, accepted] if self.drafts else None
+        for k in range(self.drafts):
+            logits = self.reader.model.draft_logits(stream, self.tokens[:, : k + 1], self.reader.cache.history)
+            torch_draft(logits, u[:, n + k], *arguments, self.q[:, k], self.tokens[:, k + 1])
+        return record
+
+
+def cast(model):
+    """The model with what every forward would cast cast once; all else is shared."""
+    fp32 = {id(p) for p in (*model.router.parameters(), *model.parameter_groups()["tables"])}
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    for p in model.parameters():
+        if model.dtype != p.dtype and id(p) not in fp32:
+            shared[id(p)] = torch.nn.Parameter(p.detach().to(model.dtype), requires_grad=False)
+    return deepcopy(model, shared)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The floats to draw by: float64, except on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,1 @@
+"""One model, judged: causal bits per byte, its routing, compressors beside it, the report."""

@@ -1,0 +1,193 @@
+"""Causal bits per byte, and what every byte cost.
+
+Rule: a document is BOS, its bytes, EOS. It is read in windows of `context_len` that advance by `stride`, each byte is
+scored once, by head 0, in the first window that reaches it, in eval mode: the routing is the one generation uses, at
+the positions that generation would have. bits per byte = all bits, EOS included, over the number of raw bytes (control
+symbols cost but do not count).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pico.base.errors import PicoError
+from pico.base.routers import Rule
+from pico.base.symbols import BOS, EOS
+from pico.model.loss import head_targets
+
+LN2 = float(np.log(2))
+
+
+@dataclass
+class Trace:
+    """What a model did on one document of n bytes."""
+
+    data: bytes
+    bits: np.ndarray  # (n + 1,) surprisal of each byte, and of EOS, under head 0
+    weight: np.ndarray  # (n + 1,) router weight of BOS and each byte as it was read
+    routed: np.ndarray  # (n + 1,) bool
+    correct: np.ndarray  # (n + 1,) bool, head 0's likeliest byte was each byte, and EOS
+    # of each head as drafting uses it, shown the true bytes before the one it predicts (`Pico.right_draft_logits`)
+    head_bits: np.ndarray  # (N,) sum over targets that exist
+    head_correct: np.ndarray  # (N,) targets that were the most likely byte
+    head_count: np.ndarray  # (N,) targets
+
+
+@dataclass
+class Score:
+    """Totals over documents; `document_bits` and `document_bytes` allow a bootstrap."""
+
+    context_len: int
+    stride: int
+    document_bits: list[float] = field(default_factory=list)
+    document_bytes: list[int] = field(default_factory=list)
+    routed: int = 0
+    read: int = 0
+    head_bits: np.ndarray = 0
+    head_correct: np.ndarray = 0
+    head_count: np.ndarray = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.document_bytes)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total bits, control symbols' included, over raw bytes. Raises PicoError where there are none."""
+        if not self.bytes:
+            raise PicoError("nothing to score: the text has no bytes; expected at least one")
+        return sum(self.document_bits) / self.bytes
+
+    @property
+    def routed_fraction(self) -> float:
+        """Of what was read, BOS included; 0 of nothing."""
+        return self.routed / max(1, self.read)
+
+    def add(self, trace: Trace) -> None:
+        self.document_bits.append(float(trace.bits.sum()))
+        self.document_bytes.append(len(trace.data))
+        self.routed += int(trace.routed.sum())
+        self.read += len(trace.routed)
+        self.head_bits = self.head_bits + trace.head_bits
+        self.head_correct = self.head_correct + trace.head_correct
+        self.head_count = self.head_count + trace.head_count
+
+
+def score(
+    model,
+    documents: Iterable[bytes],
+    context_len: int,
+    stride: int | None = None,
+    max_bytes: int | None = None,
+    disable_latent: bool = False,
+) -> Score:
+    """Causal bits per byte of the documents; see the module for the rule.
+
+    max_bytes scores the first so many bytes, as if the document they end in ended there. Raises PicoError for an
+    impossible stride or max_bytes.
+    """
+    total = Score(context_len, stride or max(1, context_len // 2))
+    for trace in traces(model, documents, context_len, stride, max_bytes, disable_latent):
+        total.add(trace)
+    return total
+
+
+def traces(
+    model,
+    documents: Iterable[bytes],
+    context_len: int,
+    stride: int | None = None,
+    max_bytes: int | None = None,
+    disable_latent: bool = False,
+    batch_size: int = 16,
+    rule: Rule | None = None,
+) -> Iterator[Trace]:
+    """One Trace per document, in order. stride defaults to context_len / 2; rule: another than the model's own."""
+    stride = stride or max(1, context_len // 2)
+    if not 1 <= stride <= context_len:
+        raise PicoError(f"stride = {stride}: expected 1 to context_len = {context_len}, so that no byte is passed over")
+    if max_bytes is not None and max_bytes < 1:
+        raise PicoError(f"max-bytes = {max_bytes}: expected 1 or more")
+    training = model.training
+    model.eval()
+    try:
+        for group in _groups(documents, max_bytes, batch_size * context_len):
+            yield from _read(model, group, context_len, stride, disable_latent, batch_size, rule)
+    finally:
+        model.train(training)
+
+
+def _groups(documents, max_bytes, size) -> Iterator[list[bytes]]:
+    """Documents in handfuls of about 16 * size bytes; the last is cut so that max_bytes are taken in all."""
+    group, held, left = [], 0, max_bytes
+    for document in documents:
+        document = document if left is None else document[:left]
+        if left is not None:
+            left -= len(document)
+        group.append(document)
+        held += len(document)
+        if held >= 16 * size:
+            yield group
+            group, held = [], 0
+        if left == 0:
+            break
+    if group:
+        yield group
+
+
+class Window(NamedTuple):
+    """A piece of a document: it reads ids[start:end] and predicts ids[start + 1 : end + 1]."""
+
+    document: int
+    start: int
+    scored: int  # targets that earlier windows have scored
+    end: int
+    ids: np.ndarray  # from start to the last byte that any head predicts
+
+
+@torch.inference_mode()
+def _read(model, documents, context_len, stride, disable_latent, batch_size, rule) -> list[Trace]:
+    heads, device = model.config.next_tokens, next(model.parameters()).device
+    out, windows = [], []
+    for d, data in enumerate(documents):
+        n = len(data) + 1
+        per_head = np.zeros((3, heads))
+        out.append(Trace(data, np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head))
+        ids = np.concatenate([[BOS], np.frombuffer(data, np.uint8), [EOS]]).astype(np.int64)
+        scored = start = 0
+        while scored < n:
+            end = min(start + context_len, n)
+            windows.append(Window(d, start, scored, end, ids[start : end + heads]))
+            scored, start = end, start + stride
+    windows.sort(key=lambda window: window.end - window.start)  # rows of a batch have about the same length
+    for first in range(0, len(windows), batch_size):
+        batch = windows[first : first + batch_size]
+        length = max(w.end - w.start for w in batch)
+        text = np.zeros((len(batch), length + heads - 1), np.int64)  # of shorter rows the rest is never scored
+        targets = np.full_like(text, -100)
+        for row, w in enumerate(batch):
+            text[row, : len(w.ids)] = w.ids[: text.shape[1]]
+            targets[row, : len(w.ids) - 1] = w.ids[1:]
+        text, targets = torch.from_numpy(text).to(device), torch.from_numpy(targets).to(device)
+        start = torch.tensor([w.start for w in batch], device=device)  # generation counts on, so windows do too
+        result = model(text[:, :length], disable_latent=disable_latent, start=start, rule=rule)
+        targets = head_targets(targets, length, heads)  # (B, T, N)
+        logits = model.right_draft_logits(result.stream, text).float()
+        chosen = logits.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        bits = ((logits.logsumexp(-1) - chosen) / LN2).cpu().double().numpy()  # (B, T, N)
+        correct = (logits.argmax(-1) == targets).cpu().numpy()
+        exists = (targets >= 0).cpu().numpy()
+        weight, routed = result.router_weight.cpu().numpy(), result.routed.cpu().numpy()
+        for row, w in enumerate(batch):
+            new = slice(w.scored - w.start, w.end - w.start)  # positions in the window that no earlier window covered
+            trace, at = out[w.document], slice(w.scored, w.end)
+            trace.bits[at], trace.correct[at] = bits[row, new, 0], correct[row, new, 0]
+            trace.weight[at], trace.routed[at] = weight[row, new], routed[row, new]
+            seen = exists[row, new]
+            trace.head_bits += (bits[row, new] * seen).sum(0)
+            trace.head_correct += (correct[row, new] & seen).sum(0)
+            trace.head_count += seen.sum(0)
+    return out

@@ -1,0 +1,307 @@
+"""Compare designs fairly: many configurations, one budget, several seeds, one table.
+
+    python picolm.py compare experiments/routers --dataset my-text.jsonl
+
+Every run is an ordinary run folder made by train/loop.py, so a comparison that was stopped goes on where it was, and
+any of its models can be sampled. The same command started once per core or GPU shares the work: each process takes
+what no other is training. All are scored on the same validation text, causally, at their last step; no checkpoint is
+picked by it. Differences to the first configuration are tested seed by seed (paired t test), so that what all seeds
+share cancels, and p is corrected for the number of configurations (Holm). With only some of the runs made, the table
+holds those that are there and names the others.
+"""
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pico.base.config import Config, DataConfig, ModelConfig, TrainConfig
+from pico.base.device import pick_device
+from pico.base.errors import PicoError
+from pico.base.files import read_json, write_json
+from pico.data.open import open_data
+from pico.data.reading import Reading
+from pico.evaluate.analysis import Tally
+from pico.evaluate.score import traces
+from pico.evaluate.statistics import bootstrap, holm, paired_test, summary
+from pico.lab.experiment import Configuration, Experiment
+from pico.model.cost import model_facts
+from pico.runs import checkpoint
+from pico.runs.folder import Locked, create, differences, read_config, read_record
+from pico.runs.metrics import read_metrics
+from pico.train.budget import progress
+
+COSTS = ("flops", "bytes", "seconds")  # of a run, as its metrics count them
+SUMMED = ("bits_per_byte", "routed_fraction", "charged_flops_per_byte", "executed_flops_per_byte", *COSTS)
+WAIT = 5  # seconds between looks at a run that another process is training
+FEWEST_SEEDS = 3  # that say anything by their spread
+FAR = 0.1  # of a router's rate from its target, relative
+Plan = list[tuple[Configuration, int]]
+
+
+class Scored(Config):
+    """score.json of a run. Bits and bytes also of each unit: documents, or blocks where documents are few."""
+
+    rule: dict
+    bits_per_byte: float
+    routed_fraction: float
+    bytes: int
+    unit_bits: list[float]
+    unit_bytes: list[int]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    experiment: Experiment,
+    folder: str | Path,
+    device: str | None = None,
+    quiet: bool = False,
+    say: Callable = print,
+    plan: Plan | None = None,
+) -> tuple[dict, str]:
+    """Trains what is not trained yet, scores what is not scored yet, and writes compare.json, .md and .png in folder.
+
+    plan: the runs to make, by default all of the experiment's; the results hold every run that the folder has.
+    Returns the results and how the last training ended: 'finished', or what stopped it. A run that fails is named in
+    the results, and the others go on. Raises PicoError where the folder holds runs of another experiment.
+    """
+    from pico.lab.tables import write_report
+    from pico.train.loop import train
+
+    folder, data = Path(folder), experiment.data_config()
+    plan, device = plan or experiment.plan(), str(pick_device(device))
+    check_folder(experiment, folder)
+    validation = open_validation(data, say)
+    failed: dict[str, str] = {}
+    queue, elsewhere = deque(enumerate(plan, start=1)), set()
+    while queue:
+        number, (configuration, seed) = turn = queue.popleft()
+        path, run = folder / configuration.name, f"seed-{seed}"
+        settings, head = experiment.settings(configuration, seed), f"[{number}/{len(plan)}] {configuration.name} {run}"
+        if not (path / "model.json").exists():
+            create(path, experiment.shape(configuration))
+        try:
+            if done(path / run, settings) < 1:
+                if number not in elsewhere:
+                    say(f"{head}: training")
+                resume = (path / run / "train.json").exists()
+                stopped = train(
+                    path, run, data, settings, resume=resume, quiet=quiet, device=device, head=False
+                ).stopped
+                if stopped != "finished":
+                    return {}, stopped
+            found = scored(experiment, path, run, settings, validation, device)
+            say(f"{head}: {found['bits_per_byte']:.4f} bits per byte")
+        except Locked:  # it ends there, or is resumed here if that process dies
+            if number in elsewhere:
+                time.sleep(WAIT)
+            else:
+                say(f"{head}: another process is training it")
+                elsewhere.add(number)
+            queue.append(turn)
+        except PicoError as error:
+            say(f"{head}: failed: {error}")
+            failed[f"{configuration.name}/{run}"] = str(error)
+    results = gather(experiment, folder, validation, failed)
+    for warning in results["warnings"]:
+        say(f"warning: {warning}")
+    write_report(results, folder)
+    return results, "finished"
+
+
+def open_validation(data: DataConfig, say: Callable = lambda text: None):
+    """The validation documents, the same whatever the training seed. Raises PicoError where there are none.
+
+    say: is told what was read.
+    """
+    reading = Reading()
+    validation = open_data(data, 0, reading)[1]
+    for line in reading.lines() + reading.warnings:
+        say(line)
+    if not len(validation):
+        raise PicoError(f"'{data.dataset}' has no validation text to compare on: give a validation_size in data")
+    return validation
+
+
+def all_seeds(experiment: Experiment, folder: Path) -> list[int]:
+    """The file's seeds, and others that the folder has runs of."""
+    runs = [run for each in experiment.configurations for run in (folder / each.name).glob("seed-*")]
+    found = {int(run.name[5:]) for run in runs if run.name[5:].isdecimal()}
+    return [*experiment.seed_list(), *sorted(found - {*experiment.seed_list()})]
+
+
+def check_folder(experiment: Experiment, folder: Path) -> None:
+    """Raises PicoError if the folder holds a model or a run that is not this experiment's."""
+    for configuration in experiment.configurations:
+        for seed in all_seeds(experiment, folder):
+            check_run(experiment, configuration, seed, folder)
+
+
+def check_run(experiment: Experiment, configuration: Configuration, seed: int, folder: Path) -> None:
+    path, run = folder / configuration.name, folder / configuration.name / f"seed-{seed}"
+    changed = ""
+    if (path / "model.json").exists():
+        changed = differences(read_config(path), experiment.shape(configuration))
+    record = read_record(run)
+    if record and not changed:
+        before = TrainConfig.build(**record.get("train", {}))
+        changed = differences(before, experiment.settings(configuration, seed))
+        changed = changed or differences(DataConfig.build(**record.get("data", {})), experiment.data_config())
+    if changed:
+        raise PicoError(f"{run} is of another experiment ({changed}): remove it, or give another --out")
+
+
+def done(run: Path, settings: TrainConfig) -> float:
+    """The fraction of the budget that the run's newest valid checkpoint has spent."""
+    newest, _ = checkpoint.newest(run) if os.path.isdir(run) else (None, [])
+    try:
+        return progress(settings, settings.max_steps, checkpoint.read_state(newest)) if newest else 0.0
+    except (KeyError, TypeError) as error:
+        raise PicoError(f"{newest} does not say what it has spent ({error!r}): remove it") from None
+
+
+def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, validation, device: str) -> dict:
+    """The run's score on the validation text, kept in its score.json."""
+    rule = scoring_rule(experiment, settings, validation)
+    if found := read_score(path / run, rule):
+        return found
+    context_len = rule["context_len"]
+    model = checkpoint.load(path, run, device=device)
+    tally = Tally(context_len, max(1, context_len // 2))
+    documents = (validation[i] for i in range(len(validation)))
+    for trace in traces(model, documents, context_len, tally.score.stride, experiment.validation_bytes):
+        tally.add(trace, ())
+    bits, sizes = tally.units
+    found = {
+        "rule": rule,
+        "bits_per_byte": tally.score.bits_per_byte,
+        "routed_fraction": tally.score.routed_fraction,
+        "bytes": tally.score.bytes,
+        "unit_bits": [round(x, 3) for x in bits.tolist()],  # of documents, or blocks where they are few
+        "unit_bytes": sizes.tolist(),
+    }
+    write_json(path / run / "score.json", found)
+    return found
+
+
+def scoring_rule(experiment: Experiment, settings: TrainConfig, validation) -> dict:
+    """What a score depends on besides the weights."""
+    context_len = experiment.context_len or settings.context_len
+    return {"context_len": context_len, "max_bytes": experiment.validation_bytes, "text": validation.fingerprint}
+
+
+def read_score(run: Path, rule: dict) -> dict | None:
+    """The run's score.json; None where there is none, or one of another rule, or something else."""
+    try:
+        found = Scored.build(**read_json(run / "score.json"))
+    except (FileNotFoundError, PicoError):
+        return None
+    return found.model_dump() if found.rule == rule else None
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, str]) -> dict:
+    """Everything the table and the plot show, from the run folders."""
+    rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, folder)
+    failed = dict(failed)
+    for configuration in experiment.configurations:
+        shape, runs = experiment.shape(configuration), {}
+        for seed in seeds:
+            name, settings = f"{configuration.name}/seed-{seed}", experiment.settings(configuration, seed)
+            score = read_score(folder / name, scoring_rule(experiment, settings, validation))
+            if name in failed:
+                continue
+            if not score:
+                missing.append(name)
+                continue
+            try:
+                runs[seed] = run_facts(folder / name, settings, score)
+            except PicoError as error:
+                failed[name] = str(error)
+        row = {"name": configuration.name, "parameters": model_facts(shape)["parameters"], "runs": runs}
+        if runs:
+            for key in SUMMED:
+                row[key] = summary([facts[key] for facts in runs.values()])
+            for warning in doubts(row, shape, settings):
+                warnings.setdefault(warning, []).append(configuration.name)
+        rows.append(row)
+    for row in rows[1:]:
+        row["against_first"] = against(row["runs"], rows[0]["runs"])
+    tested = [
+        row["against_first"] for row in rows[1:] if row["against_first"] and row["against_first"]["p"] is not None
+    ]
+    for found, p in zip(tested, holm([found["p"] for found in tested])):
+        found["p_holm"] = p
+    for row in rows:
+        for facts in row["runs"].values():
+            del facts["units"]
+    scored = validation.first(experiment.validation_bytes or validation.bytes)
+    return {
+        "title": experiment.title,
+        "dataset": experiment.data_config().dataset,
+        "budget": experiment.budget.model_dump(exclude_none=True),
+        "seeds": seeds,
+        "validation_bytes": min(validation.bytes, experiment.validation_bytes or math.inf),
+        "entropy_floor": scored.floor_bits / scored.bytes if scored.floor_bits is not None else None,
+        "configurations": rows,
+        "failed": failed,
+        "missing": missing,
+        "warnings": [f"{', '.join(names)}: {warning}" for warning, names in warnings.items()],
+    }
+
+
+def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str]:
+    """Why a row may not show what it seems to."""
+    runs, wanted, warmup = row["runs"].values(), shape.latent_capacity_factor, settings.warmup_steps
+    if len(runs) < FEWEST_SEEDS:
+        yield f"fewer than {FEWEST_SEEDS} seeds, too few to tell a difference from chance: raise seeds"
+    routed = row["routed_fraction"]["mean"]
+    if shape.rule.rate == wanted and abs(routed - wanted) > FAR * wanted:
+        yield f"routed {routed:.1%} of the bytes where latent_capacity_factor asks for {wanted:.1%}"
+    steps = min(facts["steps"] for facts in runs)
+    if steps <= warmup:
+        yield f"all {steps} steps are warm-up: lower warmup_steps, {warmup}, or raise the budget"
+    elif steps < 3 * warmup:
+        yield f"{warmup} of {steps} steps are warm-up: lower warmup_steps or raise the budget"
+
+
+def run_facts(run: Path, settings: TrainConfig, score: dict) -> dict:
+    """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks."""
+    file, wanted = run / "metrics.jsonl", {"step", "executed_flops", *COSTS}
+    lines = [line for line in read_metrics(file) if line.keys() >= wanted]
+    if not lines:
+        raise PicoError(f"{file} does not say what the run has spent: remove {run} to train it again")
+    end, positions = lines[-1], lines[-1]["step"] * settings.step_bytes
+    return {
+        "bits_per_byte": score["bits_per_byte"],
+        "routed_fraction": score["routed_fraction"],
+        "steps": end["step"],
+        **{cost: end[cost] for cost in COSTS},
+        "charged_flops_per_byte": end["flops"] / positions,
+        "executed_flops_per_byte": end["executed_flops"] / positions,
+        "curve": [
+            {cost: line[cost] for cost in COSTS} | {"bits_per_byte": line["validation_bpb"]}
+            for line in lines
+            if "validation_bpb" in line
+        ],
+        "units": (score["unit_bits"], score["unit_bytes"]),
+    }
+
+
+def against(ours: dict, first: dict) -> dict | None:
+    """Paired over the seeds that both have: the t test, and a bootstrap over documents of the mean difference."""
+    seeds = [seed for seed in ours if seed in first]
+    if not seeds:
+        return None
+    sizes = ours[seeds[0]]["units"][1]
+    differences = [
+        sum(ours[s]["units"][0][i] - first[s]["units"][0][i] for s in seeds) / len(seeds) for i in range(len(sizes))
+    ]
+    found = paired_test(*([runs[seed]["bits_per_byte"] for seed in seeds] for runs in (ours, first)))
+    return found | {"document_interval": bootstrap(differences, sizes)}

@@ -1,0 +1,1 @@
+"""The networks: tensors in, tensors out. Read pico.py first."""

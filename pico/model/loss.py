@@ -1,0 +1,78 @@
+"""The multi-byte loss: N cross-entropies weighted by powers of the golden ratio.
+
+On a CPU (B, T, N, vocabulary) logits and their gradient cost more memory traffic than the matmuls, so loss and
+gradient are computed together over slices of rows that stay in cache (as in Liger Kernel, arXiv 2410.10989). A GPU
+makes all logits and turns them into their gradient in place, see pico/model/kernels/loss.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pico.model import kernels
+
+PHI = (1 + 5**0.5) / 2
+SLICE = 2048  # rows whose logits exist at once: with fewer the matmuls are slower, with more nothing is gained
+
+
+def head_weights(heads: int, device=None) -> Tensor:
+    """(N,) weights phi^-k, normalised to sum 1: each is the sum of the next two before normalisation."""
+    weights = PHI ** -torch.arange(heads, dtype=torch.float32, device=device)
+    return weights / weights.sum()
+
+
+def head_targets(targets: Tensor, length: int, heads: int) -> Tensor:
+    """targets (B, T + N - 1), the bytes after each input byte -> (B, T, N): head k predicts byte t + 1 + k."""
+    return targets.unfold(1, heads, 1)[:, :length]
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """hidden (R, D), weight (V, D), targets (R,) -> sum of nats."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        train = hidden.requires_grad or weight.requires_grad
+        w = weight.to(hidden.dtype)
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if train else None
+        grad_weight = torch.zeros_like(weight) if train else None
+        rows = SLICE if hidden.device.type == "cpu" else 8 * SLICE
+        for start in range(0, len(hidden), rows):
+            x, y = hidden[start : start + rows], targets[start : start + rows, None]
+            p = F.linear(x, w).softmax(-1, dtype=torch.float32)
+            mask = y >= 0
+            y = y.clamp(min=0)
+            total -= (p.gather(-1, y).clamp(min=1e-30).log() * mask).sum()
+            if train:
+                p.scatter_add_(-1, y, torch.full_like(y, -1, dtype=p.dtype))  # d nll / d logits
+                grad = torch.mul(p, mask, out=torch.empty_like(p, dtype=x.dtype))
+                torch.mm(grad, w, out=grad_hidden[start : start + rows])
+                grad_weight += grad.T @ x
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total, None
+
+
+def multi_byte_loss(hidden: list[Tensor], weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of all heads. hidden: N of (B, T, D), what each head reads; weight (N V, D); targets (B, T + N - 1), -100
+    where there is none.
+
+    Returns the loss, sum_k phi_k * (nats of head k) / (B T), and the mean nats of each head (N,) over its targets.
+    The divisor counts padding too, so that every byte weighs the same however the batch is cut over processes.
+    """
+    batch, length, _ = hidden[0].shape
+    assert targets.shape[1] == length + len(hidden) - 1, "each head needs a target for each byte"
+    wanted = head_targets(targets, length, len(hidden)).flatten(0, 1)  # (B T, N)
+    rows, weights = [x.flatten(0, 1) for x in hidden], weight.chunk(len(hidden))
+    if weight.is_cuda and kernels.available():
+        from pico.model.kernels.loss import head_nats
+
+        totals = head_nats(rows, torch.stack(weights).to(rows[0].dtype), wanted)
+    else:
+        totals = torch.stack([_FusedCrossEntropy.apply(*each) for each in zip(rows, weights, wanted.unbind(1))])
+    loss = totals @ head_weights(len(hidden), totals.device) / (batch * length)
+    return loss, totals.detach() / (wanted >= 0).sum(0).clamp(min=1)

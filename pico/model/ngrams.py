@@ -1,0 +1,65 @@
+"""Hashed byte n-gram embeddings: what the last few bytes are, looked up instead of computed.
+
+BLT (arXiv 2412.09871, section 3.2.1) adds to every byte's embedding those of the n-grams that end there. There are too
+many n-grams for a table of all, so each is hashed to a row, and n-grams that share a row share its vector. A lookup
+costs no matmul however large the tables are, which suits a small model: it spells by memory and thinks about the rest.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pico.base.config import ModelConfig
+from pico.base.symbols import BOS
+from pico.model import kernels
+from pico.model.blocks import Linear
+
+MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
+
+
+def keys(tokens, before, longest: int, rows: int) -> list:
+    """The row in the stacked tables of each n-gram of 2 to `longest` bytes that ends with `tokens`.
+
+    before: what stood 1, 2, ... longest - 1 bytes earlier. Tensors of one shape, or plain integers: generation hashes a
+    byte at a time. An n-gram does not reach over the start of its document: whatever is before a BOS counts as BOS.
+    """
+    hashed, found = tokens, []
+    newest = tokens
+    for byte in before[: longest - 1]:
+        if isinstance(byte, Tensor):
+            newest = byte.where(newest != BOS, BOS)
+        else:
+            newest = byte if newest != BOS else BOS
+        hashed = (hashed * MULTIPLIER + newest + 1) & MASK
+        mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
+        found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
+    return found
+
+
+class NGrams(nn.Module):
+    """Embeddings of the n-grams that end with a byte, from hashed tables."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.longest, self.rows = config.ngram_max, config.ngram_rows
+        self.dropout = 0.0  # share of the lookups that training leaves out
+        self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
+        self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
+
+    def forward(self, text: Tensor, dtype: torch.dtype) -> Tensor:
+        """text (B, longest - 1 + T): the bytes, after those before them -> (B, T, D)."""
+        rows = self.row_numbers(text)
+        found = self.table(rows)  # (B, T, orders, width)
+        if self.training and self.dropout:
+            found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
+        return self.project(found.flatten(2).to(dtype))
+
+    def row_numbers(self, text: Tensor) -> Tensor:
+        """(B, T, orders): where the table holds each n-gram."""
+        if text.is_cuda and kernels.available():
+            from pico.model.kernels.ngrams import ngram_rows
+
+            return ngram_rows(text, self.longest, self.rows)
+        reach, length = self.longest - 1, text.shape[1] - self.longest + 1
+        before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]
+        return torch.stack(keys(text[:, reach:], before, self.longest, self.rows), dim=-1)

@@ -1,0 +1,246 @@
+"""Pico: bytes in, the next N bytes out. This file is the paper.
+
+    tokens -> embeddings of the byte and of the n-grams that end with it -> local blocks
+           -> router picks some bytes -> latent blocks on those alone -> gated back into the stream
+           -> local blocks -> norm -> N heads, each of which may know the bytes before the one it predicts
+
+B batch, T bytes, D width, H query heads, K key/value heads, E head width, N prediction heads, V vocabulary,
+M latent positions. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pico.base.config import ModelConfig
+from pico.base.routers import Rule
+from pico.base.symbols import BOS
+from pico.model.attention import choose_backend
+from pico.model.blocks import Block, Linear, each_in_one
+from pico.model.cache import Cache, Ring
+from pico.model.loss import multi_byte_loss
+from pico.model.ngrams import NGrams
+from pico.model.norm import norm
+from pico.model.routing import Router, gather, scatter
+
+
+class Output(NamedTuple):
+    logits: Tensor | None  # (B, T, N, V), None when a loss was asked for; head k at t predicts byte t + 1 + k
+    stream: Tensor  # (B, T, D) what the heads read
+    router_weight: Tensor  # (B, T) fp32 gate in [0, 1]
+    routed: Tensor  # (B, T) bool, True where the latent blocks ran
+    skipped: Tensor  # () fraction of the bytes to be routed that met a full training buffer
+    slots: int  # positions of each row that the latent blocks ran on, those that hold no routed byte included
+    loss: Tensor | None = None  # () multi-byte loss, nats
+    head_nll: Tensor | None = None  # (N,) nats per byte of each head
+    router_loss: Tensor | None = None  # () the router's own loss, nats
+
+
+class Pico(nn.Module):
+    """The whole model. `attention_backend` None picks the fastest for the device at the first forward."""
+
+    def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
+        super().__init__()
+        self.config, self.dtype, self.attention_backend = config, dtype, attention_backend
+        local, latent = config.fb_att_window_size, config.latent_att_window_size
+        self.embedding = nn.Embedding(config.vocabulary, config.dim)
+        self.ngrams = NGrams(config) if config.ngram_max else None
+        skip = config.embedding_skip
+        self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
+        self.router = Router(config)
+        self.latent = nn.ModuleList(Block(config, latent) for _ in range(config.latent_blocks))
+        self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
+        self.heads = Linear(config.dim, config.next_tokens * config.vocabulary)
+        chained = config.next_tokens - 1 if config.chained_heads else 0
+        self.chain = nn.ModuleList(Linear(config.dim, config.dim) for _ in range(chained))
+        # share of the later heads' gradient that the stream gets; training lets it fade
+        self.register_buffer("lookahead", torch.ones(()), persistent=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal everywhere, standard deviation by role:
+
+        embedding         0.5        the stream starts at about the scale that the blocks add
+        n-gram tables     0          what was never seen adds nothing
+        heads, router     0.02       the first guess is uniform, the first gate one half
+        out, down         0          every block starts as the identity
+        other Linears     1/sqrt(n)  n inputs: unit variance in, unit variance out
+        """
+        std = {self.embedding.weight: 0.5, self.heads.weight: 0.02, self.router.weight: 0.02}
+        for block in self.blocks:
+            std[block.attention.out.weight] = std[block.mlp.down.weight] = 0.0
+        if self.ngrams:
+            std[self.ngrams.table.weight] = 0.0
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=std.get(parameter, parameter.shape[1] ** -0.5))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All of them, in the order in which a routed byte passes."""
+        return [*self.local_in, *self.latent, *self.local_out]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter, by what its optimizer must know:
+
+        tables      rows of a hash table, of which a step looks up some thousand: their gradient is sparse
+        symbols     matrices with the vocabulary on one side, which is not to be rotated
+        matrices    all others
+        undecayed   what weight decay would pull away from its meaning: scales, mixtures and the router
+
+        Raises AssertionError for a parameter that is in none of them, or in two: whoever adds a module says here what
+        its parameters are.
+        """
+        inside = [p for block in self.blocks for p in block.parameters()]
+        linear = [*self.chain, *([self.ngrams.project] if self.ngrams else [])]
+        groups = {
+            "tables": [self.ngrams.table.weight] if self.ngrams else [],
+            "symbols": [self.embedding.weight, self.heads.weight],
+            "matrices": [p for p in inside if p.ndim > 1] + [each.weight for each in linear],
+            "undecayed": [p for p in inside if p.ndim < 2] + [self.router.weight, self.router.bias],
+        }
+        return each_in_one(self, groups)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: Cache | None = None,
+        disable_latent: bool = False,
+        start: Tensor | None = None,
+        rule: Rule | None = None,
+    ) -> Output:
+        """tokens (B, T) integers, targets (B, T + N - 1) with -100 where there is none.
+
+        With a cache the bytes continue what it holds (T <= cache.feed) and the cache moves on. start (B,): where in its
+        text each row begins (0 if not given), for the rules that go by position. rule: routes otherwise than the
+        model's own; the gates of what is chosen stay the learned ones.
+        """
+        tokens = tokens.long()
+        backend = choose_backend(tokens.device, self.attention_backend)
+        length = tokens.shape[1]
+        if cache is None:
+            history = tokens.new_full((len(tokens), self.config.history), BOS)
+            start = tokens.new_zeros(len(tokens)) if start is None else start
+            local = latent = None
+        else:
+            assert start is None, "a cache knows where its texts are"
+            assert length <= cache.feed, f"feed at most {cache.feed} bytes at a time"
+            history, local, latent, start = cache.history, cache.local, cache.latent, cache.length
+            local.open(length, backend)
+        positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
+        text = torch.cat([history, tokens], dim=1)
+        embedding = x = self.embed(text)  # (B, T, D)
+        for layer, block in enumerate(self.local_in):
+            x = block(x, backend, local, layer, embedding)
+
+        routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule)
+        router_loss = self.router.loss(routing) if targets is not None else None
+        routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
+        slots = routing.index.shape[1] if self.latent and not disable_latent else 0
+        if slots:
+            x = self.think(x, routing, backend, latent)
+
+        for layer, block in enumerate(self.local_out, start=len(self.local_in)):
+            x = block(x, backend, local, layer, embedding)
+        x = norm(x)
+        if cache is not None:
+            cache.advance(tokens, routed)
+
+        skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
+        seen = x, routing.weight, routed, skipped, slots
+        if targets is None:
+            return Output(rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary), *seen)
+        weight = self.heads.weight if self.heads.cast is None else self.heads.cast
+        loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), weight, targets)
+        return Output(None, *seen, loss, head_nll, router_loss)
+
+    def embed(self, text: Tensor) -> Tensor:
+        """Of each byte and of the n-grams that end with it: (B, history + T) -> (B, T, D)."""
+        x = F.embedding(text[:, self.config.history :], self.embedding.weight.to(self.dtype))
+        return x + self.ngrams(text, self.dtype) if self.ngrams else x
+
+    def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """What each head reads in training: N of (B, T, D).
+
+        Looking ahead helps the stream early and costs it later, so training lets `lookahead` fall from 1 to 0 with the
+        learning rate; the heads themselves learn to the end.
+
+        Every second position shows head k the embedding of the byte before the one it predicts, as drafting does
+        (Hydra, arXiv 2402.05109). The others do not, so that the stream still learns to see several bytes ahead: with
+        all of them shown, head 0 loses 0.03 bits per byte (RESULTS.md).
+        """
+        later = torch.lerp(x.detach(), x, self.lookahead.to(x.dtype))  # x itself, but for the gradient
+        if not self.chain:
+            return [x] + [later] * (self.config.next_tokens - 1)
+        shown = torch.arange(x.shape[1], device=x.device)[:, None] % 2
+        ahead = self.ahead(embedding, x.shape[1])
+        return [x, *(self.chained(later, e * shown, k) for k, e in enumerate(ahead, start=1))]
+
+    def ahead(self, embedding: Tensor, length: int) -> list[Tensor]:
+        """What stands 1, 2, ... N - 1 bytes after each of the first `length`: each (B, length, D), 0 past the end."""
+        padded = F.pad(embedding, (0, 0, 0, self.config.next_tokens - 1))
+        return [padded[:, k : k + length] for k in range(1, self.config.next_tokens)]
+
+    def chained(self, x: Tensor, embedding: Tensor, head: int) -> Tensor:
+        """What head `head` > 0 reads: the stream, and the embedding of the byte before the one that it predicts."""
+        return norm(x + self.chain[head - 1](norm(embedding)))
+
+    def right_draft_logits(self, x: Tensor, text: Tensor) -> Tensor:
+        """(B, T, N, V): what every head says after the stream x (B, T, D) where all drafts before its own were right.
+
+        Head k at t, which predicts byte t + 1 + k, is shown the true bytes t + 1 to t + k, as `draft_logits` is when
+        they were drawn. text (B, T + N - 1): the T bytes read, and the N - 1 after them.
+        """
+        read = [x] * self.config.next_tokens
+        if self.chain:
+            embedding = self.embed(F.pad(text, (self.config.history, 0), value=BOS))
+            ahead = self.ahead(embedding, x.shape[1])
+            read = [x, *(self.chained(x, e, k) for k, e in enumerate(ahead, start=1))]
+        heads = self.heads.weight.to(x.dtype).chunk(len(read))
+        return torch.stack([F.linear(y, head) for y, head in zip(read, heads)], dim=2)
+
+    def draft_logits(self, x: Tensor, drawn: Tensor, history: Tensor) -> Tensor:
+        """(B, V) of head k after the stream x (B, D), given the k bytes drawn (B, k) since, by the heads before it.
+
+        history (B, H): the bytes up to where x is. Chained heads can draft beyond the N that were trained: the last
+        one goes on, less often right.
+        """
+        head = min(drawn.shape[1], self.config.next_tokens - 1)
+        if self.chain:
+            text = torch.cat([history, drawn], dim=1)[:, -history.shape[1] - 1 :]
+            x = self.chained(x, self.embed(text)[:, 0], head)
+        return F.linear(x, self.heads.weight.view(-1, self.config.vocabulary, x.shape[-1])[head].to(x.dtype))
+
+    def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
+        """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
+        chosen = gather(x, routing, backend)  # (B, M, D)
+        if ring is not None:
+            ring.open(chosen.shape[1], backend)
+        y = chosen
+        for layer, block in enumerate(self.latent):
+            y = block(y, backend, ring, layer)
+        return scatter(x, chosen, y, routing, backend)
+
+    def drop(self, lookups: float, updates: float) -> None:
+        """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
+        for block in self.blocks:
+            block.dropout = updates
+        if self.ngrams:
+            self.ngrams.dropout = lookups
+
+    def update_router(self, gate: Tensor | None = None) -> None:
+        """Call after every optimizer step: lets the rule move its threshold to keep the routed fraction."""
+        self.router.update(gate)
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All but the n-gram tables, of which a step touches some thousand rows."""
+        tables = {id(p) for p in self.parameter_groups()["tables"]}
+        return [p for p in self.parameters() if id(p) not in tables]
+
+    def parts(self) -> dict[str, int]:
+        """Parameters of each part."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}

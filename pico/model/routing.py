@@ -1,0 +1,175 @@
+"""Routing: the router that scores every byte, and the way of the routed ones into the latent blocks and back.
+
+Which bytes are routed is the business of the rules in routers.py. The router holds what they share: the learned score,
+whose sigmoid is the gate, and a threshold; in training it gives each row a buffer of a fixed size.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pico.base.config import ModelConfig
+from pico.base.routers import RouterInput, Rule
+
+ROOM = 1.5  # of a training buffer on a GPU for a rule by which the text decides, over the share that is routed
+SLOT_STEP = 64  # what such a number of slots, and one of evaluation on a GPU, is rounded up to
+
+
+class Routing(NamedTuple):
+    score: Tensor  # (B, T) fp32 logit
+    routed: Tensor  # (B, T) bool
+    index: Tensor  # (B, M) routed positions in order; slots past a row's last routed byte hold other positions
+    valid: Tensor  # (B, M) bool, False in those slots
+    wanted: Tensor  # (B, T) bool, what the rule asked for before the buffer was full
+    stream: Tensor  # (B, T, D) fp32, normalised: what the score was read from
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.sigmoid(self.score)  # (B, T) in [0, 1]
+
+
+def pack(routed: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Positions of the first `slots` routed bytes of each row, in order: index (B, M) and valid (B, M).
+
+    Where a row has fewer, the bytes that are not routed follow, in order too.
+    """
+    order = counted_order if routed.is_cuda else sorted_order
+    index = order(routed)[:, :slots]
+    return index, routed.gather(1, index)
+
+
+def sorted_order(routed: Tensor) -> Tensor:
+    """(B, T) bool -> (B, T) positions, the routed ones first."""
+    return torch.argsort(~routed, dim=1, stable=True)
+
+
+def counted_order(routed: Tensor) -> Tensor:
+    """The same without a sort: less work for a GPU, and slower than sorting one short row on a CPU."""
+    count, position = routed.cumsum(1), torch.arange(routed.shape[1], device=routed.device)
+    place = torch.where(routed, count - 1, count[:, -1:] + position - count)
+    return torch.empty_like(place).scatter_(1, place, position.expand_as(place))
+
+
+def rounded(slots: float, length: int) -> int:
+    return min(length, SLOT_STEP * math.ceil(slots / SLOT_STEP))
+
+
+def fullest(routed: Tensor) -> int:
+    """Slots that hold the routed bytes of every row. A GPU rounds up, to see few shapes: so it waits for no count where
+    T is small, as in decoding, whose steps are captured as a CUDA graph."""
+    length = routed.shape[1]
+    if not routed.is_cuda:
+        return int(routed.sum(1).max())
+    return length if length <= SLOT_STEP else rounded(int(routed.sum(1).max()), length)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """(B M) rows of x (B, T, D) seen as (B T, D)."""
+    return (index + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]).flatten()
+
+
+def gather(x: Tensor, routing: Routing, backend: str) -> Tensor:
+    """The routed positions of x (B, T, D) in order: (B, M, D). Slots that are not valid hold anything finite."""
+    if backend == "triton":
+        from pico.model.kernels.gather import latent_gather
+
+        return latent_gather(x, routing.index.where(routing.valid, -1))
+    return x.flatten(0, 1).index_select(0, _rows(x, routing.index)).view(len(x), -1, x.shape[2])
+
+
+def scatter(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backend: str) -> Tensor:
+    """x (B, T, D) with what was gathered, `chosen` (B, M, D), moved by its gate towards y (B, M, D)."""
+    gate = routing.weight.gather(1, routing.index)  # (B, M)
+    if backend == "triton":
+        from pico.model.kernels.gather import gated_scatter
+
+        return gated_scatter(x, y, routing.index.where(routing.valid, -1), gate)
+    update = (y - chosen) * (gate * routing.valid).to(x.dtype)[..., None]
+    return x.flatten(0, 1).index_add(0, _rows(x, routing.index), update.flatten(0, 1)).view_as(x)
+
+
+class Router(nn.Module):
+    """Scores every byte and lets a rule decide which are routed."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.rule = config.rule
+        self.causal = False  # training has left the rule's teacher, if it has one, for the rule of generation
+        self.share: float | None = None  # of the bytes, that a rule without a set number of slots chooses on a GPU
+        self.weight = nn.Parameter(torch.empty(1, config.dim))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.register_buffer("threshold", torch.zeros(()))  # moved by `update`, if the rule is steered
+        # since the last update: bytes, those the rule chose, sum and sum of squares of the score
+        self.register_buffer("seen", torch.zeros(4), persistent=False)
+
+    def score(self, stream: Tensor) -> Tensor:
+        """Normalised (B, T, D) -> (B, T) fp32 logit."""
+        return F.linear(stream, self.weight, self.bias).squeeze(-1)
+
+    def slots(self, rule: Rule, wanted: Tensor) -> int:
+        """How many the latent blocks run on in training: a number that the rule sets, or else as many as the fullest
+        row of wanted (B, T) needs.
+
+        On a GPU nothing but the first batch is waited for: its rows have room for the most that the rule can choose,
+        or for `ROOM` times the share that it chose there.
+        """
+        length = wanted.shape[1]
+        slots = rule.slots(length)
+        if slots is None and not wanted.is_cuda:
+            slots = int(wanted.sum(1).max())
+        elif slots is None and (slots := rule.most(length)) is None:
+            if self.share is None:
+                self.share = wanted.float().mean().item()
+            slots = rounded(ROOM * self.share * length, length)
+        return max(1, slots)  # never 0: the latent blocks take part in every step
+
+    def forward(
+        self, x: Tensor, tokens: Tensor, previous: Tensor, positions: Tensor, rule: Rule | None = None
+    ) -> Routing:
+        """x (B, T, D), tokens and the byte before each (B, T), integer positions (B, T); rule: None is the model's own.
+
+        In eval mode every byte that the rule chooses is routed, through as many slots as the fullest row needs. In
+        training the number of slots may be fixed (see `slots`), and late bytes pass by.
+        """
+        if rule is None:
+            taught = self.training and not self.causal and self.rule.teacher is not None
+            rule = self.rule.teacher if taught else self.rule
+        stream = F.rms_norm(x.float(), x.shape[-1:])
+        score = self.score(stream)
+        wanted = rule.choose(RouterInput(score, tokens, previous, positions, self.threshold))
+        slots = self.slots(rule, wanted) if self.training else fullest(wanted)
+        if self.training and rule.steered:
+            with torch.no_grad():
+                count = score.new_full((), score.numel())
+                self.seen += torch.stack([count, wanted.sum(), score.sum(), score.square().sum()])
+        index, valid = pack(wanted, slots)
+        routed = torch.zeros_like(wanted).scatter_(1, index, valid) if slots < x.shape[1] else wanted
+        return Routing(score, routed, index, valid, wanted, stream)
+
+    def loss(self, routing: Routing) -> Tensor:
+        """BCE of the score against the teacher's choice; 0 for a rule without one.
+
+        The stream is detached: this loss teaches the router to foresee the choice and must not bend the trunk to it.
+        """
+        if self.rule.teacher is None:
+            return routing.score.new_zeros(())
+        chosen = self.rule.teacher.choose(RouterInput(routing.score, None, None, None, None))
+        return F.binary_cross_entropy_with_logits(self.score(routing.stream.detach()), chosen.float())
+
+    @torch.no_grad()
+    def update(self, gate: Tensor | None = None) -> None:
+        """Let the rule move the threshold, by what it chose since the last call over all processes.
+
+        gate: () tensor; where it is 0 the threshold stays.
+        """
+        if not self.rule.steered:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.seen)
+        count, *others = self.seen
+        correction = self.rule.correction(count.clamp(min=1), *others)
+        self.threshold += correction if gate is None else correction.where(gate > 0, 0)
+        self.seen.zero_()

@@ -1,0 +1,1 @@
+"""The folder of a run on disk: settings, checkpoints, metrics, plots, exports."""

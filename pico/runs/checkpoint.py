@@ -1,0 +1,345 @@
+"""Checkpoints: there whole or not at all, verified, and the way back to a model.
+
+    models/my-model/my-run/00001000/           model.safetensors, optimizer.safetensors, state.json
+
+A checkpoint is written in a hidden folder beside its place, synced to disk, then renamed. state.json holds the SHA-256
+of the other files and of itself, so a truncated or bit-flipped checkpoint is noticed and passed over. Everything is
+JSON and safetensors: nothing in a checkpoint can execute.
+
+    from pico import load
+    model = load("models/my-model", "my-run")
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from pico.base.config import ModelConfig
+from pico.base.errors import PicoError
+from pico.base.files import open_regular, read_json, reason, remove, sync, talk
+from pico.base.memory import require_weights
+from pico.runs.folder import checkpoints, differences, read_config, run_folder
+from pico.runs.state import pack, unpack
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FLOATS = {"F16", "BF16", "F32", "F64"}  # dtypes of weights, as safetensors names them
+UNREADABLE = SafetensorError, OSError, RuntimeError  # the last by torch, which opens the file once more to map it
+TRIES = 5  # at reading a checkpoint while a training saves and prunes
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
+    """Writes checkpoint run/<step, eight digits> whole or not at all, and returns its folder.
+
+    model: a Pico, for its config and state_dict; optimizer_state: any tree for pack; state: a tree that becomes part
+    of state.json. Raises PicoError when the disk is full or not writable; older checkpoints are untouched.
+    """
+    target = run / f"{step:08d}"
+    beside = run / f".{target.name}.tmp"
+    try:
+        remove(beside)
+        beside.mkdir(parents=True)
+        tensors: dict[str, torch.Tensor] = {}
+        record = {"step": step, "model": model.config.model_dump(), **pack(state, "state", tensors)}
+        record["optimizer"] = pack(optimizer_state, "optimizer", tensors)
+        save_file({key: value.detach().contiguous() for key, value in model.state_dict().items()}, beside / WEIGHTS)
+        save_file(tensors, beside / OPTIMIZER)
+        write_state(beside, record, (WEIGHTS, OPTIMIZER))
+        for file in beside.iterdir():
+            file.chmod((beside / STATE).stat().st_mode)  # safetensors makes its files private
+            sync(file)
+        sync(beside)
+        remove(target)  # only a broken one: a valid one is never written twice
+        beside.rename(target)
+        sync(run)
+    except (OSError, SafetensorError) as error:
+        remove(beside)
+        older = newest(run)[0] if os.path.isdir(run) else None
+        kept = f"{older} stays usable" if older else "there is no earlier one"
+        raise PicoError(
+            f"cannot save checkpoint {target}: {reason(error)}; {kept}; free space or make it writable, then --resume"
+        ) from None
+    return target
+
+
+def write_state(folder: Path, record: dict, files) -> None:
+    """state.json: the record, and the SHA-256 of the folder's other files and of itself."""
+    record = {**record, "files": {name: _sha256(folder / name) for name in files}}
+    record["checksum"] = _checksum(record)
+    (folder / STATE).write_bytes(json.dumps(record, indent=1).encode())
+
+
+def prune(run: Path, keep_last: int, best: int | None = None, saved: int | None = None) -> list[str]:
+    """Removes all but the newest `keep_last` valid checkpoints and those of steps `best` and `saved`.
+
+    A damaged one is not counted. It is kept, in case it can be mended, until there is a newer valid one. What crashes
+    left half-written goes as well. Returns what was wrong with each damaged one that was removed.
+    """
+    valid, damaged = 0, []
+    for folder in reversed(checkpoints(run)):
+        step, problem = int(folder.name), None
+        if step != saved and valid < keep_last:
+            problem = _checked(folder, _marks(folder))
+        spare = valid >= keep_last or (valid and problem)
+        valid += problem is None
+        if spare and step not in (best, saved):
+            damaged += [problem] if problem else []
+            discard(folder)
+    for leftover in run.glob(".????????.tmp"):
+        remove(leftover)
+    return damaged
+
+
+def discard(folder: Path) -> None:
+    """Removes a checkpoint; for whoever reads it meanwhile it is there whole or not at all."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    remove(aside)
+    with suppress(OSError):
+        folder.rename(aside)
+    remove(aside)
+
+
+@lru_cache(maxsize=64)
+def _checked(folder: Path, marks: tuple) -> str | None:
+    """`verify`, once while nothing is written to the files: a training prunes often."""
+    return verify(folder)
+
+
+def _marks(folder: Path) -> tuple:
+    try:
+        found = [os.stat(folder / name) for name in (WEIGHTS, OPTIMIZER, STATE)]
+    except OSError as error:
+        return (error.errno,)
+    return tuple((x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for x in found)
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def read_state(folder: Path) -> dict:
+    """state.json of a checkpoint, still packed. Raises PicoError if it is missing, damaged or lacks what all have."""
+    file = folder / STATE
+    try:
+        record = read_json(file)
+    except FileNotFoundError:
+        raise PicoError(f"{folder.name}: {STATE} is missing") from None
+    except PicoError as error:
+        raise PicoError(f"{folder.name}: {STATE}{str(error).removeprefix(str(file))}") from None
+    if record.get("checksum") != _checksum(record):
+        raise PicoError(f"{folder.name}: {STATE} does not match its checksum")
+    kinds = {"step": int, "model": dict, "files": dict}
+    if missing := [key for key, kind in kinds.items() if type(record.get(key)) is not kind]:
+        raise PicoError(f"{folder.name}: {STATE} has no {' and no '.join(missing)}")
+    if WEIGHTS not in record["files"] or not record["files"].keys() <= {WEIGHTS, OPTIMIZER}:
+        raise PicoError(f"{folder.name}: {STATE} has other files than {WEIGHTS} and {OPTIMIZER}")
+    return record
+
+
+def verify(folder: Path, weights_only: bool = False) -> str | None:
+    """None for a whole checkpoint, else what is wrong with it in one line."""
+    try:
+        record = read_state(folder)
+        if record["step"] != int(folder.name):
+            return f"{folder.name}: {STATE} is of step {record['step']}"
+        for name, digest in record["files"].items():
+            if not weights_only or name == WEIGHTS:
+                if _sha256(folder / name) != digest:
+                    return f"{folder.name}: {name} does not match its checksum"
+                found = tensors_in(folder / name)
+                if name == WEIGHTS and (wrong := misfits(_shapes(ModelConfig.build(**record["model"])), found)):
+                    return f"{folder.name}: {name} is not of its model: {wrong}"
+    except FileNotFoundError as error:
+        return f"{folder.name}: {Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{folder.name}: {Path(error.filename or folder).name} cannot be read ({reason(error)})"
+    except PicoError as error:
+        return str(error) if str(error).startswith(f"{folder.name}: ") else f"{folder.name}: {STATE}: {error}"
+    return None
+
+
+def tensors_in(file: Path) -> dict[str, tuple[list[int], str]]:
+    """{name: (shape, dtype as safetensors names it)} of a safetensors file. Raises PicoError if it is none."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, it is no dict
+            return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+    except UNREADABLE as error:
+        raise PicoError(f"{file.parent.name}: {file.name} cannot be read ({reason(error)})") from None
+
+
+def misfits(shapes: dict[str, list[int]], found: dict[str, tuple[list[int], str]]) -> str:
+    """In what tensors differ from a model's weights, the first three differences; '' where they fit."""
+    wrong = [f"no {name}" for name in shapes if name not in found]
+    wrong += [f"unknown {name}" for name in found if name not in shapes]
+    for name in shapes.keys() & found.keys():
+        shape, dtype = found[name]
+        if shape != shapes[name]:
+            wrong.append(f"{name} is {shape} instead of {shapes[name]}")
+        elif dtype not in FLOATS:
+            wrong.append(f"{name} is {dtype} instead of a float")
+    return ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+
+
+def shapes_of(model) -> dict[str, list[int]]:
+    """{name: shape} of a model's weights."""
+    return {name: list(x.shape) for name, x in model.state_dict().items()}
+
+
+@lru_cache(maxsize=8)
+def _shapes(config: ModelConfig) -> dict[str, list[int]]:
+    from pico.model.pico import Pico
+
+    require_weights(config)
+    try:
+        with torch.random.fork_rng(devices=[]):  # on the CPU: a meta device takes longer to import than this
+            return shapes_of(Pico(config))
+    except (RuntimeError, MemoryError, ValueError) as error:
+        raise PicoError(f"its model cannot be built ({str(error).splitlines()[0]})") from None
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+def newest(run: Path, weights_only: bool = False) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint of a run (None if there is none) and what was wrong with each newer one."""
+    for _ in range(TRIES):
+        skipped, pruned = [], False
+        for folder in reversed(checkpoints(run)):
+            problem = verify(folder, weights_only)
+            if problem is None:
+                return folder, skipped
+            if os.path.lexists(folder):
+                skipped.append(problem)
+            else:
+                pruned = True  # by a training that has saved a newer one
+        if not pruned:
+            break
+    return None, skipped
+
+
+def find(run: Path, checkpoint: int | str = -1, weights_only: bool = True) -> Path:
+    """The checkpoint folder meant: -1 the newest valid one (skipped ones are named on stderr), 'best', or a step."""
+    if str(checkpoint) in ("-1", "best"):
+        folder, skipped = newest(run, weights_only)
+        if folder is None:
+            raise PicoError(f"no valid checkpoint in {run} ({'; '.join(skipped) or 'it holds none'})")
+        for problem in skipped:
+            talk(f"skipped checkpoint {problem}")
+        if str(checkpoint) == "-1":
+            return folder
+        best = read_state(folder).get("best")
+        if not isinstance(best, dict) or type(best.get("step")) is not int:
+            raise PicoError(f"{run} has no best checkpoint yet: it was never validated; use --checkpoint -1")
+        checkpoint = best["step"]
+    if not re.fullmatch(r"[0-9]{1,8}", str(checkpoint)):
+        problem = f"checkpoint {checkpoint!r}: expected -1 (newest), 'best' or a step number; {run} has"
+    else:
+        folder = run / f"{int(checkpoint):08d}"
+        problem = verify(folder, weights_only)
+        if problem is None:
+            return folder
+        missing = f"{run} has no checkpoint of step {checkpoint}; it has"
+        problem = f"checkpoint {run}/{problem}; {run} has" if os.path.lexists(folder) else missing
+    raise PicoError(f"{problem}: {', '.join(str(int(p.name)) for p in checkpoints(run)) or 'none'}")
+
+
+def reading(run: Path, checkpoint: int | str, read: Callable[[Path], object], weights_only: bool = True) -> object:
+    """read(folder) of the checkpoint meant, looked for again where a training removes it before it is read."""
+    for attempt in range(TRIES):
+        folder = None
+        try:
+            folder = find(run, checkpoint, weights_only)
+            return read(folder)
+        except PicoError:
+            gone = not os.path.lexists(folder) if folder else str(checkpoint) == "best"
+            if not gone or attempt == TRIES - 1:
+                raise
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def saved_config(path: str | Path, folder: Path) -> ModelConfig:
+    """The ModelConfig of a checkpoint. Raises PicoError if it differs from model.json."""
+    try:
+        config = ModelConfig.build(**read_state(folder)["model"])
+    except PicoError as error:
+        raise PicoError(f"{folder}: {error}") from None
+    if difference := differences(read_config(path), config):
+        raise PicoError(f"{folder} is of another architecture than {path}/model.json: {difference}")
+    return config
+
+
+def load_weights(model, folder: Path) -> None:
+    """Copies a checkpoint's weights into the model. Raises PicoError when names, shapes or dtypes do not match."""
+    if wrong := misfits(shapes_of(model), tensors_in(folder / WEIGHTS)):
+        raise PicoError(f"{folder / WEIGHTS} is of another architecture: {wrong}")
+    model.load_state_dict(read_tensors(folder / WEIGHTS))
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises PicoError if it cannot be read."""
+    try:
+        return load_file(file)
+    except UNREADABLE as error:
+        raise PicoError(f"{file} cannot be read: {reason(error)}") from None
+
+
+def load_training(folder: Path) -> tuple[object, dict]:
+    """(optimizer_state, state) as they were given to save. The folder must have been verified."""
+    if not os.path.exists(folder / OPTIMIZER):
+        raise PicoError(f"{folder} was exported without optimizer state: start a new run with --base-weights {folder}")
+    tensors = read_tensors(folder / OPTIMIZER)
+    try:
+        record = unpack(read_state(folder), tensors)
+        return record.pop("optimizer"), record
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        raise PicoError(f"{folder / STATE} does not describe what {OPTIMIZER} holds ({error!r})") from None
+
+
+def load(
+    path: str | Path,
+    run: str = "",
+    checkpoint: int | str = -1,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention_backend: str | None = None,
+):
+    """A trained Pico in eval mode. `run` may be left out where there is only one.
+
+    checkpoint: -1 the newest valid, 'best', or a step number; dtype: that of the activations (weights stay fp32).
+    Raises PicoError for anything missing, broken or of another architecture, and says what there is instead.
+    """
+    from pico.model.pico import Pico
+
+    def read(folder: Path) -> Pico:
+        config = saved_config(path, folder)
+        require_weights(config, device)
+        with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
+            model = Pico(config, attention_backend=attention_backend, dtype=dtype)
+        load_weights(model, folder)
+        return model
+
+    return reading(run_folder(path, run), checkpoint, read).to(device).eval()
+
+
+def _sha256(file: Path) -> str:
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checksum(record: dict) -> str:
+    """SHA-256 of a state.json record without its own checksum, in canonical form."""
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

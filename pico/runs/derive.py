@@ -1,0 +1,45 @@
+"""A model that begins where another one ended: `init models/mine --from models/tinystories`.
+
+The new model has the other's shape. Its weights, in fp16, lie in models/mine/pretrained, a run like any other, and
+every new run of models/mine starts from them.
+"""
+
+from pathlib import Path
+
+from pico.base.errors import PicoError
+from pico.runs import checkpoint
+from pico.runs.export import export
+from pico.runs.folder import checkpoints, run_folder
+
+PRETRAINED = "pretrained"
+
+
+def derive(source: str | Path, target: str | Path) -> Path:
+    """Writes the new model and returns the folder of the checkpoint with its first weights.
+
+    source: a model with one run, a run's folder, or a checkpoint's; the best checkpoint where there is a choice, the
+    newest of a run that was never validated. Raises PicoError where there is none, or `target` is a model already.
+    """
+    path, run, step = find(source)
+    made = export(path, run, target, step)
+    return made.parent.rename(Path(target) / PRETRAINED) / made.name
+
+
+def find(source: str | Path) -> tuple[Path, str, str]:
+    """(model's folder, run, step) of a model, a run or a checkpoint."""
+    source = Path(source)
+    for path in source, *source.parents[:2]:
+        if (path / "model.json").is_file():
+            run, step = (*source.relative_to(path).parts, "", "")[:2]
+            folder = run_folder(path, run)
+            if not step:
+                newest = checkpoint.find(folder)
+                step = "best" if checkpoint.read_state(newest).get("best") else newest.name
+            return path, folder.name, step
+    raise PicoError(f"no model at --from {source}: give the folder of a model, of its run or of a checkpoint")
+
+
+def pretrained(path: str | Path) -> str | None:
+    """The run that new runs of a model start from, if it has one."""
+    folder = Path(path) / PRETRAINED
+    return PRETRAINED if folder.is_dir() and checkpoints(folder) else None

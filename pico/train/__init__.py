@@ -1,0 +1,1 @@
+"""One run: its loop, step, optimizers and processes."""

@@ -1,0 +1,140 @@
+"""Which optimizer moves which parameter, and how fast."""
+
+import torch
+from torch import Tensor
+
+from pico.base.config import TrainConfig
+from pico.train.soap import SOAP
+
+TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
+
+
+def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
+    """Gives every group the rate of this step and returns it: a linear warm-up, times a line from the peak to zero."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    rate = config.learning_rate * warm * (1 - progress)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate * group.get("rate", 1.0)
+    return rate
+
+
+def gated(device: torch.device, optimizers) -> bool:
+    """Whether this is a GPU whose optimizers all have a `gate`: a () tensor, 1 or 0. While it is 0, a step leaves
+    weights and state as they are, whatever the gradients, and the host need not know."""
+    return device.type == "cuda" and all(hasattr(optimizer, "gate") for optimizer in optimizers)
+
+
+def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """An optimizer for each of the model's parameter groups; see `Pico.parameter_groups`.
+
+    SOAP or AdamW for everything, or Muon for the matrices and AdamW for the rest; never weight decay for what is
+    undecayed. The tables have an Adagrad that steps only the rows that were looked up, at a rate of its own. A group's
+    `rate` is what its learning rate is multiplied by.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    tables, symbols, matrices, undecayed = (
+        {"params": model.parameter_groups()[group]} for group in ("tables", "symbols", "matrices", "undecayed")
+    )
+    undecayed["weight_decay"] = 0.0
+    lookups = [RowAdagrad([tables | {"rate": TABLE_RATE}], rate)] if tables["params"] else []
+    if config.optimizer == "soap":
+        groups = [matrices, symbols | {"one_sided": True}, undecayed]
+        return [SOAP(groups, lr=rate, weight_decay=decay, exact=config.soap_exact), *lookups]
+    options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
+    if config.optimizer == "adamw":
+        decayed = {"params": symbols["params"] + matrices["params"]}
+        return [adamw([decayed, undecayed], **options), *lookups]
+    muon = torch.optim.Muon([matrices], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw([symbols, undecayed], **options), *lookups]
+
+
+def adamw(groups: list[dict], **options) -> torch.optim.AdamW:
+    """torch's, in one kernel and with a gate for parameters that are whole on a GPU."""
+    parameters = [p for group in groups for p in group["params"]]
+    if all(p.is_cuda and not hasattr(p, "full_tensor") for p in parameters):
+        return GatedAdamW(groups, **options, fused=True, capturable=True)
+    return torch.optim.AdamW(groups, **options)
+
+
+class GatedAdamW(torch.optim.AdamW):
+    """torch's kernel has a gate too, for what a scaler of gradients found; see `gated`."""
+
+    gate: Tensor | None = None
+
+    def step(self, closure=None):
+        self.found_inf = None if self.gate is None else 1 - self.gate
+        return super().step(closure)
+
+
+class RowAdagrad(torch.optim.Optimizer):
+    """Adagrad with one size for a whole row, which slowly forgets: only the rows with a gradient move or age.
+
+        square += mean(grad^2) after square *= beta;    row -= lr * grad / sqrt(square)
+
+    A row's first step is as long as `lr`, later ones are shorter. Row-wise Adagrad is what recommenders train their
+    tables with (arXiv 1906.00091); against Adam with a momentum and a size for every number it learned better here and
+    touches a third of the memory (RESULTS.md). Sparse or dense gradients.
+    """
+
+    def __init__(self, params, lr: float, beta: float = 0.99, eps: float = 1e-8):
+        super().__init__(params, dict(lr=lr, beta=beta, eps=eps))
+        self.gate: Tensor | None = None  # see `gated`
+        self._sums: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["square"] = p.new_zeros(len(p), 1)
+                if p.is_cuda:
+                    self._step_unseen(p, state["square"], group)
+                elif self.gate is None or self.gate:
+                    self._step_found(p, state["square"], group)
+        return loss
+
+    def _step_found(self, p: Tensor, squares: Tensor, group: dict) -> None:
+        """Each row that has a gradient once, after a look at which they are."""
+        if p.grad.is_sparse:
+            found, sums = self._summed(p)
+            rows = found.new_zeros(len(p), dtype=torch.bool).index_fill_(0, found, True).nonzero().flatten()
+            grad = sums.index_select(0, rows)
+            sums.index_fill_(0, rows, 0)
+        else:
+            rows = p.grad.any(1).nonzero().flatten()
+            grad = p.grad[rows]
+        square = squares.index_select(0, rows).mul_(group["beta"])
+        square += grad.square().mean(1, keepdim=True)
+        squares.index_copy_(0, rows, square)
+        p.index_add_(0, rows, grad.div_(square.sqrt_().add_(group["eps"])), alpha=-group["lr"])
+
+    def _step_unseen(self, p: Tensor, squares: Tensor, group: dict) -> None:
+        """The same without the host knowing the rows: one that was found twice is written twice, with equal values."""
+        if p.grad.is_sparse:
+            found, sums = self._summed(p)
+            grad = sums.index_select(0, found)
+            sums.index_fill_(0, found, 0)
+            moves = torch.ones_like(found, dtype=torch.bool)
+        else:
+            found, grad, moves = torch.arange(len(p), device=p.device), p.grad, p.grad.any(1)
+        if self.gate is not None:
+            moves = moves & (self.gate > 0)
+        old, row = squares.index_select(0, found), p.index_select(0, found)
+        square = old * group["beta"] + grad.square().mean(1, keepdim=True)
+        moved = row - group["lr"] * (grad / (square.sqrt() + group["eps"]))
+        squares.index_copy_(0, found, square.where(moves[:, None], old))
+        p.index_copy_(0, found, moved.where(moves[:, None], row))
+
+    def _summed(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of a sparse gradient, some of them several times, and a table that holds each row's sum.
+
+        It is zero elsewhere; to be left so everywhere. This spares the sort of coalesce.
+        """
+        if p not in self._sums:
+            self._sums[p] = torch.zeros_like(p)
+        found = p.grad._indices()[0]
+        return found, self._sums[p].index_add_(0, found, p.grad._values())

@@ -1,0 +1,173 @@
+"""One optimizer step: what training does again and again, and what `bench` and pico/lab/gpu.py time."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pico.base.config import TrainConfig
+from pico.base.graphs import StepGraphs
+from pico.data.prefetch import Batch
+from pico.model.pico import Pico
+from pico.train import parallel
+from pico.train.optimizers import gated, set_learning_rate
+
+
+class StepResult(NamedTuple):
+    """How a step went, over all of its batches and all processes."""
+
+    loss: float  # nats per byte, mean over the heads
+    router_loss: float  # nats per byte
+    routed: float  # fraction of the positions that went through the latent blocks
+    skipped: float  # fraction of the bytes to be routed that met a full training buffer
+    slots: float  # positions that the latent blocks ran on, the empty ones included, over all positions
+    bits_per_byte: float  # of head 0, by the routing that training uses
+    bytes: int  # raw bytes that head 0 was to predict
+    grad_norm: float  # before it was clipped
+    learning_rate: float
+    told: list[float]  # what `tell` gave, summed over the processes
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights have moved: a step that is not finite leaves them alone."""
+        return math.isfinite(self.bits_per_byte + self.loss + self.router_loss + self.grad_norm)
+
+
+class Pending:
+    """The result of a step that is queued, and that a GPU may not have begun."""
+
+    def __init__(self, numbers: Tensor, result: Callable[[list[float]], StepResult]):
+        self.result, self.numbers, self.arrived = result, numbers, None
+        if numbers.is_cuda:
+            host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers, self.arrived = host.copy_(numbers, non_blocking=True), torch.cuda.Event()
+            self.arrived.record()
+
+    def get(self) -> StepResult:
+        """The result, once the device is through with the step."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.result(self.numbers.tolist())
+
+
+def optimizer_step(
+    model: Pico,
+    forward: Callable,
+    optimizers: Sequence,
+    config: TrainConfig,
+    batches: Sequence[Batch],
+    step: int,
+    progress: float,
+    short_text: bool = False,
+    tell: Callable[[], list[float]] = list,
+    mark: Callable[[str], object] = lambda part: None,
+    graphs: StepGraphs | None = None,
+) -> Pending:
+    """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
+
+    forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
+    before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
+    then there is dropout. tell: numbers that the processes share on the way. mark: told the name of each part when it
+    ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
+    """
+    # 1. Where the run is decides how far a step goes, how much the stream looks ahead, and which rule routes.
+    rate = set_learning_rate(optimizers, config, step, progress)
+    model.lookahead.fill_(1 - progress)
+    model.router.causal = progress >= model.router.rule.causal_from
+
+    # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
+    device, share = model.lookahead.device, config.router_loss_weight
+    again = [short_text and batch.position["epoch"] > 0 for batch in batches]
+    tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
+    tick = mark if graphs is None else lambda part: None
+
+    def gradients(*tensors: Tensor) -> Tensor:
+        """(7,) sums over the batches, and the norm of the gradients that the parameters have then."""
+        sums = 0
+        # inputs (B, T), targets (B, T + N - 1)
+        for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
+            model.drop(config.ngram_dropout * dropped, config.dropout * dropped)
+            length = inputs.shape[1]
+            # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
+            alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
+            with alone():
+                out = forward(inputs, targets=targets)
+                tick("forward")
+                loss = (1 - share) * out.loss + share * out.router_loss
+                (loss / len(batches)).backward()
+                tick("backward")
+            nats = out.head_nll[0] * (targets[:, :length] >= 0).sum()
+            slots = nats.new_full((), out.slots / length)
+            these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
+            sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
+        norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
+        return torch.cat([sums, parallel.whole(norm).float()[None]])
+
+    def move(gate: Tensor | None) -> None:
+        for optimizer in optimizers:
+            if gate is not None:
+                optimizer.gate = gate
+            optimizer.step()
+        model.update_router(gate)
+        forget()
+
+    def forget() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    def whole_step(*tensors: Tensor) -> Tensor:
+        forget()  # of a capture that failed
+        seen = gradients(*tensors)
+        move(seen.isfinite().all().float())
+        return seen
+
+    if graphs is None:
+        seen = gradients(*tensors)
+    else:
+        seen = graphs((model.router.causal, *again), whole_step, tensors)
+
+    # 3. All that the host must know, on its way there in one transfer.
+    mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *tell()], dtype=seen.dtype)
+    numbers = parallel.total(torch.cat([seen, mine.to(device, non_blocking=True)]))
+
+    def result(numbers: list[float]) -> StepResult:
+        *sums, nats, norm, parts, text = numbers[:9]
+        loss, router_loss, routed, skipped, slots = (x / parts for x in sums)  # over the batches of all processes
+        return StepResult(
+            loss,
+            router_loss,
+            routed,
+            skipped,
+            slots,
+            bits_per_byte=nats / math.log(2) / max(text, 1),
+            bytes=int(text),
+            grad_norm=norm * len(batches) / parts,  # every process has the same one
+            learning_rate=rate,
+            told=numbers[9:],
+        )
+
+    pending = Pending(numbers, result)
+
+    # 4. The step itself, unless a number is not finite. On a GPU the optimizers see to that by a gate: the host would
+    # have to wait for the backward pass, and then the GPU for the host. Elsewhere the host looks.
+    if graphs is not None:
+        pass  # it is done
+    elif gated(device, optimizers):
+        move(numbers[: len(seen)].isfinite().all().float())
+    elif pending.get().finite:
+        move(None)
+    else:
+        model.router.seen.zero_()  # what it saw is not finite either
+        forget()
+    mark("optimizer")
+    return pending
+
+
+def step_graphs(model: Pico, optimizers: Sequence, config: TrainConfig, warn=lambda _: None) -> StepGraphs | None:
+    """The graphs of a training's steps, where they can be had: on one GPU, with optimizers that need no host."""
+    device = model.lookahead.device
+    alone = parallel.PartialState().num_processes == 1
+    return StepGraphs(device, optimizers, warn) if config.cuda_graph and alone and gated(device, optimizers) else None

@@ -1,0 +1,47 @@
+"""Where metrics go besides metrics.jsonl: wandb or tensorboard. Whatever fails there, the training goes on."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pico.base.config import TrainConfig
+
+
+class Tracker:
+    """The tracker of a run, which a resumed run goes on with; nothing for --tracker none.
+
+    name: the tracker's id of the run, kept in train.json; step: what is logged after it is cut off; say: told what
+    fails. Set up by Accelerate, on the main process.
+    """
+
+    def __init__(
+        self, accelerator, config: TrainConfig, settings: dict, run: Path, name: str, step: int, say: Callable
+    ):
+        self.accelerator, self.kind, self.say = accelerator, config.tracker, say
+        if config.tracker == "none":
+            return
+        wandb = {"name": run.name, "dir": str(run), "id": name}
+        options = {"wandb": wandb, "tensorboard": {"purge_step": step + 1}}
+        start = partial(accelerator.init_trackers, config.tracker_project_name, settings, options)
+        if os.environ.get("WANDB_MODE") == "offline" or config.tracker == "tensorboard":
+            self._try(start)
+            return
+        wandb["resume"] = "allow"
+        if not self._try(start):
+            os.environ["WANDB_MODE"] = "offline"
+            del wandb["resume"]
+            self._try(start)
+
+    def log(self, line: dict) -> None:
+        self._try(lambda: self.accelerator.log(line, step=line["step"]))
+
+    def _try(self, work: Callable) -> bool:
+        """Whether it worked. If not, that is said once: metrics.jsonl has all of it anyway."""
+        try:
+            work()
+        except Exception as error:  # of any kind: the network, an account, a disk, another version
+            self.accelerator.trackers.clear()
+            self.say(f"--tracker {self.kind} stopped working, metrics.jsonl goes on: {' '.join(str(error).split())}")
+            return False
+        return True

@@ -1,0 +1,76 @@
+import unicodedata
+from types import SimpleNamespace
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pico.base import symbols as vocab
+from pico.base.symbols import CONTROL_NAMES, VOCABULARY, Utf8Stream, characters, visible
+
+MIXED = st.lists(st.one_of(st.binary(max_size=4), st.text(max_size=3).map(str.encode)), max_size=8).map(b"".join)
+
+
+def test_control_symbols_lie_beyond_all_bytes():
+    ids = [vocab.BOS, vocab.EOS, vocab.SYSTEM, vocab.USER, vocab.ASSISTANT, vocab.END_OF_TURN]
+    assert ids == list(range(256, 256 + len(CONTROL_NAMES)))  # so no text can forge one
+    assert max(ids) + 1 <= VOCABULARY and VOCABULARY % 8 == 0
+
+
+@given(st.text(), st.integers(1, 5))
+def test_text_survives_any_cutting(text, size):
+    stream, data = Utf8Stream(), text.encode()
+    assert "".join(stream.push(data[i : i + size]) for i in range(0, len(data), size)) + stream.flush() == text
+
+
+@given(MIXED)
+@example("é€😀".encode())
+@example(b"\xf0\x9f\x98A\xff\xc3\xc3\xa9\xe1\x80\xed\xa0\x80\xf4\x90\x80\x80")
+@example(b"\xf0\x9f\x98")
+def test_invalid_bytes_become_replacement_characters(data):
+    stream = Utf8Stream()
+    out = "".join(stream.push(bytes([b])) for b in data) + stream.flush()
+    assert out == data.decode(errors="replace")
+
+
+def test_characters_appear_with_their_last_byte():
+    stream = Utf8Stream()
+    pushed = [stream.push(bytes([b])) for b in "aé€😀".encode()]
+    assert pushed == ["a", "", "é", "", "", "€", "", "", "", "😀"]
+    assert stream.push(b"\xe2\x82") == "" and stream.pending == 2
+    assert stream.flush() == "�"
+
+
+@given(MIXED)
+@example(b"\xf0\x9f\x98A\xff\xc3\xc3\xa9\xe1\x80\xed\xa0\x80\xf4\x90\x80\x80")
+@example(b"\xc3")
+def test_every_step_belongs_to_one_character(data):
+    steps = [SimpleNamespace(byte=byte) for byte in data]
+    found = list(characters(iter(steps)))
+    assert "".join(text for text, _ in found) == data.decode(errors="replace")
+    assert [step for _, part in found for step in part] == steps
+    for text, part in found:
+        assert len(text) == 1 and part
+        assert bytes(step.byte for step in part).decode(errors="replace") == text
+
+
+TURNS = "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"
+
+
+def test_a_terminal_gets_pictures_of_what_it_would_obey():
+    assert visible("a\tb\n\x1b[2J\x07\r\x00\x7f") == "a\tb\n␛[2J␇␍␀␡"
+    assert visible("\x9b2J\u202eevil\u2066") == "␦2J␦evil␦"
+    for code in range(0x110000):
+        character = chr(code)
+        obeyed = unicodedata.category(character) == "Cc" and character not in "\n\t"
+        obeyed |= unicodedata.bidirectional(character) in [
+            "LRE",
+            "RLE",
+            "LRO",
+            "RLO",
+            "PDF",
+            "LRI",
+            "RLI",
+            "FSI",
+            "PDI",
+        ]
+        assert (visible(character) != character) == obeyed, hex(code)

@@ -1,0 +1,232 @@
+"""Law 3, speculation changes nothing, and law 4: one forward a cycle, and no drawn byte is thrown away."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import chi_square, joint, texts, trained, use_tables
+from torch import inference_mode
+
+import pico.decode.generation
+from pico.base.routers import ROUTERS
+from pico.base.symbols import BOS, EOS, VOCABULARY
+from pico.decode.generation import generate
+from pico.decode.sampling import numpy_accept_drafts, numpy_draw, torch_accept_drafts, torch_draw
+
+RAGGED = [b"", b"A", b"Once upon a time", bytes(range(256)), b"\xff\x00\xfe" * 40]
+
+# At temperature 0: byte for byte
+
+
+@inference_mode()
+def assert_greedy(model, prompt, text, max_bytes, **options):
+    """Every byte is the most likely one by a plain full forward over what comes before it."""
+    ids = [BOS, *prompt, *text]
+    logits = model(torch.tensor([ids]), **options).logits[0, len(prompt) :, 0]
+    logits[:, BOS], logits[:, EOS + 1 :] = -torch.inf, -torch.inf
+    best = logits.argmax(-1).tolist()
+    assert best[:-1] == list(text)
+    assert len(text) == max_bytes or best[-1] == EOS
+
+
+@pytest.mark.parametrize("disable_latent", [False, True])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable_latent):
+    model = trained(router)
+    options = dict(max_bytes=40, temperature=0, disable_latent=disable_latent)
+    fast, slow = generate(model, RAGGED, **options), generate(model, RAGGED, speculative=False, **options)
+    together = texts(fast)
+    assert together == texts(slow)
+    for prompt, text in zip(RAGGED, together):
+        assert_greedy(model, prompt, text, 40, disable_latent=disable_latent)
+        assert texts(generate(model, prompt, **options)) == [text]  # alone, it is read by other code
+    assert (
+        1.1 < fast.stats["bytes_per_forward"] < 1 + model.config.drafts and slow.stats["bytes_per_forward"] == 1
+    )  # it did speculate
+    assert 0.05 < fast.stats["acceptance"][0] < 1  # and was wrong at times
+
+
+@pytest.mark.parametrize("change", [dict(fb_num_blocks=0), dict(latent_num_blocks=0), dict(next_tokens=1)])
+def test_greedy_speculation_with_parts_left_out(change):
+    model = trained("topk", **change)
+    for prompts in (RAGGED, RAGGED[3:4]):
+        for prompt, text in zip(prompts, texts(generate(model, prompts, max_bytes=60, temperature=0))):
+            assert_greedy(model, prompt, text, 60)
+
+
+# At temperature > 0: the distribution is exactly the model's
+
+
+def spread(*chances):
+    p = np.zeros(VOCABULARY, np.float32)
+    p[: len(chances)] = chances
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("accept_drafts", [numpy_accept_drafts, torch_accept_drafts])
+@pytest.mark.parametrize("q", [(0.1, 0.3, 0.6), (0.6, 0.3, 0.1), (0, 0, 1), (1, 1, 1), (0.3, 0.7, 0), (0, 0, 0, 1)])
+@pytest.mark.parametrize("p", [(0.6, 0.3, 0.1), (0, 1), (0.5, 0, 0.5)])
+def test_verified_bytes_are_distributed_as_the_model(p, q, accept_drafts):
+    """Whatever drafted them. The original turned .6/.3/.1 into .75/.19/.06."""
+    total, generator = 10000, np.random.default_rng(0)
+    p = np.stack([spread(*p), spread(0.2, 0.8), spread(0.5, 0.25, 0.25)])  # after no, one, two drafts
+    q = np.stack([spread(*q), spread(0.7, 0.2, 0.1)])
+    p_rows, q_rows = (np.repeat(x[None], total, 0) for x in (p, q))
+    u = generator.random((total, 5))
+    drafts = torch_draw(*map(torch.from_numpy, (q_rows, u[:, :2]))).numpy()
+    arguments = p_rows, drafts, q_rows, u[:, 2:]
+    if accept_drafts is torch_accept_drafts:
+        accepted, following = map(np.asarray, accept_drafts(*map(torch.from_numpy, arguments)))
+    else:
+        accepted, following = map(np.array, zip(*map(accept_drafts, *arguments)))
+        following = following[:, None]
+    out = np.where(
+        np.arange(3) < accepted[:, None], np.append(drafts, following, 1), following
+    )  # what follows the accepted drafts
+    for i in range(3):  # byte i exists in rows that accepted i drafts; there it is drawn from p[i]
+        there = out[accepted >= i, i].tolist()
+        expected = {k: v for k, v in enumerate(p[i].tolist()) if v > 0}
+        if len(there) < 100:
+            assert i > 0 and (accepted >= 1).mean() < 0.1  # drafts that cannot be
+        elif len(expected) == 1:
+            assert set(there) == set(expected)
+        else:
+            statistic, limit = chi_square(Counter(there), expected, len(there))
+            assert statistic < limit
+    overlap = np.minimum(p[0], q[0]).sum()  # and no draft is refused without need
+    assert (accepted > 0).mean() == pytest.approx(overlap, abs=0.02)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_generated_texts_have_the_joint_distribution_of_the_model(temperature, monkeypatch):
+    """Three bytes of a bigram model, drafted by tables of another kind, ended by EOS now and then."""
+    a, b, c = b"abc"
+    head0 = {BOS: {a: 0.6, b: 0.3, c: 0.1}, a: {a: 0.2, b: 0.7, EOS: 0.1}, b: {a: 0.5, c: 0.5}, c: {b: 1}, EOS: {a: 1}}
+    head1 = {i: {a: 0.2, b: 0.2, c: 0.6} for i in head0}
+    head2 = {i: {a: 0.1, b: 0.8, EOS: 0.1} for i in head0}
+    model, _ = use_tables(monkeypatch, head0, head1, head2)
+    ended, open_ = {}, {b"": 1.0}
+    for _ in range(3):
+        longer = {}
+        for text, chance in open_.items():
+            row = {k: p ** (1 / temperature) for k, p in head0[text[-1] if text else BOS].items()}
+            for k, p in row.items():
+                if k == EOS:
+                    ended[text] = chance * p / sum(row.values())
+                else:
+                    longer[text + bytes([k])] = chance * p / sum(row.values())
+        open_ = longer
+    run = generate(model, max_bytes=3, temperature=temperature, num_samples=6000, seed=5)
+    statistic, limit = chi_square(Counter(texts(run)), ended | open_, 6000)
+    assert statistic < limit
+    assert 0 < run.stats["acceptance"][1] < run.stats["acceptance"][0] < 1
+
+
+@pytest.mark.parametrize(
+    "router,options",
+    [
+        ("threshold", dict(temperature=1.5, top_k=3)),
+        ("topk", dict(temperature=2.5, top_k=6, top_p=0.9)),
+        ("space", dict(temperature=1.2, top_p=0.9)),
+        ("all", dict(temperature=1.3, min_p=0.01)),
+    ],
+)
+@pytest.mark.parametrize("speculative", [True, False])
+def test_pico_generates_from_its_own_joint_distribution(router, options, speculative):
+    """Against exact probabilities of every continuation, multiplied up from plain full forwards."""
+    model = trained(router)
+    expected = joint(model, b"", 3, **options)
+    assert 8 <= len(expected) < 600
+    run = generate(model, b"", max_bytes=3, num_samples=3000, seed=1, speculative=speculative, **options)
+    statistic, limit = chi_square(Counter(texts(run)), expected, 3000)
+    assert statistic < limit
+    if speculative:
+        assert 0 < run.stats["acceptance"][0] < 1
+
+
+def test_draw_gives_only_what_is_possible():
+    generator = np.random.default_rng(0)
+    p = np.tile([0, 0, 2.0, 0, 6.0, 0, 0], (20000, 1))  # need not sum to one
+    u = generator.random(20000)
+    drawn = list(map(numpy_draw, p, u))
+    statistic, limit = chi_square(Counter(drawn), {2: 0.25, 4: 0.75}, 20000)
+    assert statistic < limit
+    assert list(map(numpy_draw, np.eye(9), u)) == list(range(9))
+    assert torch_draw(torch.from_numpy(p), torch.from_numpy(u)).tolist() == drawn
+
+
+def test_a_rejection_by_rounding_alone_still_draws_from_the_model():
+    """p below q at every byte can only be rounding; then max(p - q, 0) has nothing to draw from."""
+    q = np.tile(spread(0.5, 0.5), (50, 1, 1))
+    p = np.tile(np.stack([spread(0.5, 0.5) * 1e-6, spread(1)]), (50, 1, 1))
+    arguments = p, np.zeros((50, 1), int), q, np.random.default_rng(0).random((50, 2))
+    accepted, following = zip(*map(numpy_accept_drafts, *arguments))
+    assert set(accepted) == {0} and set(following) == {0, 1}
+    accepted_too, following_too = torch_accept_drafts(*map(torch.from_numpy, arguments))
+    assert tuple(accepted_too.tolist()) == accepted and tuple(following_too[:, 0].tolist()) == following
+
+
+# One forward a cycle
+
+
+def ahead(steps, wrong=0):
+    """A table that is right about the byte `steps` further on in A B C .., or off by `wrong`."""
+    return {i: {(i + steps + wrong) % 256: 1} for i in range(256)} | {BOS: {(64 + steps + wrong) % 256: 1}}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_right_drafts_give_n_bytes_a_forward(temperature, monkeypatch):
+    model, readers = use_tables(monkeypatch, ahead(1), ahead(2), ahead(3), ahead(4))
+    run = generate(model, max_bytes=40, temperature=temperature)
+    assert texts(run) == [bytes(range(65, 105))]
+    assert readers[0].reads == [1] + [4] * 10  # the prompt, then 4 bytes with every single forward
+    assert run.stats["forwards"] == 11
+    assert run.stats["bytes_per_forward"] == 4 and run.stats["acceptance"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_wrong_drafts_still_give_one_byte_a_forward(temperature, monkeypatch):
+    """The byte drawn on rejection is emitted, so the worst case is plain decoding."""
+    model, readers = use_tables(monkeypatch, ahead(1), ahead(2, wrong=7), ahead(3), ahead(4))
+    run = generate(model, max_bytes=40, temperature=temperature)
+    assert texts(run) == [bytes(range(65, 105))]
+    assert readers[0].reads == [1] + [4] * 40
+    assert run.stats["bytes_per_forward"] == 1 and run.stats["acceptance"] == [0, 0, 0]
+
+
+def test_rejected_draws_are_emitted_with_the_models_frequencies(monkeypatch):
+    """Every draft is rejected, so every byte is one drawn on rejection: .6/.3/.1 must come out .6/.3/.1."""
+    a, b, c, d = b"abcd"
+    model, readers = use_tables(
+        monkeypatch,
+        {i: {a: 0.6, b: 0.3, c: 0.1} for i in (BOS, a, b, c, d)},
+        {i: {d: 1} for i in (BOS, a, b, c, d)},
+    )
+    text = texts(generate(model, max_bytes=1500, temperature=1.0))[0]
+    assert len(readers[0].reads) == 1501
+    statistic, limit = chi_square(Counter(text), {a: 0.6, b: 0.3, c: 0.1}, 1500)
+    assert statistic < limit
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_forwards_are_counted_honestly(batch, monkeypatch):
+    """`forwards` is what the model ran, whichever code reads."""
+    calls, make = [], pico.decode.generation.reader
+
+    def counted(*args, **options):
+        reader = make(*args, **options)
+        read = reader.read
+        reader.read = lambda *args: calls.append(1) or read(*args)
+        return reader
+
+    monkeypatch.setattr(pico.decode.generation, "reader", counted)
+    model = trained("topk")
+    hook = model.register_forward_hook(lambda *_: calls.append(0))
+    run = generate(model, [b"x" * 150] * batch, max_bytes=30, temperature=0)
+    texts(run)
+    hook.remove()
+    assert run.stats["forwards"] == (calls.count(0) if batch > 1 else sum(calls))  # one text is read without the model
+    decodes = run.stats["forwards"] - 1 - 1  # 150 bytes and BOS: all but the last in one forward, and the last
+    assert run.stats["bytes"] == 30 * batch
+    assert run.stats["bytes_per_forward"] == pytest.approx(30 / decodes)

@@ -1,0 +1,151 @@
+"""What runs on a Mac's GPU, asked of torch's own table of operators and the backends that have a kernel for each.
+
+On a CPU, a dispatch mode sees every operator that training, evaluation and batched generation call and refuses float64,
+which MPS does not have, and operators without an MPS kernel. Composite operators count by what they are made of.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchgen
+import yaml
+from helpers import random_tokens, texts, tiny, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import pico.decode.torch_reader
+from pico.base.config import TrainConfig
+from pico.base.routers import ROUTERS
+from pico.decode.generation import generate
+from pico.decode.sampling import torch_draw
+from pico.decode.torch_reader import widest
+from pico.evaluate.score import score
+from pico.lab.bench import wait
+from pico.model.pico import Pico
+from pico.train.optimizers import build_optimizers
+
+# What SOAP leaves to the CPU when the model is on MPS: the eigenvectors of its first step, a QR every tenth (soap.py).
+ON_THE_CPU = {"_linalg_eigh", "geqrf", "linalg_householder_product"}
+CONVERSIONS = {"to.dtype", "_to_copy", "detach", "alias", "lift_fresh", "resolve_conj", "resolve_neg"}
+
+
+def backends() -> dict[str, set[str]]:
+    """{operator: the backends, or kinds of composition, that it has a kernel for}, of the installed torch."""
+    file = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    table = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    table = {entry["func"].split("(")[0]: entry for entry in table}
+
+    def keys(entry: dict) -> set[str]:
+        if "structured_delegate" in entry:
+            return keys(table[entry["structured_delegate"]])
+        given = entry.get("dispatch", {"CompositeImplicitAutograd": None})
+        return {key.strip() for several in given for key in several.split(",")}
+
+    return {name: keys(entry) for name, entry in table.items()}
+
+
+BACKENDS = backends()
+
+
+class OnMPS(TorchDispatchMode):
+    """Refuses what would fail on MPS. float64 is allowed on the host: in what came by `.cpu()` or from numpy."""
+
+    def __init__(self):
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function._schema.name.removeprefix("aten::")
+        full = f"{name}.{function._schema.overload_name}".removesuffix(".")
+        keys = BACKENDS.get(full, set())
+        if full not in CONVERSIONS and "CompositeImplicitAutograd" in keys and "MPS" not in keys:
+            with self:
+                if (made := function.decompose(*args, **kwargs)) is not NotImplemented:
+                    return made
+        out = function(*args, **kwargs)
+        self.called.add(full)
+        if "::" not in name and name not in ON_THE_CPU:
+            assert keys & {"MPS", "CompositeExplicitAutograd", "CompositeImplicitAutograd"} or any(
+                key.startswith("CompositeExplicit") for key in keys
+            ), f"{full} has no kernel on MPS"
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        on_host = full == "lift_fresh" or any(getattr(x, "on_host", False) for x in inputs)
+        for x in [*inputs, *tree_leaves(out)]:
+            if isinstance(x, torch.Tensor) and x.dtype in (torch.float64, torch.complex128):
+                assert on_host and full in CONVERSIONS, f"{full} of float64, which MPS does not have"
+                x.on_host = True
+        return out
+
+
+@pytest.fixture
+def mps(monkeypatch):
+    """The mode, in a world in which the device is taken for MPS and `.cpu()` leaves it."""
+
+    def leave(x):
+        copy = x.clone()
+        copy.on_host = True
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "cpu", leave)
+    monkeypatch.setattr(pico.decode.torch_reader, "widest", lambda device: torch.float32)
+    with OnMPS() as mode:
+        yield mode
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
+def test_training_runs_on_mps(mps, optimizer):
+    model = Pico(tiny_config("topk")).train()
+    model.drop(0.5, 0.1)
+    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer))
+    for _ in range(3):
+        tokens = random_tokens(2, 64)
+        out = model(tokens[:, :60], targets=tokens[:, 1:])
+        (out.loss + 0.1 * out.router_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.dense_parameters(), 1.0)
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+        model.update_router()
+    assert {"mm", "linalg_vector_norm", "embedding_dense_backward"} <= mps.called
+    assert ("geqrf" in mps.called) == (optimizer == "soap")
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_evaluation_and_generation_run_on_mps(mps, router):
+    model = tiny(router).train()
+    model(random_tokens(2, 40)).router_weight.sum().backward()
+    model.update_router()
+    assert score(model, [b"abc" * 30, b""], 32).bits_per_byte > 0
+    for options in (dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01)):
+        assert len(texts(generate(model, [b"a", b"bcd"], max_bytes=20, **options))) == 2
+    assert "cumsum" in mps.called
+
+
+def test_the_mode_sees_what_it_should(mps):
+    with pytest.raises(AssertionError, match="float64"):
+        torch.zeros(3).double()
+    with pytest.raises(AssertionError, match="float64"):
+        torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="no kernel on MPS"):
+        torch.special.ndtri(torch.tensor(0.3))
+    torch.zeros(3).cpu().double()
+
+
+def test_a_draw_in_fp32_is_of_something_possible():
+    """0.99999999 is 1 in fp32, and would fall behind the last byte that has a probability."""
+    p = torch.zeros(4, 300)
+    p[:, [3, 7]] = torch.tensor([[0.5, 0.5], [1e-3, 0.1], [1.0, 1e-7], [0.7, 1.9]])
+    u = torch.tensor([0.0, 0.5, 1 - 1e-9], dtype=torch.float64).float()
+    for row in p:
+        assert set(torch_draw(row.expand(3, -1), u).tolist()) <= {3, 7}
+
+
+def test_the_clock_waits_for_any_device(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    for name in ("mps", "cuda", "cpu"):
+        wait(torch.device(name))
+    assert waited == [torch.device("mps"), torch.device("cuda")]
+    assert [widest(torch.device(name)) for name in ("mps", "cpu")] == [torch.float32, torch.float64]

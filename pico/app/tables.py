@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from pico.base.config import ModelConfig
-from pico.base.files import count
+from pico.base.numbers import count
 
 
 def model_table(config: ModelConfig, facts: dict) -> Table:

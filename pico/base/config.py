@@ -23,11 +23,7 @@ class ConfigError(PicoError):
 
 
 LONGEST_PROMPT = 100_000_000  # bytes
-
-
 MAX_FEED = 64  # bytes that one forward of decoding may read: the last one drawn, and drafts
-
-
 PREFILL = 1024  # bytes of all texts together that one forward of a prompt reads; longer prompts are read in pieces
 
 
@@ -53,8 +49,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 MOST_STEPS = 10**8 - 1  # a checkpoint's folder has eight digits
-
-
 MOST_RATE = 1e6  # far beyond what any run survives, and its products are still finite in fp32
 
 
@@ -237,8 +231,6 @@ class ModelConfig(Config):
 
 
 ORIGINAL = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False, chained_heads=False)
-
-
 PRESETS: dict[str, dict] = {
     "xs": {},
     # about 1M parameters, trains on a laptop's CPU

@@ -10,11 +10,7 @@ from functools import cache
 import torch
 
 PROBE, PROBES = 3.0, 5  # seconds, and times, that work is tried with one thread and with all
-
-
 SHORT_PROBE, SHORT_PROBES = 0.01, 15  # the same for a few small matmuls
-
-
 MOST_BLAS = 64  # threads of the OpenBLAS in numpy's wheels, however many cores there are
 
 

@@ -13,7 +13,7 @@ import torch
 
 from pico.base.config import TrainConfig
 from pico.base.device import pick_device
-from pico.base.files import count
+from pico.base.numbers import count
 from pico.lab.compare import Plan, check_folder, done, open_validation, read_score, scoring_rule
 from pico.lab.experiment import NEVER, Configuration, Experiment
 from pico.runs.folder import create

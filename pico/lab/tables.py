@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pico.base.files import count, write_json
+from pico.base.files import write_json
+from pico.base.numbers import count
 from pico.runs.plots import plot_comparison
 
 LEVEL = 0.05  # of p, corrected: below it a difference is one

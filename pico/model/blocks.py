@@ -1,7 +1,8 @@
 """What the network is made of: Linear, norm, attention, SwiGLU, block.
 
 B batch, T bytes, D width, H query heads, K key/value heads, E head width. Weights are fp32; activations have the
-model's `dtype`, and every Linear casts to it."""
+model's `dtype`, and every Linear casts to it.
+"""
 
 import torch
 import torch.nn.functional as F

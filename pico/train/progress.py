@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from pico.base.files import count
+from pico.base.numbers import count
 from pico.decode.text import routed_text, underscored
 
 PLAIN_SECONDS = 10.0  # between plain lines

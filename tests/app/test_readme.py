@@ -76,3 +76,8 @@ def test_its_figures_are_those_of_the_results():
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert [t for t in targets if not (ROOT / page).parent.joinpath(t).exists()] == []
+
+
+def test_its_tree_is_that_of_the_package():
+    rooms = {path.parent.name for path in (ROOT / "pico").glob("*/__init__.py")}
+    assert set(re.findall(r"^pico/(\w+)/", README, re.MULTILINE)) == rooms

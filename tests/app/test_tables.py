@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pico.app.tables import model_table, runs_table
 from pico.base.errors import PicoError
-from pico.base.files import count
+from pico.base.numbers import count
 from pico.decode.text import marked, routed_text, underscored
 from pico.evaluate.page import contrast, document, shaded, write_html
 from pico.model.cost import cache_bytes, flops_per_byte, model_facts

@@ -23,9 +23,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def python(*arguments, **variables):
     """Exit code and output of a fresh Python in which TRITON_INTERPRET is what `variables` says."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
-    environment |= {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"} | variables
+    environment |= {"PYTHONPATH": str(TESTS.parents[1]), "OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, done.stderr + done.stdout
 
 
 @needs_triton

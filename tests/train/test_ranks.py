@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 START = """
 import hashlib, json, os, signal, sys, torch
 import picolm
-from pico import PicoError; from pico.data import open as data; from pico.model import pico as model
+from pico import PicoError
+from pico.data import open as data
+from pico.model import blocks
 from pico.train import parallel, parts
 from pico.train import loop as module
 from pico.model.pico import Pico
@@ -109,11 +111,11 @@ if {where} or "{function}" == "module.score": {function} = unreadable
 
 def test_they_draw_their_own_dropout_and_count_together(path, data):
     note = """
-thin, seen = model.thin, []
+thin, seen = blocks.thin, []
 def noted(update, share):
     if share: seen.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
     return thin(update, share)
-model.thin = noted
+blocks.thin = noted
 finish = module.Training.finish
 def end(self):
     flat = torch.cat([x.flatten() for x in self.parts.model.state_dict().values()])

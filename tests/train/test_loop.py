@@ -325,6 +325,8 @@ unix = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no 
 def test_a_signal_stops_with_a_checkpoint(path, data, monkeypatch, number, stopped, code):
     go(path, "whole", data)
     number = getattr(signal, number)
+    if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup
+        signal.signal(number, signal.SIG_DFL)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(number)
     with monkeypatch.context() as patch:
         kill_at_step(patch, number, 4)

@@ -26,10 +26,12 @@ RUNS = [(optimizer, router) for optimizer in TOLERANCE for router in ("topk", "t
 
 def curve(folder: Path, optimizer: str, router: str) -> list[float]:
     """The losses of the first steps on the built-in stories."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     create(folder, preset("tiny", router=router, **SHAPE))
     settings = TrainConfig(optimizer=optimizer, **STEPS)
     train(folder, "run", DataConfig(validation_size=10), settings, quiet=True, device="cpu")
+    torch.set_num_threads(threads)
     return [line["loss"] for line in read_metrics(folder / "run" / "metrics.jsonl")][:COMPARED]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # real calls before the capture: they compile kernels, and libraries allocate what they keep
+WARM_UP = 3  # real calls before a capture: they compile kernels, and libraries and autograd allocate what they keep
 
 
 def run(function: Callable, *arguments):
@@ -21,11 +21,11 @@ class Graphed:
     """`run` for a function that works in place, always on the same tensors: as it is a few times, then as a CUDA graph.
 
     What it returned at its capture is what every replay fills anew. pool: memory to share with other graphs, of which
-    only one runs at a time.
+    only one runs at a time. warm_up: how many calls are a few; without a backward pass one is enough.
     """
 
-    def __init__(self, device: torch.device, pool=None):
-        self.warm_up, self.graph, self.out, self.pool = WARM_UP, None, None, pool
+    def __init__(self, device: torch.device, pool=None, warm_up: int = WARM_UP):
+        self.warm_up, self.graph, self.out, self.pool = warm_up, None, None, pool
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
 
     def __call__(self, function: Callable, *arguments):

@@ -56,7 +56,7 @@ class TorchDecoder:
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
         self.rows = torch.arange(batch, device=device)
         self.banned = torch.from_numpy(sampling.banned(vocabulary)).to(device)
-        self.run = Graphed(device) if device.type == "cuda" and reader.cuda_graph else run
+        self.run = Graphed(device, warm_up=1) if device.type == "cuda" and reader.cuda_graph else run
 
     @torch.inference_mode()
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:

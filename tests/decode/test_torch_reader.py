@@ -39,7 +39,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""
     monkeypatch.setattr(pico.model.kernels, "available", lambda: True)
-    monkeypatch.setattr(pico.decode.torch_reader, "Graphed", lambda device: run)
+    monkeypatch.setattr(pico.decode.torch_reader, "Graphed", lambda device, warm_up: run)
     for drafts in (0, 3):
         alibi_slopes.cache_clear()
         with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():

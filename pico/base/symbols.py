@@ -1,13 +1,58 @@
-"""The vocabulary: 256 bytes and a few control symbols, and text that arrives byte by byte.
+"""The vocabulary of bytes: 256 of them and a few control symbols; and text that arrives byte by byte.
 
-Ids 0-255 are the bytes themselves, so any byte string is valid input and text can never forge a control symbol.
+Ids 0-255 are the bytes themselves, so any byte string is valid input and text can never forge a control symbol. The
+vocabulary of tokens, pico/data/bpe.py, is an `Alphabet` too.
 """
 
+from __future__ import annotations
+
 import codecs
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np  # which the command line can do without until a command runs
 
 BOS, EOS, SYSTEM, USER, ASSISTANT, END_OF_TURN = range(256, 262)
 CONTROL_NAMES = ("bos", "eos", "system", "user", "assistant", "end-of-turn")
 VOCABULARY = 264  # 256 bytes + 6 control symbols, padded to a multiple of 8
+
+
+class Alphabet:
+    """What ids stand for: `table[id]` is the bytes of a symbol, b"" of control symbols and of ids that are never used.
+
+    control: {name: id}, of CONTROL_NAMES at least bos and eos, which may be one. `decode(encode(data)) == data` for all
+    bytes, and `encode` gives no control symbol, whatever the text says.
+    """
+
+    unit = "byte"  # what a symbol is called
+
+    def __init__(self, table: list[bytes], control: Mapping[str, int]):
+        self.table, self.control = table, control
+        self.size, self.bos, self.eos = len(table), control["bos"], control["eos"]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(V,) int64, raw bytes of each id."""
+        import numpy as np
+
+        return np.array([len(symbol) for symbol in self.table])
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """The ids of a text, (n,), without bos and eos."""
+        import numpy as np
+
+        return np.frombuffer(data, np.uint8)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The text of ids; control symbols are none of it."""
+        return b"".join(map(self.table.__getitem__, ids))
+
+
+BYTES = Alphabet(
+    [bytes([value]) for value in range(256)] + [b""] * (VOCABULARY - 256), dict(zip(CONTROL_NAMES, range(256, 262)))
+)
 
 
 # what a terminal would obey instead of showing it: control characters, and those that turn the direction of writing

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pico.base.config import ModelConfig
 from pico.base.routers import Rule
-from pico.base.symbols import BOS
+from pico.base.symbols import BOS, BYTES, Alphabet
 from pico.model.attention import choose_backend
 from pico.model.blocks import Block, Linear, each_in_one
 from pico.model.cache import Cache, Ring
@@ -41,6 +41,8 @@ class Output(NamedTuple):
 
 class Pico(nn.Module):
     """The whole model. `attention_backend` None picks the fastest for the device at the first forward."""
+
+    alphabet: Alphabet = BYTES  # what its ids stand for
 
     def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
         super().__init__()

@@ -27,7 +27,7 @@ from pico.base.config import ModelConfig
 from pico.base.errors import PicoError
 from pico.base.files import open_regular, read_json, reason, remove, sync, talk
 from pico.base.memory import require_weights
-from pico.runs.folder import checkpoints, differences, read_config, run_folder
+from pico.runs.folder import checkpoints, differences, read_alphabet, read_config, run_folder
 from pico.runs.state import pack, unpack
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -329,6 +329,7 @@ def load(
         with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
             model = Pico(config, attention_backend=attention_backend, dtype=dtype)
         load_weights(model, folder)
+        model.alphabet = read_alphabet(path, config)
         return model
 
     return reading(run_folder(path, run), checkpoint, read).to(device).eval()

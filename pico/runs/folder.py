@@ -21,6 +21,7 @@ from pico.base.config import ModelConfig
 from pico.base.errors import PicoError
 from pico.base.files import NO_LINKS, entries, hold, read_json, remove, write_json, writing
 from pico.base.hints import command
+from pico.base.symbols import BYTES, Alphabet
 
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what hold says of another's lock
 WRITTEN = ("train.json", "metrics.jsonl", "samples.txt", "loss.png", ".lock")  # by a training, besides checkpoints
@@ -66,6 +67,11 @@ def read_config(path: str | Path) -> ModelConfig:
         return ModelConfig.build(**values)
     except PicoError as error:
         raise PicoError(f"{file}: {error}") from None
+
+
+def read_alphabet(path: str | Path, config: ModelConfig) -> Alphabet:
+    """What the ids of the model at `path` stand for."""
+    return BYTES
 
 
 def differences(before, after, only=None) -> str:

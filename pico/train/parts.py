@@ -28,7 +28,7 @@ from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
 from pico.model.pico import Pico
 from pico.runs import checkpoint
-from pico.runs.folder import lock, read_record, run_folder
+from pico.runs.folder import lock, read_alphabet, read_record, run_folder
 from pico.runs.metrics import cut_back
 from pico.runs.state import set_rng_state, set_seed
 from pico.train import budget, parallel
@@ -135,6 +135,7 @@ def build(
     set_seed(config.seed)
     dtype = pick_dtype(config.precision, accelerator.device)
     model = Pico(model_config, config.attention_backend, dtype)
+    model.alphabet = read_alphabet(path, model_config)
     base = first_weights(model, path, origin, base_weights, display, main=not rank)
     forward, optimizers = parallel.prepare(model.train(), config, accelerator)
     if rank:

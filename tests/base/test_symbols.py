@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pico.base import symbols as vocab
-from pico.base.symbols import CONTROL_NAMES, VOCABULARY, Utf8Stream, characters, visible
+from pico.base.symbols import BYTES, CONTROL_NAMES, VOCABULARY, Utf8Stream, characters, visible
 
 MIXED = st.lists(st.one_of(st.binary(max_size=4), st.text(max_size=3).map(str.encode)), max_size=8).map(b"".join)
 
@@ -14,6 +14,15 @@ def test_control_symbols_lie_beyond_all_bytes():
     ids = [vocab.BOS, vocab.EOS, vocab.SYSTEM, vocab.USER, vocab.ASSISTANT, vocab.END_OF_TURN]
     assert ids == list(range(256, 256 + len(CONTROL_NAMES)))  # so no text can forge one
     assert max(ids) + 1 <= VOCABULARY and VOCABULARY % 8 == 0
+
+
+@given(st.binary())
+def test_the_alphabet_of_bytes_is_the_bytes_themselves(data):
+    ids = BYTES.encode(data)
+    assert ids.tolist() == list(data) and BYTES.decode(ids) == data
+    assert BYTES.lengths.tolist() == [1] * 256 + [0] * 8 and BYTES.size == VOCABULARY
+    assert BYTES.decode([vocab.BOS, 97, vocab.EOS, 263]) == b"a"
+    assert list(BYTES.control.items()) == list(zip(CONTROL_NAMES, range(256, 262)))
 
 
 @given(st.text(), st.integers(1, 5))

@@ -1,6 +1,6 @@
 """Pico's command line: `python picolm.py --help`, and `--help` after each command.
 
-stdout is the product, stderr is talk. A command parses, calls pico and shows; torch is imported when one runs.
+stdout is the product, stderr all else. A command parses, calls pico and shows; torch is imported when one runs.
 """
 
 import sys
@@ -38,10 +38,11 @@ from pico.app.flags import (
     switch,
 )
 from pico.app.samples import argument_bytes, read_prompt, write_objects, write_samples
-from pico.app.terminal import check_writable, run_app, say, show, show_json
+from pico.app.terminal import check_writable, print_json, print_result, run_app
 from pico.base import hints
 from pico.base.config import PRESETS, DataConfig, TrainConfig, preset
 from pico.base.errors import PicoError
+from pico.base.log import log
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
@@ -105,10 +106,10 @@ def init(
     else:
         facts, dataset = model_facts(config), "stories"
         create(path, config)
-    show(model_table(config, facts))
+    print_result(model_table(config, facts))
     if source:
-        say(f"\nits runs start from the weights in {weights}")
-    say(f"\nnext: {hints.command('train', path, 'my-run', dataset, '--max-minutes', 3)}")
+        log(f"\nits runs start from the weights in {weights}")
+    log(f"\nnext: {hints.command('train', path, 'my-run', dataset, '--max-minutes', 3)}")
 
 
 @app.command(rich_help_panel=WORK)
@@ -206,7 +207,7 @@ def run(
     else:
         write_samples(generation, num_samples, show_router_decisions)
     if stats:
-        say(json.dumps(generation.stats))
+        log(json.dumps(generation.stats))
 
 
 @app.command(name="eval", rich_help_panel=LOOK)
@@ -234,7 +235,7 @@ def evaluate(
     from pico.evaluate.tables import report_table, write_page
 
     def tell(reading) -> None:
-        say("\n".join(reading.lines() + reading.warnings))
+        log("\n".join(reading.lines() + reading.warnings))
 
     with Console(stderr=True).status("scoring") as status:
         result, examples = evaluate_run(
@@ -243,9 +244,9 @@ def evaluate(
     try:
         if report:
             write_page(report, result, examples, hints.command(*sys.argv[1:]))
-            say(f"wrote {report}")
+            log(f"wrote {report}")
     finally:  # a page that cannot be written takes no figures with it
-        show_json(result) if as_json else show(report_table(result))
+        print_json(result) if as_json else print_result(report_table(result))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -260,12 +261,12 @@ def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     names = [run_folder(path, run).name] if run else runs(path)
     facts = {**model_facts(config), "config": config.model_dump(), "runs": [run_facts(path, name) for name in names]}
     if as_json:
-        show_json(facts)
+        print_json(facts)
         return
-    show(model_table(config, facts))
+    print_result(model_table(config, facts))
     if names:
-        show("")
-        show(runs_table(facts["runs"]))
+        print_result("")
+        print_result(runs_table(facts["runs"]))
 
 
 app.add_typer(commands.app)

@@ -65,7 +65,7 @@ def right(file: Path, digest: str) -> bool:
     """Whether a file is already there, whole."""
     there = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest
     if there:
-        say(f"{file} is there and right")
+        log(f"{file} is there and right")
     return there
 
 
@@ -77,8 +77,8 @@ def copy(source: BinaryIO, target: BinaryIO, name: str) -> None:
             total += target.write(block)
             if total - told >= 10_000_000:
                 told = total
-                say(f"{name}: {total / 1e6:.0f} MB")
-    say(f"{name}: {total:,} bytes")
+                log(f"{name}: {total / 1e6:.0f} MB")
+    log(f"{name}: {total:,} bytes")
 
 
 def part(download: BinaryIO, start: int, end: int) -> bytes:
@@ -127,10 +127,10 @@ def write(file: Path, data: bytes, digest: str | None = None) -> None:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
-    say(f"wrote {file}: {len(data):,} bytes, SHA-256 {made}")
+    log(f"wrote {file}: {len(data):,} bytes, SHA-256 {made}")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

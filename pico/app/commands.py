@@ -20,9 +20,10 @@ from pico.app.flags import (
     option,
     switch,
 )
-from pico.app.terminal import say, show, show_json
+from pico.app.terminal import print_json, print_result
 from pico.base import hints
 from pico.base.config import PRESETS, TrainConfig, preset
+from pico.base.log import log
 from pico.lab.experiment import form
 
 app = typer.Typer()
@@ -51,20 +52,20 @@ def compare(
     """
     from pico.lab.experiment import experiment_name, read_experiment
 
-    file = read_experiment(experiment, dataset, say)
+    file = read_experiment(experiment, dataset, log)
     plan = file.plan(only, seeds)
     name = experiment_name(experiment) + (f"-{Path(dataset).stem}" if dataset is not None else "")
     out = out or Path("models/compare") / name
     if dry_run:
         from pico.lab.estimate import estimate
 
-        text, stopped = estimate(file, out, device, say, plan)
+        text, stopped = estimate(file, out, device, log, plan)
     else:
         from pico.lab.compare import compare as start
 
-        results, stopped = start(file, out, device, quiet, say, plan)
+        results, stopped = start(file, out, device, quiet, log, plan)
     if stopped != "finished":
-        say("stopped" if dry_run else "stopped; the same command goes on from here")
+        log("stopped" if dry_run else "stopped; the same command goes on from here")
         from pico.train.progress import EXIT_CODES
 
         raise typer.Exit(EXIT_CODES[stopped])
@@ -72,7 +73,7 @@ def compare(
         print(text, end="")
         return
     print((out / "compare.md").read_text(encoding="utf-8"), end="")
-    say(f"wrote {out}/compare.md, compare.json and compare.png")
+    log(f"wrote {out}/compare.md, compare.json and compare.png")
     raise typer.Exit(1 if results["failed"] else 0)
 
 
@@ -88,8 +89,8 @@ def export(
     from pico.runs.export import size
 
     made = write(path, run, target, checkpoint)
-    say(f"wrote {made}, {size(target) / 1e6:.1f} MB")
-    say(f"next: {hints.command('run', target, run)}")
+    log(f"wrote {made}, {size(target) / 1e6:.1f} MB")
+    log(f"next: {hints.command('run', target, run)}")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -123,8 +124,8 @@ def bench(
     trained = load(path, run, device=where) if path else None
     result = measure(kind, config, where, settings, trained, seconds, dataset)
     if as_json:
-        show_json(result)
+        print_json(result)
         return
     from pico.app.tables import facts_table
 
-    show(facts_table(result))
+    print_result(facts_table(result))

@@ -31,50 +31,50 @@ SCORED = 100_000  # bytes of stories for the figures at the end
 
 
 def run_demo(path: Path, minutes: float) -> int:
-    """Init, train, run, and a word about each. Returns the exit code; the text goes to stdout, the talk to stderr."""
+    """Init, train, run, and a word about each. Returns the exit code. Its text is on stdout, all else on stderr."""
     training = TrainConfig.build(max_minutes=minutes)
-    talk = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
     data = DataConfig(dataset="stories")
 
     def heading(text: str) -> None:
-        talk.print(f"\n[bold]{text}[/bold]")
+        console.print(f"\n[bold]{text}[/bold]")
 
     heading("The text")
     stories = open_evaluation(data, training.seed)
-    talk.print("Little stories from a grammar that never runs out. This is one that the model will not see:\n")
-    talk.print(Text(stories[0].decode()), style="dim")
+    console.print("Little stories from a grammar that never runs out. This is one that the model will not see:\n")
+    console.print(Text(stories[0].decode()), style="dim")
 
     heading("The model")
     if not (path / "model.json").exists():
         create(path, preset("tiny"))
     config = read_config(path)
-    talk.print(model_table(config, model_facts(config, training.context_len)))
+    console.print(model_table(config, model_facts(config, training.context_len)))
 
     heading(f"Training for {minutes:g} minutes")
     run = next(name for i in range(1, 10_000) if not (path / (name := f"run-{i}")).exists())
-    pace = Pace(path, minutes)
+    pace = PaceDisplay(path, minutes)
     if code := train(path, run, data, training, display=pace).exit_code:
         return code
 
     model = checkpoint.load(path, run)
     heading("What it writes")
-    talk.print("Underlined, or after a _: the bytes the router sent through the latent blocks.\n")
-    show(model)
+    console.print("Underlined, or after a _: the bytes the router sent through the latent blocks.\n")
+    print_sample(model)
     heading("The same with the latent blocks off")
-    talk.print("What the local blocks, which see no further than a few words, can do alone.\n")
-    show(model, disable_latent=True)
+    console.print("What the local blocks, which see no further than a few words, can do alone.\n")
+    print_sample(model, disable_latent=True)
 
     if pace.short and (SHIPPED / "model.json").exists():
         heading("The model that comes with Pico, after longer training")
-        show(checkpoint.load(SHIPPED, "best"))
+        print_sample(checkpoint.load(SHIPPED, "best"))
 
     heading("What was learned")
-    with talk.status("scoring stories that it has not seen"):
+    with console.status("scoring stories that it has not seen"):
         report, examples = evaluate_run(path, run, data, max_bytes=SCORED)
     write_page(path / run / "report.html", report, examples)
     for line in learned(report):
-        talk.print(line, soft_wrap=True)
-    talk.print(
+        console.print(line, soft_wrap=True)
+    console.print(
         f"Pictures: {path / run}/loss.png and {path / run}/report.html, every byte with its routing and surprise.",
         markup=False,
     )
@@ -86,12 +86,12 @@ def run_demo(path: Path, minutes: float) -> int:
         ("your own text", ("train", path, "my-run", "my-text.txt", "--max-minutes", f"{minutes:g}")),
         ("another shape", ("init", "models/mine", "--preset", "s", "--router", "stride")),
     ):
-        talk.print(Text.assemble(f"  {what:<17} ", (hints.command(*words), "cyan")), soft_wrap=True)
+        console.print(Text.assemble(f"  {what:<17} ", (hints.command(*words), "cyan")), soft_wrap=True)
     return 0
 
 
-class Pace(Display):
-    """The talk of a training that says, once its speed is known, whether it is too short to learn to write.
+class PaceDisplay(Display):
+    """The display of a training that says, once its speed is known, whether it is too short to learn to write.
 
     path: of the model; minutes: those it may take. `short` tells the answer.
     """
@@ -111,12 +111,12 @@ class Pace(Display):
         self.short = expected < ENOUGH / 2
         if self.short:
             minutes = ENOUGH * seconds / steps / 60
-            self.say(f"At this speed there is time for about {expected:,.0f} steps, too few to learn to write.")
-            self.say(f"{ENOUGH:,} steps take about {minutes:,.0f} minutes here:")
-            self.say(f"  {hints.command('demo', self.path, '--minutes', math.ceil(minutes))}")
+            self.log(f"At this speed there is time for about {expected:,.0f} steps, too few to learn to write.")
+            self.log(f"{ENOUGH:,} steps take about {minutes:,.0f} minutes here:")
+            self.log(f"  {hints.command('demo', self.path, '--minutes', math.ceil(minutes))}")
 
 
-def show(model, **settings) -> None:
+def print_sample(model, **settings) -> None:
     """One text on stdout, in colour on a terminal, with _ before routed bytes elsewhere."""
     out = Console(highlight=False)
     pieces = list(marked(generate(model, PROMPT, max_bytes=400, seed=1, echo=True, **settings)))

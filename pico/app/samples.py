@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from pico.app.terminal import say
 from pico.base.config import LONGEST_PROMPT
 from pico.base.errors import PicoError
+from pico.base.log import log
 from pico.base.symbols import characters, visible
 
 
@@ -57,7 +57,7 @@ def write_samples(generation, count: int, show_routed: bool) -> None:
         if row:
             write("\n\n", b"\n\n")
             if sys.stderr.isatty():
-                say("─" * 40)
+                log("─" * 40)
         for character, steps in characters(later[row] if row else first()):
             mark = "_" * (show_routed and any(step.routed for step in steps))
             write(mark + visible(character), mark.encode() + bytes(step.byte for step in steps))

@@ -1,4 +1,4 @@
-"""What a command says: its product on stdout, talk on stderr, an error as one line."""
+"""What a command says: its product on stdout, what else it says on stderr, an error as one line."""
 
 import json
 import math
@@ -12,14 +12,10 @@ from pico.app import process
 from pico.base import hints
 from pico.base.config import ConfigError
 from pico.base.errors import PicoError
+from pico.base.log import log
 
 
-def say(text: str = "") -> None:
-    """Talk."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def show(renderable, **how) -> None:
+def print_result(renderable, **how) -> None:
     """Product, for people. Where stdout fails, stderr has it: what took an hour to compute is not lost."""
     from rich.console import Console
 
@@ -32,11 +28,11 @@ def show(renderable, **how) -> None:
         raise
 
 
-def show_json(facts: dict) -> None:
+def print_json(facts: dict) -> None:
     """Product, for programs: one line of strict JSON, where what is not a number is null."""
     from rich.text import Text
 
-    show(Text(json.dumps(finite(facts), allow_nan=False)), soft_wrap=True)
+    print_result(Text(json.dumps(finite(facts), allow_nan=False)), soft_wrap=True)
 
 
 def finite(value):
@@ -82,7 +78,7 @@ def run_app(app, arguments: list[str]) -> int:
         problem, code = f"{error.filename or 'input or output'}: {error.strerror or error}", 2
     finally:
         process.busy = False
-    say(f"error: {' '.join(problem.split())}")
+    log(f"error: {' '.join(problem.split())}")
     return code
 
 

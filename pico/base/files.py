@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,12 +35,6 @@ FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
-def talk(line: str) -> None:
-    """A line on stderr, where there is one."""
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
-
-
 def reason(error: Exception) -> str:
     """Why a file could not be read or written, in a few words. safetensors has the number in its text alone."""
     number = getattr(error, "errno", None)
@@ -64,7 +57,7 @@ def writing(file: str | Path) -> Iterator[None]:
 
 
 def open_regular(file: str | Path):
-    """A file opened to read its bytes. Raises OSError for anything else: a FIFO, say, which open would wait for."""
+    """A file opened to read its bytes. Raises OSError for anything else: a FIFO, log, which open would wait for."""
     return open(file, "rb", opener=_regular)
 
 

@@ -1,6 +1,6 @@
 """Commands to type next, as the user started this one, quoted for a shell.
 
-say(f"next: {command('run', path, run, *prompt(text))}")
+log(f"next: {command('run', path, run, *prompt(text))}")
 # next: uv run python picolm.py run models/m a --prompt 'To be'
 """
 

@@ -49,7 +49,7 @@ def threads_chosen(pool=torch) -> bool:
 
 def pick_threads(
     work: Callable[[], object],
-    say: Callable[[str], object] = lambda _: None,
+    log: Callable[[str], object] = lambda _: None,
     pool=torch,
     seconds: float = PROBE,
     times: int = PROBES,
@@ -74,7 +74,7 @@ def pick_threads(
     best = min(took, key=lambda threads: statistics.median(took[threads]))
     pool.set_num_threads(best)
     if best < every:
-        say(f"computing with one of {every} threads: that was faster here; OMP_NUM_THREADS={every} takes all")
+        log(f"computing with one of {every} threads: that was faster here; OMP_NUM_THREADS={every} takes all")
     return best
 
 

@@ -219,8 +219,8 @@ def _hub_splits(config: DataConfig) -> dict[str, Part]:
 
 
 def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Reading) -> Documents:
-    say = partial(reading.tell, "tables")
-    documents = read_files(files, config.column_name, raw, config.csv_separator, say)
+    log = partial(reading.tell, "tables")
+    documents = read_files(files, config.column_name, raw, config.csv_separator, log)
     tables = not raw and any(suffix(file) in TABLES for file in files)
     reading.left_out["rows without text" if tables else "empty files"] += documents.empty
     if not tables and (config.column_name or config.csv_separator):

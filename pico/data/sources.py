@@ -22,7 +22,7 @@ WORDS = "|".join(SPLITS.values())
 WORD = re.compile(rf"(?<![^-_. ])({WORDS})(?=[-_. 0-9]|$)")
 BEHIND = r"[-_. ]*(part|shard|chunk|split|set|data|of|[0-9]+|[0-9a-f]{8,})"  # what stands behind the split's word
 ALONE = re.compile(rf"({WORDS})({BEHIND})*")  # train, test-0, valid_set, train-00000-of-00002-4ac9b1f03d2e
-TALK = {"readme", "license", "licence", "copying", "dataset_info", "dataset_infos"}  # whole stems: about the data
+METADATA = {"readme", "license", "licence", "copying", "dataset_info", "dataset_infos"}  # whole stems: about the data
 CLUTTER = {"__pycache__", "node_modules"}
 
 
@@ -41,11 +41,11 @@ def read_files(
     column: str | None = None,
     raw: bool = False,
     separator: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Documents:
     """Documents of these files: the rows of a table, else one a file. `raw` takes any file's bytes as they are.
 
-    separator: of the cells of a .csv file. say: is told what was found out about the tables. Raises PicoError if a
+    separator: of the cells of a .csv file. log: is told what was found out about the tables. Raises PicoError if a
     file cannot be read, changes meanwhile, is no text, or has no such column.
     """
     said: dict[str, None] = {}
@@ -70,7 +70,7 @@ def read_files(
     except OSError as error:
         raise PicoError(f"cannot read {error.filename or files[0]}: {error.strerror or error}") from None
     for text in said:
-        say(text)
+        log(text)
     return documents
 
 
@@ -117,13 +117,13 @@ def find_files(root: Path, raw: bool = False) -> Found:
             f"{root} was written by save_to_disk, as .arrow files, which are not read: write it as .parquet, with "
             f"datasets.load_from_disk({str(root)!r}) and the to_parquet of each split"
         )
-    talk = {name for name in names if name.name.lower().partition(".")[0] in TALK}
-    data = [name for name in names if suffix(name) in DATA and name not in talk]
-    is_data = not raw and bool(data) and 2 * len(data) >= len(names) - len(talk)
+    metadata = {name for name in names if name.name.lower().partition(".")[0] in METADATA}
+    data = [name for name in names if suffix(name) in DATA and name not in metadata]
+    is_data = not raw and bool(data) and 2 * len(data) >= len(names) - len(metadata)
     kept = []
     for name in names:
         if is_data and name not in data:
-            left_out[name.name if name in talk else _ending(name)] += 1
+            left_out[name.name if name in metadata else _ending(name)] += 1
         elif not is_data and not raw and (kind := _no_code(root / name)):
             left_out[f"{_ending(name)} ({kind})"] += 1
         else:

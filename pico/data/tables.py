@@ -17,22 +17,22 @@ LINE = 1 << 24  # bytes of a .json file's first line looked at to see whether it
 
 
 def read_table(
-    file: Path, wanted: str | None = None, separator: str | None = None, say: Callable = lambda text: None
+    file: Path, wanted: str | None = None, separator: str | None = None, log: Callable = lambda text: None
 ) -> Iterator[bytes]:
     """The documents of a file, one a row (b'' where a row has none).
 
     wanted: the column; a dotted path (meta.text) leads into a struct. separator: of the cells of a .csv file, None
-    finds it. say: is told which column was chosen. Raises PicoError if the file is broken, or has no such column, or
+    finds it. log: is told which column was chosen. Raises PicoError if the file is broken, or has no such column, or
     the column holds anything but text or bytes, or has another name from some row on.
     """
     if suffix(file) == ".parquet":
-        yield from _read_parquet(file, wanted, say)
+        yield from _read_parquet(file, wanted, log)
         return
     if suffix(file) in (".csv", ".tsv"):
         table = Delimited(file, wanted, separator)
         rows, kinds = table.rows, dict.fromkeys(table.header, "nothing")
         if table.separator not in ",\t":
-            say(f"cells separated by {table.separator!r}")
+            log(f"cells separated by {table.separator!r}")
         if wanted is not None and kinds:
             choose_column(kinds, wanted, file)
         kinds = learn(({k: _typed(v) for k, v in row.items()} for _, row in rows()), wanted, kinds)
@@ -42,7 +42,7 @@ def read_table(
     if not kinds:
         return
     column = choose_column(kinds, wanted, file)
-    say(told(column, kinds, wanted))
+    log(told(column, kinds, wanted))
     beside: set[str] = set()  # columns of the rows that have the column
     instead: dict[str, str] = {}  # text column of a row that does not have it -> the first such row
     for place, row in rows():
@@ -147,7 +147,7 @@ def _typed(value: bytes):
 # --- parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(file: Path, wanted: str | None, say: Callable) -> Iterator[bytes]:
+def _read_parquet(file: Path, wanted: str | None, log: Callable) -> Iterator[bytes]:
     import pyarrow.compute
     from pyarrow import parquet
 
@@ -162,7 +162,7 @@ def _read_parquet(file: Path, wanted: str | None, say: Callable) -> Iterator[byt
             with parquet.ParquetFile(source) as table:
                 kinds = dict(_arrow_kinds(table.schema_arrow))
                 column = choose_column(kinds, wanted, file)
-                say(told(column, kinds, wanted))
+                log(told(column, kinds, wanted))
                 path = [column] if column in table.schema_arrow.names else column.split(".")
                 for batch in table.iter_batches(1024, columns=[column]):
                     values = batch.column(path[0])

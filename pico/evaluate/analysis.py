@@ -15,7 +15,7 @@ import torch
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_device
 from pico.base.errors import PicoError
-from pico.base.files import talk
+from pico.base.log import log
 from pico.base.routers import ROUTERS, BestScored, spacelike
 from pico.base.threads import pick_threads
 from pico.data.documents import Documents
@@ -186,11 +186,11 @@ def analyse(
     context_len: int,
     max_bytes: int | None = None,
     full: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    status: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict, list[Trace]]:
     """The report as a dict that JSON can hold, and the traces of the first documents, for a page.
 
-    max_bytes: only the first so many. full: other routings too. say: told what is being done.
+    max_bytes: only the first so many. full: other routings too. status: told what is being done.
     """
     stride = max(1, context_len // 2)
     stories = texts.stories or []
@@ -212,9 +212,9 @@ def analyse(
         if len(examples) < EXAMPLES and sum(len(t.data) for t in examples) < EXAMPLE_BYTES:
             examples.append(trace)
 
-    say("scoring the text")
+    status("scoring the text")
     on = read(watch)
-    say("again, latent blocks off")
+    status("again, latent blocks off")
     off = read(disable_latent=True)
     whole = [len(texts[i]) for i in range(len(stories))][: len(on.score.document_bytes)]
     whole = whole if whole == on.score.document_bytes else whole[:-1]  # max_bytes cut the last one
@@ -250,11 +250,11 @@ def analyse(
             for (a, b, x), (_, _, y) in zip(on.by_recall(), off.by_recall())
         ]
     if full:
-        report |= replaced(model, read, on, chosen, report["routing"], say)
+        report |= replaced(model, read, on, chosen, report["routing"], status)
     return report, examples
 
 
-def replaced(model, read, on: Tally, chosen: list, routing: dict, say) -> dict:
+def replaced(model, read, on: Tally, chosen: list, routing: dict, status) -> dict:
     """The trained model with its bytes chosen otherwise: {"replaced_routing": {rule: figures}}.
 
     One pass for each other fixed rule, at the rate this model routes. For a learned one also a pass with the bytes of
@@ -265,7 +265,7 @@ def replaced(model, read, on: Tally, chosen: list, routing: dict, say) -> dict:
         return {"replaced_routing": out}
     for name, rule in ((name, kind(rate)) for name, kind in ROUTERS.items()):
         if name != model.config.router and not rule.learned and 0 < rule.rate < 1:
-            say(f"again, routed by {name}")
+            status(f"again, routed by {name}")
             out[name] = read(rule=rule).against(on)
     if own.learned:
         same = [0, 0]
@@ -275,7 +275,7 @@ def replaced(model, read, on: Tally, chosen: list, routing: dict, say) -> dict:
             same[0] += int((causal == trace.routed).sum())
             same[1] += len(causal)
 
-        say("again, routed by top-k over each window")
+        status("again, routed by top-k over each window")
         best = read(compare, batch_size=1, rule=BestScored(own.capacity))  # one row: no padding to choose
         out["topk_sees_the_future"] = best.against(on)
         chance = rate * own.capacity + (1 - rate) * (1 - own.capacity)
@@ -292,7 +292,7 @@ def evaluate_run(
     max_bytes: int | None = None,
     device=None,
     full: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    status: Callable[[str], None] = lambda text: None,
     tell: Callable[[Reading], None] = lambda reading: None,
 ) -> tuple[dict, list[Trace]]:
     """`analyse` of a run's checkpoint on a dataset's validation part, or on all of it where it has none.
@@ -306,7 +306,7 @@ def evaluate_run(
     except PicoError as error:
         if context_len is None:
             raise PicoError(f"{error}, or give --context-len") from None
-        talk(f"{error}; what is held out for validation may be other text than in training")
+        log(f"{error}; what is held out for validation may be other text than in training")
         record = {}
     known = {key: value for key, value in record.get("train", {}).items() if key in ("context_len", "seed")}
     training = TrainConfig.build(**known | ({} if context_len is None else {"context_len": context_len}))
@@ -314,14 +314,14 @@ def evaluate_run(
     model = checkpoint.load(path, folder.name, step, device=where)
     if where.type == "cpu":
         piece = torch.zeros(4, training.context_len, dtype=torch.long)
-        pick_threads(torch.inference_mode()(lambda: model(piece)), talk)
+        pick_threads(torch.inference_mode()(lambda: model(piece)), log)
     reading = Reading()
     texts = open_evaluation(data, training.seed, reading)
     tell(reading)
-    report, examples = analyse(model, texts, training.context_len, max_bytes, full, say)
+    report, examples = analyse(model, texts, training.context_len, max_bytes, full, status)
     report |= {"dataset": data.dataset, "run": str(folder)}
     if full:
-        say("compressing the same bytes")
+        status("compressing the same bytes")
         text = b"".join(texts[i] for i in range(report["documents"]))[: report["bytes"]]
         history = training_text(record, training.seed)
         report["yardsticks"] = yardsticks(text, history)

@@ -60,7 +60,7 @@ def compare(
     folder: str | Path,
     device: str | None = None,
     quiet: bool = False,
-    say: Callable = print,
+    log: Callable = print,
     plan: Plan | None = None,
 ) -> tuple[dict, str]:
     """Trains what is not trained yet, scores what is not scored yet, and writes compare.json, .md and .png in folder.
@@ -75,7 +75,7 @@ def compare(
     folder, data = Path(folder), experiment.data_config()
     plan, device = plan or experiment.plan(), str(pick_device(device))
     check_folder(experiment, folder)
-    validation = open_validation(data, say)
+    validation = open_validation(data, log)
     failed: dict[str, str] = {}
     queue, elsewhere = deque(enumerate(plan, start=1)), set()
     while queue:
@@ -87,7 +87,7 @@ def compare(
         try:
             if done(path / run, settings) < 1:
                 if number not in elsewhere:
-                    say(f"{head}: training")
+                    log(f"{head}: training")
                 resume = (path / run / "train.json").exists()
                 stopped = train(
                     path, run, data, settings, resume=resume, quiet=quiet, device=device, head=False
@@ -95,33 +95,33 @@ def compare(
                 if stopped != "finished":
                     return {}, stopped
             found = scored(experiment, path, run, settings, validation, device)
-            say(f"{head}: {found['bits_per_byte']:.4f} bits per byte")
+            log(f"{head}: {found['bits_per_byte']:.4f} bits per byte")
         except Locked:  # it ends there, or is resumed here if that process dies
             if number in elsewhere:
                 time.sleep(WAIT)
             else:
-                say(f"{head}: another process is training it")
+                log(f"{head}: another process is training it")
                 elsewhere.add(number)
             queue.append(turn)
         except PicoError as error:
-            say(f"{head}: failed: {error}")
+            log(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)
     results = gather(experiment, folder, validation, failed)
     for warning in results["warnings"]:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     write_report(results, folder)
     return results, "finished"
 
 
-def open_validation(data: DataConfig, say: Callable = lambda text: None):
+def open_validation(data: DataConfig, log: Callable = lambda text: None):
     """The validation documents, the same whatever the training seed. Raises PicoError where there are none.
 
-    say: is told what was read.
+    log: is told what was read.
     """
     reading = Reading()
     validation = open_data(data, 0, reading)[1]
     for line in reading.lines() + reading.warnings:
-        say(line)
+        log(line)
     if not len(validation):
         raise PicoError(f"'{data.dataset}' has no validation text to compare on: give a validation_size in data")
     return validation

@@ -49,7 +49,7 @@ def estimate(
     experiment: Experiment,
     folder: str | Path,
     device: str | None = None,
-    say: Callable = print,
+    log: Callable = print,
     plan: Plan | None = None,
 ) -> tuple[str, str]:
     """The table of what is still to do, and how the measuring ended: 'finished', or what stopped it.
@@ -72,7 +72,7 @@ def estimate(
         if not todo:
             lines += [(configuration.name, "", "", "", "0", "0")] * (todo is not None)
             continue
-        say(f"{configuration.name}: measuring {STEPS} steps")
+        log(f"{configuration.name}: measuring {STEPS} steps")
         cost, settings = measure(experiment, configuration, device), experiment.settings(configuration, 0)
         if isinstance(cost, str):
             return "", cost

@@ -147,11 +147,11 @@ def experiment_name(path: str | Path) -> str:
     return file.parent.name if file.name == "experiment.json" else file.stem
 
 
-def read_experiment(file: str | Path, dataset: str | None = None, say: Callable = print) -> Experiment:
+def read_experiment(file: str | Path, dataset: str | None = None, log: Callable = print) -> Experiment:
     """Reads and checks an experiment, every configuration of it. Raises PicoError with all that is wrong.
 
     file: a JSON file, or a folder that holds it as experiment.json.
-    dataset: used instead of the file's, with the file's other data settings; `say` hears of those without effect.
+    dataset: used instead of the file's, with the file's other data settings; `log` hears of those without effect.
     """
     file = experiment_file(file)
     try:
@@ -161,7 +161,7 @@ def read_experiment(file: str | Path, dataset: str | None = None, say: Callable 
     try:
         experiment = Experiment.build(**values)
         if dataset is not None:
-            experiment = experiment.model_copy(update={"data": on_dataset(experiment.data, dataset, say)})
+            experiment = experiment.model_copy(update={"data": on_dataset(experiment.data, dataset, log)})
     except PicoError as error:
         raise PicoError(f"{file}: {error}") from None
     problems = []
@@ -187,7 +187,7 @@ def read_experiment(file: str | Path, dataset: str | None = None, say: Callable 
     return experiment
 
 
-def on_dataset(data: dict, dataset: str, say: Callable) -> dict:
+def on_dataset(data: dict, dataset: str, log: Callable) -> dict:
     """The file's data settings with another dataset. Raises PicoError where they name files of their own one."""
     if named := [f"{key} {data[key]!r}" for key in OWN_FILES if data.get(key)]:
         raise PicoError(
@@ -195,7 +195,7 @@ def on_dataset(data: dict, dataset: str, say: Callable) -> dict:
         )
     unused = [key for key in data if key not in ("dataset", "validation_size")]
     if dataset == "stories" and unused:
-        say(f"warning: the built-in stories have no use for {', '.join(unused)} of the file's data")
+        log(f"warning: the built-in stories have no use for {', '.join(unused)} of the file's data")
     return {**data, "dataset": dataset}
 
 

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from pico.base.config import ModelConfig
 from pico.base.errors import PicoError
-from pico.base.files import open_regular, read_json, reason, remove, sync, talk
+from pico.base.files import open_regular, read_json, reason, remove, sync
+from pico.base.log import log
 from pico.base.memory import require_weights
 from pico.runs.folder import checkpoints, differences, read_alphabet, read_config, run_folder
 from pico.runs.state import pack, unpack
@@ -235,7 +236,7 @@ def find(run: Path, checkpoint: int | str = -1, weights_only: bool = True) -> Pa
         if folder is None:
             raise PicoError(f"no valid checkpoint in {run} ({'; '.join(skipped) or 'it holds none'})")
         for problem in skipped:
-            talk(f"skipped checkpoint {problem}")
+            log(f"skipped checkpoint {problem}")
         if str(checkpoint) == "-1":
             return folder
         best = read_state(folder).get("best")

@@ -118,7 +118,7 @@ class Training:
         self.announced, parts, reading = True, self.parts, self.parts.reading
         reading.tell("to come", *outlook(self.config, parts.total_steps, parts.batches.chunks_per_epoch))
         for line in reading.lines():
-            self.display.say(line)
+            self.display.log(line)
         for warning in reading.warnings:
             self.display.warn(warning)
         if self.state.step and self.progress() >= 1:
@@ -340,7 +340,7 @@ class Training:
         if state.best is None or bpb < state.best["bits_per_byte"]:
             state.best = {"step": state.step, "bits_per_byte": bpb}
         floor = f", the floor is {text.floor:.4f}" if text.floor is not None else ""
-        self.display.say(f"step {state.step}: validation {bpb:.4f} bits per byte{floor}")
+        self.display.log(f"step {state.step}: validation {bpb:.4f} bits per byte{floor}")
         return {"validation_bpb": bpb}
 
     def sample(self) -> None:
@@ -393,10 +393,10 @@ class Training:
         if unforeseen and 0 < state.step <= self.config.warmup_steps:
             self.warn_of_warmup(state.step)
         if stopped:
-            self.display.say("next: the same command with --resume")
+            self.display.log("next: the same command with --resume")
         else:
             first = hints.prompt(text.validation[0]) if len(text.validation) else []
-            self.display.say(f"next: {hints.command('run', parts.path, parts.run, *first)}")
+            self.display.log(f"next: {hints.command('run', parts.path, parts.run, *first)}")
         parts.accelerator.end_training()
         return summary
 

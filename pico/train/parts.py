@@ -199,7 +199,7 @@ def find_origin(folder: Path, model_config, data, config, fingerprint: str, disp
     for problem in skipped:
         display.warn(f"skipped checkpoint {problem}")
     where = f"at step {int(source.name)}" if source else "from the beginning: it has no checkpoint yet"
-    display.say(f"resuming {folder} {where}")
+    display.log(f"resuming {folder} {where}")
     return Origin(source, record)
 
 
@@ -219,7 +219,7 @@ def first_weights(
         base = on_main(lambda: runs.take_base(model, path, base_weights))
         if not main:
             runs.load_base(model, path, base)
-        display.say(f"starting from the weights of {base_weights}, step {base['step']}")
+        display.log(f"starting from the weights of {base_weights}, step {base['step']}")
     return base
 
 
@@ -253,6 +253,6 @@ def choose_threads(model: Pico, config: TrainConfig, accelerator, origin: Origin
             out = model(tokens[:, : config.context_len], targets=tokens[:, 1:])
             (out.loss + out.router_loss).backward()
 
-        pick_threads(work, display.say)
+        pick_threads(work, display.log)
         model.zero_grad()
         model.router.seen.zero_()

@@ -79,7 +79,7 @@ class Unfailing:
 
 
 class Display:
-    """The talk of one training. `quiet` says nothing but warnings. Use as a context manager."""
+    """What one training says. `quiet`: nothing but warnings. Use as a context manager."""
 
     def __init__(self, quiet: bool = False):
         self.console = Console(file=Unfailing(sys.stderr), highlight=False)
@@ -100,7 +100,7 @@ class Display:
         if self._progress:
             self._progress.stop()
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         if not self.quiet:
             self.console.print(message, markup=False, soft_wrap=True)
 
@@ -122,11 +122,11 @@ class Display:
             self._progress.update(self._task, completed=done, line=text)
         else:
             self._due = time.monotonic() + PLAIN_SECONDS
-            self.say(text)
+            self.log(text)
 
     def sample(self, step: int, pieces: list[tuple[str, bool, float]]) -> None:
         """Generated text, its routed characters underlined on a terminal and behind a _ elsewhere."""
-        self.say(f"sample at step {step}")
+        self.log(f"sample at step {step}")
         if not self.quiet:
             terminal = self.console.is_terminal
             self.console.print(routed_text(pieces) if terminal else Text(underscored(pieces)), soft_wrap=True)

@@ -25,10 +25,10 @@ class Signals:
         self.stopped = next((STOPS[signal.Signals(number).name] for number, n in received.items() if n), None)
 
     @contextmanager
-    def caught(self, say):
+    def caught(self, log):
         """Counts signals instead of dying of them; a second Ctrl-C interrupts at once. nohup's SIGHUP stays off.
 
-        say: for what the first Ctrl-C does.
+        log: for what the first Ctrl-C does.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -40,7 +40,7 @@ class Signals:
                 if self.counts[number] > 1:
                     raise KeyboardInterrupt
                 # by a thread: the signal may have come in the middle of a write, whose locks are taken
-                threading.Thread(target=say, args=[ENDING], daemon=True).start()
+                threading.Thread(target=log, args=[ENDING], daemon=True).start()
 
         ignored = {number for number in self.counts if signal.getsignal(number) is signal.SIG_IGN} - {signal.SIGINT}
         before = {number: signal.signal(number, handle) for number in self.counts if number not in ignored}

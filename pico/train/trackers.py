@@ -11,14 +11,14 @@ from pico.base.config import TrainConfig
 class Tracker:
     """The tracker of a run, which a resumed run goes on with; nothing for --tracker none.
 
-    name: the tracker's id of the run, kept in train.json; step: what is logged after it is cut off; say: told what
+    name: the tracker's id of the run, kept in train.json; step: what is logged after it is cut off; warn: told what
     fails. Set up by Accelerate, on the main process.
     """
 
     def __init__(
-        self, accelerator, config: TrainConfig, settings: dict, run: Path, name: str, step: int, say: Callable
+        self, accelerator, config: TrainConfig, settings: dict, run: Path, name: str, step: int, warn: Callable
     ):
-        self.accelerator, self.kind, self.say = accelerator, config.tracker, say
+        self.accelerator, self.kind, self.warn = accelerator, config.tracker, warn
         if config.tracker == "none":
             return
         wandb = {"name": run.name, "dir": str(run), "id": name}
@@ -42,6 +42,6 @@ class Tracker:
             work()
         except Exception as error:  # of any kind: the network, an account, a disk, another version
             self.accelerator.trackers.clear()
-            self.say(f"--tracker {self.kind} stopped working, metrics.jsonl goes on: {' '.join(str(error).split())}")
+            self.warn(f"--tracker {self.kind} stopped working, metrics.jsonl goes on: {' '.join(str(error).split())}")
             return False
         return True

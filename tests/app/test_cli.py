@@ -416,9 +416,9 @@ def test_info_knows_sizes_and_runs(cli, home):
 
 @pytest.mark.parametrize("minutes, speed, said", [(3, 0.1, "about 17 steps"), (3, 5, ""), (40, 0.1, "about 239 steps")])
 def test_a_training_too_short_to_learn_says_so_once(minutes, speed, said, capsys):
-    from pico.app.demo import Pace
+    from pico.app.demo import PaceDisplay
 
-    pace = Pace(Path("models/demo"), minutes)
+    pace = PaceDisplay(Path("models/demo"), minutes)
     line = dict(loss=1.0, train_bpb=1.0, kB_per_s=1.0, routed=0.2)
     for step in range(1, int(minutes * 60 * speed)):
         pace.step({**line, "step": step, "seconds": 9 + step / speed}, 0.1, None, None)

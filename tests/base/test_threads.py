@@ -124,7 +124,7 @@ def test_measuring_leaves_no_trace_in_a_training(path, data, monkeypatch, router
     go(path, "whole", data)
     tried = []
     monkeypatch.setattr(parts, "threads_chosen", lambda: False)
-    monkeypatch.setattr(parts, "pick_threads", lambda work, say: tried.extend([work(), work()]))
+    monkeypatch.setattr(parts, "pick_threads", lambda work, log: tried.extend([work(), work()]))
     go(path, "measured", data)
     assert len(tried) == 2
     assert_same_run(path, "whole", "measured")

@@ -191,6 +191,6 @@ def test_a_comparison_says_it_once(home):
     }  # fmt: skip
     said = []
     plan = read_experiment(write(home / "experiment.json", json.dumps(values)))
-    compare(plan, home / "out", device="cpu", quiet=True, say=said.append)
+    compare(plan, home / "out", device="cpu", quiet=True, log=said.append)
     assert said[0] == "tables      column 'text'" and said[1].startswith("training    41 documents, ")
     assert sum("documents" in line for line in said) == 2

@@ -174,7 +174,7 @@ def test_separators_are_found(tmp_path, separator):
     story = '"It was happy, and; the dog | came\tby."'
     file = csv_file(tmp_path, f"id{separator}text", *(f"{i}{separator}{story}" for i in range(5)))
     said = []
-    assert list(read_files([file], say=said.append)) == [story.strip('"').encode()] * 5
+    assert list(read_files([file], log=said.append)) == [story.strip('"').encode()] * 5
     assert said[-1] == "column 'text'" and (separator in ",\t" or said[0] == f"cells separated by {separator!r}")
     assert list(read_files([file], separator=separator)) == [story.strip('"').encode()] * 5
 
@@ -253,8 +253,8 @@ def test_lists_beside_the_only_text_are_named(tmp_path):
     lines = "\n".join(json.dumps(dict(zip(rows, row))) for row in zip(*rows.values()))
     for file in write_parquet(tmp_path / "a.parquet", **rows), write(tmp_path / "a.jsonl", lines):
         said = []
-        read_files([file], say=said.append)
-        read_files([file], "source", say=said.append)
+        read_files([file], log=said.append)
+        read_files([file], "source", log=said.append)
         assert said == ["column 'source', the only one with text; not read: messages", "column 'source'"]
 
 

@@ -240,7 +240,7 @@ def test_a_run_is_evaluated_with_yardsticks_and_a_page(tmp_path, monkeypatch):
     texts.write_text("".join(json.dumps({"text": f"<b>{i} & {i * i}</b> cats"}) + "\n" for i in range(40)))
     data = DataConfig(dataset=str(texts))
     said = []
-    report, examples = evaluate_run(path, "r", data, device="cpu", full=True, say=said.append)
+    report, examples = evaluate_run(path, "r", data, device="cpu", full=True, status=said.append)
     assert report["context_len"] == 48 and report["documents"] == 40
     assert report["yardsticks"]["xz"]["after_training_text"] > 0 and report["yardstick_history_bytes"] == 340
     assert len(said) >= 6
@@ -279,7 +279,7 @@ def test_evaluating_on_a_cpu_takes_as_many_threads_as_are_fastest(tmp_path, monk
     text.write_text("cats purr. " * 20)
     lengths, forwards, original = [], [], Pico.forward
     monkeypatch.setattr(Pico, "forward", lambda *a, **k: lengths.append(a[1].shape[1]) or original(*a, **k))
-    monkeypatch.setattr(analysis, "pick_threads", lambda work, say: forwards.append(work() and lengths[:]))
+    monkeypatch.setattr(analysis, "pick_threads", lambda work, log: forwards.append(work() and lengths[:]))
     evaluate_run(path, "r", DataConfig(dataset=str(text)), context_len=32, device="cpu")
     assert forwards == [[32]]  # once, and before anything was scored
 

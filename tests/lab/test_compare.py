@@ -56,7 +56,7 @@ def experiment(tmp_path, values, **changes):
 
 def run(plan, folder, **settings):
     said = []
-    found = compare(plan, folder, device="cpu", quiet=True, say=said.append, **settings)
+    found = compare(plan, folder, device="cpu", quiet=True, log=said.append, **settings)
     return *found, said
 
 

@@ -142,7 +142,8 @@ def _rules(*grammars: str) -> dict[str, list]:
     return rules
 
 
-RULES = _rules(*(file.GRAMMAR for file in (story_frame, story_home, story_outdoors, story_animals)))
+GRAMMARS = story_frame, story_home, story_outdoors, story_animals
+RULES = _rules(*(file.GRAMMAR for file in GRAMMARS))
 PROPERTIES: dict[tuple[str, str], list] = {}  # (word, property) -> pieces
 TABLES: dict[tuple[str, str], tuple[str, ...]] = {("", table): tuple(words) for table, words in WORDS.items()}
 

@@ -40,9 +40,10 @@ from pico.app.flags import (
 from pico.app.samples import argument_bytes, read_prompt, write_objects, write_samples
 from pico.app.terminal import check_writable, print_json, print_result, run_app
 from pico.base import hints
-from pico.base.config import PRESETS, DataConfig, TrainConfig, preset
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.log import log
+from pico.base.shapes import PRESETS, preset
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
@@ -136,7 +137,9 @@ def train(
 
         before = read_record(run_folder(path, run))
         training, data = {**before.get("train", {}), **training}, {**before.get("data", {}), **data}
-    config = TrainConfig.build(**training)
+    from pico.runs.folder import read_config
+
+    config = TrainConfig.build(**{"context_len": read_config(path).context_len, **training})
     source = DataConfig.build(**{**data, "dataset": dataset})
     from pico.train.loop import train as start
 
@@ -218,7 +221,7 @@ def evaluate(
     dataset: Dataset,
     data: dict,
     checkpoint: Checkpoint = "-1",
-    context_len: option(int | None, "bytes the model may look back (default: as trained)") = None,
+    context_len: option(int | None, "bytes, or tokens, that the model may look back (default: as trained)") = None,
     max_bytes: option(int | None, "score only the first so many bytes (default: all)") = None,
     full: switch("--full", "also: routed by other rules, and compressors on the same bytes") = False,
     report: option(Path | None, "write a page with plots and every byte's routing; implies --full") = None,

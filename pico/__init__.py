@@ -8,11 +8,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "ModelConfig": "base.config",
+    "ModelConfig": "base.shapes",
+    "GPTConfig": "base.shapes",
     "TrainConfig": "base.config",
     "DataConfig": "base.config",
     "PicoError": "base.errors",
-    "preset": "base.config",
+    "preset": "base.shapes",
     "Pico": "model.pico",
     "load": "runs.checkpoint",
     "generate": "decode.generation",

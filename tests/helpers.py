@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pico.decode.generation
-from pico.base.config import ModelConfig
+from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.decode.numpy_reader import NumpyDecoder
 from pico.decode.torch_reader import TorchReader

@@ -22,13 +22,14 @@ from pico.app.flags import (
 )
 from pico.app.terminal import print_json, print_result
 from pico.base import hints
-from pico.base.config import PRESETS, TrainConfig, preset
+from pico.base.config import TrainConfig
 from pico.base.log import log
+from pico.base.shapes import PRESETS, preset
 from pico.lab.experiment import form
 
 app = typer.Typer()
 BENCHED = Options(
-    TrainConfig,
+    [TrainConfig],
     {"Batch": ["context_len", "batch_size"], "Machine": ["optimizer", "precision", "attention_backend"]},
     settable=True,
 )
@@ -115,7 +116,8 @@ def bench(
     long: does a text of many thousand bytes slow down? spelling: how many written words stand in the training text,
     with latent blocks and without?
     """
-    config, settings = preset(preset_name, **model), TrainConfig.build(**training)
+    config = preset(preset_name, **model)
+    settings = TrainConfig.build(**{"context_len": config.context_len, **training})
     from pico import load
     from pico.base.device import pick_device
     from pico.lab.bench import bench as measure

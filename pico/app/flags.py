@@ -1,6 +1,6 @@
 """Command-line options, made from the fields of a config, so that names, defaults and help cannot drift apart.
 
-    MODEL = Options(ModelConfig, {"Width": ["dim", "next_tokens"]}, settable=True)
+    MODEL = Options([ModelConfig], {"Width": ["dim", "next_tokens"]}, settable=True)
 
     @app.command()
     @flags(model=MODEL)
@@ -16,28 +16,32 @@ from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 
-from pico.base.config import Config, DataConfig, ModelConfig, TrainConfig, meant
+from pico.base.config import Config, DataConfig, TrainConfig, meant
 from pico.base.errors import PicoError
+from pico.base.shapes import GPTConfig, ModelConfig
 
 
 class Options:
-    """Fields of a config as options, in panels of the help: {panel: [field, ...]}; `settable`: all of them, by --set.
+    """Fields of configs as options, in panels of the help: {panel: [field, ...]}; `settable`: all of them, by --set.
 
-    An option is called as its field, after the prefix, which the `bare` ones go without.
+    A field that several have is told as the first one tells it. An option is called as its field, after the prefix,
+    which the `bare` ones go without.
     """
 
-    def __init__(self, config: type[Config], panels: dict[str, list[str]], prefix="", bare=(), settable=False):
-        self.config, self.settable = config, settable
+    def __init__(self, configs: list[type[Config]], panels: dict[str, list[str]], prefix="", bare=(), settable=False):
+        self.settable = settable
+        self.fields = {}
+        for config in configs:
+            self.fields |= {name: info for name, info in config.model_fields.items() if name not in self.fields}
         self.parameters = {
-            field: parameter(config, field, field if field in bare else prefix + field, panel)
+            field: parameter(field, self.fields[field], field if field in bare else prefix + field, panel)
             for panel, fields in panels.items()
             for field in fields
         }
 
 
-def parameter(config: type[Config], field: str, name: str, panel: str) -> inspect.Parameter:
+def parameter(field: str, info, name: str, panel: str) -> inspect.Parameter:
     """A command's parameter that typer makes an option of: type, default and help are the field's."""
-    info = config.model_fields[field]
     kind, help = plain(info.annotation), info.description
     if get_origin(kind) is Literal:  # the config says what it expected; typer's way would widen the help
         help, kind = f"{help}: {', '.join(get_args(kind))}", str
@@ -70,7 +74,7 @@ def flags(**groups: Options):
                 every = {field: (p.name, values.pop(p.name)) for field, p in options.parameters.items()}
                 values[group] = {field: value for field, (name, value) in every.items() if name in typed}
             for text in texts:
-                assign(text, [(options.config, values[group]) for group, options in settable.items()])
+                assign(text, [(options.fields, values[group]) for group, options in settable.items()])
             return function(**values)
 
         own = [p for p in inspect.signature(function).parameters.values() if p.name not in groups]
@@ -86,26 +90,27 @@ def flags(**groups: Options):
 
 def setting(groups):
     """The option --set of a command."""
-    rest = [f for options in groups for f in options.config.model_fields if f not in options.parameters]
+    rest = [f for options in groups for f in options.fields if f not in options.parameters]
     help = f"KEY=VALUE, may be given again: {', '.join(rest)}"
     return Annotated[list[str] | None, typer.Option("--set", help=help, metavar="<k=v>")]
 
 
-def assign(text: str, groups: list[tuple[type[Config], dict]]) -> None:
-    """Adds KEY=VALUE to the typed fields of the config that has KEY. Raises PicoError where none has, or it was typed.
+def assign(text: str, groups: list[tuple[dict, dict]]) -> None:
+    """Adds KEY=VALUE to what was typed of the group that has KEY. groups: (its fields, those typed) of each.
 
-    VALUE stays text: the config reads it, and says what it expected.
+    VALUE stays text: the config reads it, and says what it expected. Raises PicoError where none has the key, or it was
+    typed before.
     """
     key, equals, value = text.partition("=")
     if not equals:
         raise PicoError(f"--set {text}: expected KEY=VALUE")
-    for config, typed in groups:
-        if key in config.model_fields:
+    for fields, typed in groups:
+        if key in fields:
             if key in typed:
                 raise PicoError(f"--set {text}: {key} was given before: choose one")
             typed[key] = value
             return
-    raise PicoError(f"--set {text}: no '{key}': {meant(key, [f for config, _ in groups for f in config.model_fields])}")
+    raise PicoError(f"--set {text}: no '{key}': {meant(key, [f for fields, _ in groups for f in fields])}")
 
 
 # --- what commands have in common -------------------------------------------------------------------------------------
@@ -143,7 +148,7 @@ Checkpoint = option(str, "step number, 'best', or -1 for the newest")
 Json = switch("--json", "one JSON object on stdout")
 
 MODEL = Options(
-    ModelConfig,
+    [ModelConfig, GPTConfig],
     {
         "Width": ["dim", "mlp_ratio", "next_tokens", "att_q_heads", "att_kv_heads"],
         "Lookup, for every byte": ["ngram_max", "ngram_rows", "ngram_dim"],
@@ -154,11 +159,12 @@ MODEL = Options(
             "latent_capacity_factor",
             "router",
         ],
+        "Of a gpt alone": ["num_blocks", "head_dim", "vocab_size", "max_context"],
     },
     settable=True,
 )
 DATA = Options(
-    DataConfig,
+    [DataConfig],
     {
         "Data": [
             "column_name",
@@ -177,7 +183,7 @@ DATA = Options(
     bare=["document_separator", "streaming"],
 )
 TRAINING = Options(
-    TrainConfig,
+    [TrainConfig],
     {
         "Length": ["epochs", "max_steps", "max_minutes", "max_flops"],
         "Batch": ["context_len", "batch_size", "grad_accumulation_steps", "seed"],

@@ -2,23 +2,13 @@
 
 from rich.table import Table
 
-from pico.base.config import ModelConfig
 from pico.base.numbers import count
+from pico.base.shapes import Shape
 
 
-def model_table(config: ModelConfig, facts: dict) -> Table:
+def model_table(config: Shape, facts: dict) -> Table:
     """Parts and cost of a model, for a person."""
-    c, stack = config, config.fb_num_blocks
-    what = {
-        "embedding": f"bytes to {c.dim} channels",
-        "ngrams": f"n-grams of 2 to {c.ngram_max} bytes, {c.ngram_rows:,} rows of {c.ngram_dim} each",
-        "local_in": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
-        "router": f"{c.router}, {c.rule.rate:.0%} of the bytes",
-        "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",
-        "local_out": f"{stack} blocks, every byte, window {c.fb_att_window_size}",
-        "heads": f"the next {c.next_tokens} bytes",
-        "chain": "shows a head the byte before the one it predicts",
-    }
+    what = described(config)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -27,11 +17,32 @@ def model_table(config: ModelConfig, facts: dict) -> Table:
         table.add_row(name, f"{size:,}", what.get(name, ""))
     table.add_row("parameters", f"{facts['parameters']:,}", "", style="bold")
     table.add_row()
-    context = f"at {facts['context_len']} bytes of context"
-    table.add_row("forward", count(facts["forward_flops_per_byte"], "FLOP"), f"per byte, {context}")
-    table.add_row("training", count(facts["training_flops_per_byte"], "FLOP"), f"per byte, {context}")
+    cost = f"per {config.unit}, at {facts['context_len']} {config.unit}s of context"
+    table.add_row("forward", count(facts["forward_flops_per_symbol"], "FLOP"), cost)
+    table.add_row("training", count(facts["training_flops_per_symbol"], "FLOP"), cost)
     table.add_row("cache", count(facts["kv_cache_bytes"], "B"), "keys and values in generation, however long the text")
     return table
+
+
+def described(config: Shape) -> dict[str, str]:
+    """What each part of a model is."""
+    c, each = config, f"every {config.unit}"
+    what = {
+        "embedding": f"{c.vocabulary:,} {c.unit}s to {c.dim} channels",
+        "ngrams": f"n-grams of 2 to {c.ngram_max} {c.unit}s, {c.ngram_rows:,} rows of {c.ngram_dim} each",
+    }
+    if c.kind == "gpt":
+        heads = f"{c.att_q_heads} query and {c.att_kv_heads} key/value heads of {c.head_dim}"
+        return what | {"blocks": f"{c.num_blocks}, {each}, {heads}, {c.mlp}", "head": f"the next {c.unit}"}
+    local = f"{c.fb_num_blocks} blocks, {each}, window {c.fb_att_window_size}"
+    return what | {
+        "local_in": local,
+        "router": f"{c.router}, {c.rule.rate:.0%} of the bytes",
+        "latent": f"{c.latent_num_blocks} blocks, routed bytes, window {c.latent_att_window_size}",
+        "local_out": local,
+        "heads": f"the next {c.next_tokens} bytes",
+        "chain": "shows a head the byte before the one it predicts",
+    }
 
 
 def runs_table(runs: list[dict]) -> Table:

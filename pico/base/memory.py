@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pico.base.config import ModelConfig
 from pico.base.errors import PicoError
+from pico.base.shapes import Shape
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # the limit of a container, where there is one
 
@@ -35,7 +35,7 @@ def available(device: str | torch.device) -> float:
         return free
 
 
-def training_bytes(config: ModelConfig, optimizer: str) -> int:
+def training_bytes(config: Shape, optimizer: str) -> int:
     """Least bytes that training needs: fp32 weights, gradients and the state of the optimizer.
 
     The n-gram tables have sparse gradients and a number a row. SOAP keeps two moments, and for each side of a matrix an
@@ -47,7 +47,7 @@ def training_bytes(config: ModelConfig, optimizer: str) -> int:
             total += count * rows * columns
             if part == "ngrams" and rows != config.dim:
                 table += count * rows * columns
-            elif part in ("embedding", "heads"):
+            elif part in ("embedding", "heads", "head"):
                 sides += count * columns**2
             elif min(rows, columns) > 1:
                 sides += count * (rows**2 + columns**2)
@@ -62,7 +62,7 @@ def require(need: float, device: str | torch.device, what: str, instead: str) ->
         raise PicoError(f"{what}: {need / 1e9:,.1f} GB needed on {device}, {have / 1e9:,.1f} GB available; {instead}")
 
 
-def require_weights(config: ModelConfig, device: str | torch.device = "cpu") -> None:
+def require_weights(config: Shape, device: str | torch.device = "cpu") -> None:
     """Raises PicoError for a model whose weights fit neither the CPU, where they are made, nor their device."""
     size = 4 * sum(config.parameters.values())
     for place in {"cpu", str(device)}:

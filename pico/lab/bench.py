@@ -20,13 +20,14 @@ import numpy as np
 import psutil
 import torch
 
-from pico.base.config import DataConfig, ModelConfig, TrainConfig
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
 from pico.base.errors import PicoError
 from pico.base.memory import keep_memory, require_weights
+from pico.base.shapes import ModelConfig
 from pico.data.prefetch import Prefetch
 from pico.model.attention import attention, available_backends
-from pico.model.cost import flops_per_byte
+from pico.model.cost import flops_per_symbol
 from pico.model.pico import Pico
 
 KINDS = ("train", "generate", "long", "spelling", "attention", "optimizer")
@@ -149,7 +150,7 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
     rate = 1000 * batch * length / step["median"]
     memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()) / 2**20
     parts = {name: summary([t[name] for t in times]) for name in times[0]}
-    flops = flops_per_byte(config, length)[1]
+    flops = flops_per_symbol(config, length)[1]
     return {
         "precision": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),

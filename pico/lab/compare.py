@@ -17,10 +17,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pico.base.config import Config, DataConfig, ModelConfig, TrainConfig
+from pico.base.config import Config, DataConfig, TrainConfig
 from pico.base.device import pick_device
 from pico.base.errors import PicoError
 from pico.base.files import read_json, write_json
+from pico.base.shapes import ModelConfig
 from pico.data.open import open_data
 from pico.data.reading import Reading
 from pico.evaluate.analysis import Tally

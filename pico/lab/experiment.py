@@ -15,9 +15,10 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from pico.base.config import PRESETS, Config, Count, DataConfig, ModelConfig, Positive, TrainConfig, meant, part, preset
+from pico.base.config import Config, Count, DataConfig, Positive, TrainConfig, meant, part
 from pico.base.errors import PicoError
 from pico.base.files import read_json
+from pico.base.shapes import PRESETS, ModelConfig, preset
 from pico.runs.folder import name_problem
 
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set

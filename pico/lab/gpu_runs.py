@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import torch
 
-from pico.base.config import DataConfig, ModelConfig, TrainConfig, preset
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
+from pico.base.shapes import ModelConfig, preset
 from pico.data.prefetch import Batch
 from pico.data.stories import stories
 from pico.decode.generation import generate
 from pico.lab.gpu_clock import Section, read, spread
-from pico.model.cost import flops_per_byte
+from pico.model.cost import flops_per_symbol
 from pico.model.pico import Pico
 from pico.runs.export import export
 from pico.runs.folder import create
@@ -150,7 +151,7 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     mark("data")
     wait(section)
     seconds = (time.perf_counter() - began) / (3 if section.smoke else STEPS)
-    size, flops = settings.step_bytes, flops_per_byte(trainer.config, settings.context_len)[1]
+    size, flops = settings.step_bytes, flops_per_symbol(trainer.config, settings.context_len)[1]
     starts = [event for part, event in marks if part == "data"]
     figures = {
         "ms_per_step": round(seconds * 1e3, 2),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pico.base.config import ModelConfig
+from pico.base.shapes import ModelConfig
 from pico.model.attention import attend_cached, attention, split_heads
 from pico.model.cache import Ring
 from pico.model.norm import norm

@@ -11,7 +11,8 @@ is read in large pieces. So a cache begins wide and is made `narrow` when its pr
 import torch
 from torch import Tensor
 
-from pico.base.config import MAX_FEED, PREFILL, ModelConfig
+from pico.base.config import MAX_FEED, PREFILL
+from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS
 from pico.model.attention import ring_bias, slot_positions
 

@@ -1,24 +1,44 @@
-"""What a model costs: FLOPs per byte and bytes of cache, without building it."""
+"""What a model costs: FLOPs per symbol (a byte, or a token) and bytes of cache, without building it."""
 
 import torch
 
-from pico.base.config import ModelConfig
-from pico.model.cache import MAX_FEED, Cache
+from pico.base.shapes import GPTConfig, ModelConfig, Shape
+from pico.model.cache import MAX_FEED, Cache, Ring
 
 
-def flops_per_byte(config: ModelConfig, context_len: int, routed: float | None = None) -> tuple[float, float]:
-    """(forward, training) FLOPs per byte: 2 a multiply-add of matmuls and attention; training is 3 forwards of all.
+def flops_per_symbol(config: Shape, context_len: int, routed: float | None = None) -> tuple[float, float]:
+    """(forward, training) FLOPs per symbol: 2 a multiply-add of matmuls and attention; training is 3 forwards of all.
 
-    routed: fraction of the bytes that the latent blocks run on; None is the rate that the config names.
+    routed: fraction of the bytes that Pico's latent blocks run on; None is the rate that the config names.
     """
+    if config.kind == "gpt":
+        forward = 2 * _gpt_multiplications(config, context_len)
+        return forward, 3 * forward
+    return _pico_flops(config, context_len, routed)
+
+
+def keys_seen(window: int, length: float) -> float:
+    """By an average query of so many positions that sees `window` before it and itself; the first ones have fewer."""
+    window = min(window, length - 1)
+    return (window + 1) * (1 - window / max(length, 1) / 2)
+
+
+def _gpt_multiplications(c: GPTConfig, context_len: int) -> float:
+    """Of one forward, for a symbol: those of every matrix but the tables, of which reading a row costs none."""
+    parts = {part: shapes for part, shapes in c.matrices.items() if part not in ("embedding", "norm", "ngrams")}
+    linear = sum(n * rows * columns for shapes in parts.values() for n, rows, columns in shapes if rows > 1)
+    linear += c.num_blocks * (c.att_q_heads - 1) * c.head_dim**2 * (c.gate == "query")  # shared: once for each head
+    linear += c.ngram_orders * c.ngram_dim * c.dim + c.tied * c.dim * c.vocab_size
+    return linear + c.num_blocks * 2 * c.att_q_heads * c.head_dim * keys_seen(c.reach, context_len)
+
+
+def _pico_flops(config: ModelConfig, context_len: int, routed: float | None) -> tuple[float, float]:
     c, width = config, config.head_dim
     linear = c.dim * width * (c.att_q_heads + 2 * c.att_kv_heads) + c.att_q_heads * width * c.dim
     linear += 3 * c.dim * c.mlp_dim
 
     def block(window: int, length: float) -> float:
-        window = min(window, length - 1)
-        seen = (window + 1) * (1 - window / max(length, 1) / 2)  # keys of an average query; the first ones have fewer
-        return linear + 2 * c.att_q_heads * width * seen
+        return linear + 2 * c.att_q_heads * width * keys_seen(window, length)
 
     if routed is None:
         routed = c.rule.rate
@@ -30,22 +50,26 @@ def flops_per_byte(config: ModelConfig, context_len: int, routed: float | None =
     return forward, 3 * (forward + chain)
 
 
-def cache_bytes(config: ModelConfig, dtype=torch.float32, feed: int = MAX_FEED) -> int:
+def cache_bytes(config: Shape, dtype=torch.float32, feed: int = MAX_FEED) -> int:
     """Bytes of key/value state that generation needs for one text, however long; `feed` of it in one forward."""
+    if config.kind == "gpt":
+        return Ring(config.num_blocks, 1, config.reach, config, dtype, "meta", feed).memory.nbytes
     return Cache(config, 1, dtype, "meta", feed).memory_bytes()
 
 
-def model_facts(config: ModelConfig, context_len: int = 512) -> dict:
-    """Parameters of each part, FLOPs per byte at that context, bytes of key/value cache. Builds no weights."""
-    from pico.model.cost import cache_bytes, flops_per_byte
+def model_facts(config: Shape, context_len: int | None = None) -> dict:
+    """Parameters of each part, FLOPs per symbol at that context (None: as in training), bytes of key/value cache.
 
-    parts = config.parameters
-    forward, training = flops_per_byte(config, context_len)
+    Builds no weights.
+    """
+    parts, context_len = config.parameters, context_len or config.context_len
+    forward, training = flops_per_symbol(config, context_len)
     return {
         "parameters": sum(parts.values()),
         "parts": parts,
+        "unit": config.unit,
         "context_len": context_len,
-        "forward_flops_per_byte": forward,
-        "training_flops_per_byte": training,
+        "forward_flops_per_symbol": forward,
+        "training_flops_per_symbol": training,
         "kv_cache_bytes": cache_bytes(config),
     }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pico.base.config import ModelConfig
+from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS
 from pico.model import kernels
 from pico.model.blocks import Linear

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pico.base.config import ModelConfig
 from pico.base.routers import Rule
+from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS, BYTES, Alphabet
 from pico.model.attention import choose_backend
 from pico.model.blocks import Block, Linear, each_in_one

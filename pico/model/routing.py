@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pico.base.config import ModelConfig
 from pico.base.routers import RouterInput, Rule
+from pico.base.shapes import ModelConfig
 
 ROOM = 1.5  # of a training buffer on a GPU for a rule by which the text decides, over the share that is routed
 SLOT_STEP = 64  # what such a number of slots, and one of evaluation on a GPU, is rounded up to

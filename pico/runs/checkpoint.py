@@ -23,11 +23,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from pico.base.config import ModelConfig
 from pico.base.errors import PicoError
 from pico.base.files import open_regular, read_json, reason, remove, sync
 from pico.base.log import log
 from pico.base.memory import require_weights
+from pico.base.shapes import ModelConfig
 from pico.runs.folder import checkpoints, differences, read_alphabet, read_config, run_folder
 from pico.runs.state import pack, unpack
 

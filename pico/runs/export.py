@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from pico.base.config import DataConfig, ModelConfig, TrainConfig
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.files import reason, remove, write_json, write_whole, writing
+from pico.base.shapes import ModelConfig
 from pico.runs import checkpoint
 from pico.runs.folder import create, read_record, run_folder
 from pico.runs.metrics import read_metrics

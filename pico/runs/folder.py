@@ -1,6 +1,6 @@
 """The folder of a model: model.json, and its runs with their names, settings and lock.
 
-    models/my-model/model.json                 ModelConfig
+    models/my-model/model.json                 its shape, Pico's or a GPT's
     models/my-model/my-run/train.json          how the run was started
     models/my-model/my-run/00001000/           a checkpoint, see pico/runs/checkpoint.py
 
@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pico.base.config import ModelConfig
 from pico.base.errors import PicoError
 from pico.base.files import NO_LINKS, entries, hold, read_json, remove, write_json, writing
 from pico.base.hints import command
+from pico.base.shapes import Shape, shape
 from pico.base.symbols import BYTES, Alphabet
 
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what hold says of another's lock
@@ -32,7 +32,7 @@ DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT")
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def create(path: str | Path, config: ModelConfig) -> Path:
+def create(path: str | Path, config: Shape) -> Path:
     """Writes path/model.json. Raises PicoError where there is a model already, or nothing can be written: no folder
     is left half-made."""
     path, file = Path(path), Path(path) / "model.json"
@@ -51,8 +51,8 @@ def create(path: str | Path, config: ModelConfig) -> Path:
     return path
 
 
-def read_config(path: str | Path) -> ModelConfig:
-    """The ModelConfig of a model folder. Raises PicoError: no such model, broken JSON, unknown keys, bad values."""
+def read_config(path: str | Path) -> Shape:
+    """The shape of a model folder. Raises PicoError: no such model, broken JSON, unknown keys, bad values."""
     path = Path(path)
     file = path / "model.json"
     try:
@@ -64,12 +64,12 @@ def read_config(path: str | Path) -> ModelConfig:
     except PicoError as error:
         raise PicoError(f"{error}: mend it, or make a new model") from None
     try:
-        return ModelConfig.build(**values)
+        return shape(values)
     except PicoError as error:
         raise PicoError(f"{file}: {error}") from None
 
 
-def read_alphabet(path: str | Path, config: ModelConfig) -> Alphabet:
+def read_alphabet(path: str | Path, config: Shape) -> Alphabet:
     """What the ids of the model at `path` stand for."""
     return BYTES
 

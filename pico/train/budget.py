@@ -8,14 +8,15 @@ processes; the optimizer's own work is left out.
 
 import math
 
-from pico.base.config import ModelConfig, TrainConfig
+from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
-from pico.model.cost import flops_per_byte
+from pico.base.shapes import ModelConfig
+from pico.model.cost import flops_per_symbol
 
 
 def step_flops(model: ModelConfig, config: TrainConfig, routed: float | None = None) -> int:
     """FLOPs of an optimizer step whose latent blocks ran on that fraction of the positions (None: the nominal one)."""
-    return round(config.step_bytes * flops_per_byte(model, config.context_len, routed)[1])
+    return round(config.step_bytes * flops_per_symbol(model, config.context_len, routed)[1])
 
 
 def step_limit(config: TrainConfig, chunks: int | None) -> int | None:

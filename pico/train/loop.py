@@ -25,6 +25,7 @@ from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import DataError, PicoError
 from pico.base.files import append, size_of
 from pico.base.memory import keep_memory
+from pico.base.shapes import check_context
 from pico.data.prefetch import Prefetch
 from pico.data.reading import counted, outlook
 from pico.decode.generation import generate
@@ -71,6 +72,7 @@ def train(
     if resume and base_weights is not None:
         raise PicoError("--base-weights begin a new run, and --resume goes on with a run's own: leave one of them out")
     model_config = read_config(path)
+    check_context(model_config, config.context_len)
     if not resume and base_weights is None:
         base_weights = pretrained(path)
     path = Path(path)

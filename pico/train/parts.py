@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import torch
 
-from pico.base.config import DataConfig, ModelConfig, TrainConfig
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
 from pico.base.errors import PicoError
 from pico.base.files import write_json
 from pico.base.memory import require, require_weights, training_bytes
+from pico.base.shapes import ModelConfig
 from pico.base.threads import pick_threads, threads_chosen
 from pico.data.documents import Documents
 from pico.data.hub import Stream

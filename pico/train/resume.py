@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from pico.base.config import DataConfig, ModelConfig, TrainConfig
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.files import entries
+from pico.base.shapes import ModelConfig
 from pico.runs import checkpoint
 from pico.runs.folder import checkpoints, differences, git_revision, read_record
 from pico.runs.folder import runs as runs_of

@@ -21,7 +21,8 @@ import picolm
 from pico import generate, load
 from pico.app import samples
 from pico.app.flags import DATA, MODEL, TRAINING
-from pico.base.config import DataConfig, TrainConfig, preset
+from pico.base.config import DataConfig, TrainConfig
+from pico.base.shapes import preset
 from pico.base.symbols import visible
 from pico.decode import generation
 from pico.runs import folder
@@ -123,7 +124,7 @@ def test_every_field_can_be_set():
     for command, options in (("init", MODEL), ("train", TRAINING)):
         (settings,) = [o for o in options_of(command) if "--set" in o.opts]
         named = set(re.findall(r"\w+", settings.help.partition(": ")[2]))
-        assert named == set(options.config.model_fields) - set(options.parameters) > set()
+        assert named == set(options.fields) - set(options.parameters) > set()
 
 
 def test_settings_without_a_flag_arrive(cli, home):
@@ -144,7 +145,7 @@ def test_the_help_of_train_fits_a_screen(cli, monkeypatch):
 
 SPECIFIED = {
     "init": "preset dim next-tokens att-q-heads att-kv-heads fb-num-blocks fb-att-window-size latent-capacity-factor "
-    "latent-num-blocks latent-att-window-size router set",
+    "latent-num-blocks latent-att-window-size router num-blocks head-dim vocab-size max-context set",
     "train": "dataset-column-name dataset-train-file dataset-validation-file dataset-train-split dataset-format "
     "dataset-validation-split dataset-validation-size streaming document-separator context-len batch-size "
     "learning-rate weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
@@ -404,7 +405,7 @@ def test_info_knows_sizes_and_runs(cli, home):
     facts = json.loads(cli("info model --json").out)
     parts = load(home / "model", "a").parts()
     assert facts["parts"] == parts and facts["parameters"] == sum(parts.values())
-    shown = facts["training_flops_per_byte"] / 3 - facts["forward_flops_per_byte"]
+    shown = facts["training_flops_per_symbol"] / 3 - facts["forward_flops_per_symbol"]
     assert shown == 2 * parts["chain"] > 0 < facts["kv_cache_bytes"]  # drafting needs the chain, one forward does not
     (run,) = facts["runs"]
     metrics = [json.loads(line) for line in (home / "model/a/metrics.jsonl").read_text().splitlines()]
@@ -479,7 +480,7 @@ BAD = {
     "init b --latent-capacity-factor 1.5": "less than or equal to 1",
     "init b --latent-capacity-factor 0": "error: --latent-capacity-factor = 0.0",
     "init b --router clever": "threshold",
-    "init b --set wide=1": "--set wide=1: no 'wide': valid: dim, next_tokens, ",
+    "init b --set breadth=1": "--set breadth=1: no 'breadth': valid: kind, dim, next_tokens, ",
     "init b --set qknorm=0": "did you mean qk_norm?",
     "init b --set qk_norm": "expected KEY=VALUE",
     "init b --set qk_norm=often": "qk_norm = 'often'",
@@ -491,7 +492,7 @@ BAD = {
     "train model b text.txt --set qk_norm=false": "valid: context_len, ",
     "train model b text.txt --router none": "--router",
     "train model b text.txt --set optimizer=soap-exact": "'adamw' or 'muon'",
-    "bench optimizer --set speed=1": "valid: dim, ",
+    "bench optimizer --set speed=1": "valid: kind, dim, ",
     # data
     "train model b nothing.txt": "nothing.txt",
     "train model b text.txt --dataset-csv-separator ab": "error: --dataset-csv-separator = 'ab'",

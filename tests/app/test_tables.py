@@ -20,7 +20,7 @@ from pico.base.errors import PicoError
 from pico.base.numbers import count
 from pico.decode.text import marked, routed_text, underscored
 from pico.evaluate.page import contrast, document, shaded, write_html
-from pico.model.cost import cache_bytes, flops_per_byte, model_facts
+from pico.model.cost import cache_bytes, flops_per_symbol, model_facts
 from pico.runs.metrics import read_metrics, run_facts
 from pico.runs.plots import Plot
 
@@ -101,7 +101,7 @@ def test_facts_agree_with_the_model():
     facts, model = model_facts(config, 100), tiny()
     assert facts["parts"] == model.parts()
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
-    assert (facts["forward_flops_per_byte"], facts["training_flops_per_byte"]) == flops_per_byte(config, 100)
+    assert (facts["forward_flops_per_symbol"], facts["training_flops_per_symbol"]) == flops_per_symbol(config, 100)
     assert facts["kv_cache_bytes"] == cache_bytes(config)
     console = Console(record=True, width=120)
     console.print(model_table(config, facts))

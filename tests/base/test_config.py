@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pico.base.config import PRESETS, DataConfig, ModelConfig, TrainConfig, preset
+from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
+from pico.base.shapes import PRESETS, ModelConfig, preset
 
 
 def problems(config, **values):
@@ -144,7 +145,7 @@ def test_unknown_preset_names_the_known_ones():
 
 def test_presets():
     """original-xs is the seed's model, original-10m that of its README."""
-    assert list(PRESETS) == ["xs", "tiny", "s", "m", "original-xs", "original-10m"]
+    assert list(PRESETS)[:6] == ["xs", "tiny", "s", "m", "original-xs", "original-10m"]
     xs = preset("original-xs")
     assert (xs.dim, xs.next_tokens, xs.att_q_heads, xs.att_kv_heads) == (128, 8, 9, 3)
     assert (xs.fb_num_blocks, xs.fb_att_window_size, xs.latent_num_blocks) == (2, 16, 12)

@@ -8,10 +8,11 @@ from helpers import tiny, tiny_config
 
 import picolm
 from pico.base import memory
-from pico.base.config import ModelConfig, TrainConfig, preset
+from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.memory import available, training_bytes
 from pico.base.routers import ROUTERS
+from pico.base.shapes import ModelConfig, preset
 from pico.decode.generation import generate
 from pico.model.pico import Pico
 from pico.runs.folder import create

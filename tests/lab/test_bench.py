@@ -11,8 +11,9 @@ import torch
 
 import picolm
 from pico import Pico
-from pico.base.config import TrainConfig, preset
+from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
+from pico.base.shapes import preset
 from pico.lab.bench import KINDS, bench, bench_long, bench_spelling, peak_memory, take_turns, written
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)

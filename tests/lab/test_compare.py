@@ -6,7 +6,8 @@ from contextlib import ExitStack
 import pytest
 
 from pico import PicoError
-from pico.base.config import ModelConfig, TrainConfig
+from pico.base.config import TrainConfig
+from pico.base.shapes import ModelConfig
 from pico.evaluate.score import score
 from pico.lab import compare as module
 from pico.lab.compare import compare
@@ -239,11 +240,11 @@ def test_runs_of_another_experiment_are_refused(tmp_path, values):
         ({"configurations": []}, "configurations"),
         (
             {"configurations": [{"name": "a", "model": {"width": 3}}]},
-            "a: ModelConfig: unknown key 'width': valid: dim, next_tokens, ",
+            "a: ModelConfig: unknown key 'width': valid: kind, dim, next_tokens, ",
         ),
         (
             {"configurations": [{"name": "a", "model": {"dims": 3}}]},
-            "unknown key 'dims': did you mean dim\\? valid: dim",
+            "unknown key 'dims': did you mean dim\\? valid: kind, dim",
         ),
         ({"configurations": [{"name": "a", "train": {"lr": 3}}]}, "a: TrainConfig: unknown key 'lr'"),
         ({"configurations": [{"name": "a", "preset": "huge"}]}, "a: unknown preset 'huge'"),

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from pico import PicoError
-from pico.base.config import DataConfig, ModelConfig, TrainConfig
+from pico.base.config import DataConfig, TrainConfig
+from pico.base.shapes import ModelConfig
 from pico.lab.experiment import BY_BUDGET, Budget, Configuration, Experiment, experiment_name, form, read_experiment
 
 VALUES = {"budget": {"steps": 4}, "seeds": 3, "configurations": [{"name": "one"}, {"name": "two"}, {"name": "three"}]}

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from training import SMALL
 
-from pico.base.config import TrainConfig, preset
+from pico.base.config import TrainConfig
+from pico.base.shapes import preset
 from pico.evaluate.statistics import holm
 from pico.lab import tables as compare_report
 from pico.lab.compare import compare, doubts

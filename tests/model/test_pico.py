@@ -5,13 +5,14 @@ from helpers import random_tokens, texts, tiny, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 import pico.model.pico
-from pico.base.config import ModelConfig, TrainConfig, preset
+from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.routers import ROUTERS
+from pico.base.shapes import ModelConfig, preset
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.decode.generation import generate
 from pico.model.blocks import Linear, each_in_one, thin
-from pico.model.cost import flops_per_byte
+from pico.model.cost import flops_per_symbol
 from pico.model.norm import EPS, norm
 from pico.model.pico import Pico
 from pico.train.optimizers import build_optimizers
@@ -378,7 +379,7 @@ def test_training_and_evaluation_compute_the_same(dtype, scale):
 
 @pytest.mark.parametrize("router", ["all", "stride", "none"])
 @pytest.mark.parametrize("length", [16, 40, 200])
-def test_flops_per_byte_counts_what_a_forward_does(router, length, monkeypatch):
+def test_flops_per_symbol_counts_what_a_forward_does(router, length, monkeypatch):
     """Linear layers by torch's counter; attention by the pairs of a query and a key inside the window."""
     config = tiny_config(router, fb_att_window_size=20, latent_att_window_size=30, latent_capacity_factor=0.25)
     pairs = 0
@@ -395,12 +396,12 @@ def test_flops_per_byte_counts_what_a_forward_does(router, length, monkeypatch):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             Pico(config).eval().requires_grad_(False)(tokens[:, :length], targets=targets)
         actual = (counter.get_total_flops() + 4 * pairs) / length  # scores and weighted sum, 2 for a multiply-add
-        assert flops_per_byte(config, length)[targets is not None] == pytest.approx(counted_as * actual, rel=1e-3)
+        assert flops_per_symbol(config, length)[targets is not None] == pytest.approx(counted_as * actual, rel=1e-3)
     rate = {"all": 1.0, "none": 0.0}.get(router, 0.25)
-    assert flops_per_byte(config, length) == flops_per_byte(config, length, rate)
+    assert flops_per_symbol(config, length) == flops_per_symbol(config, length, rate)
     if router == "stride":  # what was routed counts, whatever the config names
         other = config.model_copy(update={"latent_capacity_factor": 0.5})
-        assert flops_per_byte(other, length, 0.25) == flops_per_byte(config, length)
+        assert flops_per_symbol(other, length, 0.25) == flops_per_symbol(config, length)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pico import DataConfig, PicoError, TrainConfig, preset
 from pico.data.open import story_documents
 from pico.data.stories import floor
 from pico.evaluate.score import Score
-from pico.model.cost import flops_per_byte
+from pico.model.cost import flops_per_symbol
 from pico.model.pico import Pico
 from pico.runs import checkpoint
 from pico.runs.folder import checkpoints, create, read_config
@@ -94,7 +94,7 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
     monkeypatch.setattr(Pico, "forward", forward)
     reroute(path, router)
     shape = read_config(path)
-    limit = 11.5 * 4 * 32 * flops_per_byte(shape, 32)[1]
+    limit = 11.5 * 4 * 32 * flops_per_symbol(shape, 32)[1]
     settings = config(max_steps=None, max_flops=limit, batch_size=2, grad_accumulation_steps=2)
     whole = go(path, "whole", data, settings)
     lines = metrics(path, "whole")
@@ -103,9 +103,9 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
         assert line["learning_rate"] == pytest.approx(0.01 * min(1, (i + 1) / 4) * (1 - flops / limit))
         pair = outputs[2 * i : 2 * i + 2]
         routed, slots = (sum(column) / 2 for column in zip(*pair))
-        assert line["flops"] - flops == pytest.approx(4 * 32 * flops_per_byte(shape, 32, routed)[1], rel=1e-6)
+        assert line["flops"] - flops == pytest.approx(4 * 32 * flops_per_symbol(shape, 32, routed)[1], rel=1e-6)
         assert line["executed_flops"] - executed == pytest.approx(
-            4 * 32 * flops_per_byte(shape, 32, slots)[1], rel=1e-6
+            4 * 32 * flops_per_symbol(shape, 32, slots)[1], rel=1e-6
         )
         flops, executed = line["flops"], line["executed_flops"]
     assert lines[-2]["flops"] < limit <= flops == whole.flops and executed == whole.executed_flops
@@ -125,7 +125,7 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
 
 
 def test_the_limit_that_is_furthest_rules(path, data):
-    step = 4 * 32 * flops_per_byte(read_config(path), 32)[1]
+    step = 4 * 32 * flops_per_symbol(read_config(path), 32)[1]
     assert go(path, "steps", data, config(max_steps=3, max_flops=100 * step)).steps == 3
     assert go(path, "flops", data, config(max_steps=100, max_minutes=60, max_flops=2.9 * step)).steps == 3
 

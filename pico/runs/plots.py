@@ -178,7 +178,8 @@ def plot_comparison(results: dict, png_path: str | Path) -> None:
     top = max(finals) + max(0.25 * (max(finals) - min(finals)), 0.15 * max(finals))
     panels[0].set_ylim(min(finals) - 0.1 * (top - min(finals)), top)
     panels[0].set_ylabel("bits per byte, causal", color=SOFT)
-    _title(panels[0], results["title"])
+    # of the figure, not of an axes, which would grow as wide as its title
+    figure.suptitle(results["title"], x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
     _name_ends(panels[-1], [(y, f"{row['name']} {y:.3f}", colour) for y, row, colour in zip(finals, rows, colours)])
     figure.savefig(png_path)
 

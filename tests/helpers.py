@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pico.decode.generation
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import GPTConfig, ModelConfig
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.decode.numpy_reader import NumpyDecoder
 from pico.decode.torch_reader import TorchReader
+from pico.model.gpt import GPT
 from pico.model.pico import Pico
 
 
@@ -49,6 +50,27 @@ def tiny(router="threshold", seed=0, dtype=torch.float32, **changes) -> Pico:
     with torch.no_grad():
         model.router.weight.mul_(15)
         model.heads.weight.mul_(20)
+    return model
+
+
+def tiny_gpt_config(**changes) -> GPTConfig:
+    """A context small enough that a hundred symbols exercise everything."""
+    shape = dict(dim=32, num_blocks=2, att_q_heads=4, att_kv_heads=2, head_dim=8, max_context=12, mlp_ratio=1.5)
+    return GPTConfig.build(**(shape | changes))
+
+
+def tiny_gpt(seed=0, dtype=torch.float32, **changes) -> GPT:
+    """A tiny twin in eval mode: nothing left at zero or one, outputs far from uniform."""
+    torch.manual_seed(seed)
+    model = GPT(tiny_gpt_config(**changes), dtype=dtype).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.normal_(std=p.shape[1] ** -0.5)
+            else:
+                p += 0.4 * torch.randn_like(p)
+        if model.head:
+            model.head.weight.mul_(3)
     return model
 
 

@@ -112,6 +112,12 @@ class ModelConfig(Sizes):
         return self.latent_num_blocks if self.rule.rate else 0
 
     @property
+    def stacks(self) -> list[tuple[int, int]]:
+        """Layers and window of the blocks that all symbols go through, and of those for the routed ones."""
+        local = 2 * self.fb_num_blocks, self.fb_att_window_size
+        return [local, (self.latent_blocks, self.latent_att_window_size)]
+
+    @property
     def drafts(self) -> int:
         """Bytes drafted ahead in generation: by each head after the first, and two more if the last one can go on.
 
@@ -236,6 +242,11 @@ class GPTConfig(Sizes):
     def reach(self) -> int:
         """How many symbols before the current one attention sees at most."""
         return min(self.max_context - 1, self.window or self.max_context - 1)
+
+    @property
+    def stacks(self) -> list[tuple[int, int]]:
+        """Layers and window of the blocks that all symbols go through, and of those for routed ones: none."""
+        return [(self.num_blocks, self.reach), (0, 0)]
 
     @property
     def mlp_dims(self) -> list[int]:

@@ -79,10 +79,15 @@ def split_heads(qkv: Tensor, sharpness: Tensor | None, heads: int) -> tuple[Tens
     return q, k, v
 
 
+def distances(q_positions: Tensor, k_positions: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """How far each key is before each query, and whether that sees it: both (..., Q, S)."""
+    distance = q_positions[..., :, None] - k_positions[..., None, :]
+    return distance, (distance >= 0) & (distance <= window) & (k_positions >= 0)[..., None, :]
+
+
 def alibi_bias(q_positions: Tensor, k_positions: Tensor, heads: int, window: int, dtype: torch.dtype) -> Tensor:
     """ALiBi and window mask (..., H, Q, S) from integer positions (..., Q) and (..., S); negative keys are empty."""
-    distance = q_positions[..., :, None] - k_positions[..., None, :]
-    seen = (distance >= 0) & (distance <= window) & (k_positions >= 0)[..., None, :]
+    distance, seen = distances(q_positions, k_positions, window)
     slopes = alibi_slopes(heads, distance.device)[:, None, None]
     return (-slopes * distance[..., None, :, :]).masked_fill(~seen[..., None, :, :], float("-inf")).to(dtype)
 
@@ -267,12 +272,16 @@ def ring_bias(
 ) -> Tensor | Positions:
     """(B, H, n, R) bias for queries at q_positions (B, n), the newest written positions of a ring of R slots.
 
+    For the backend "sdpa" it is what they see, (B, 1, n, R) bool, without ALiBi.
+
     Slot s holds the newest position p with p % R == s. Entries left behind by a rollback are at positions after
     the query, or derive to positions before its window, so the mask hides them (needs R >= W + n).
     """
     k_positions = slot_positions(q_positions[:, -1:], slots)
     if backend == "triton":
         return Positions(q_positions.int(), k_positions.int(), window)
+    if backend == "sdpa":
+        return distances(q_positions, k_positions, window)[1][:, None]
     return alibi_bias(q_positions, k_positions, heads, window, dtype)
 
 

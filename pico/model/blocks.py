@@ -18,15 +18,16 @@ SHARPNESS = 1.5  # of attention with QK-norm, before it is learned
 
 
 class Linear(nn.Linear):
-    """No bias; the fp32 weight is cast to the dtype of what comes in, unless `cast` holds it (see casts.py)."""
+    """The fp32 weight is cast to the dtype of what comes in, unless `cast` holds it (see casts.py)."""
 
     cast: Tensor | None = None
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        super().__init__(inputs, outputs, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast, bias)
 
 
 def thin(update: Tensor, share: float) -> Tensor:
@@ -62,10 +63,9 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """arXiv 2002.05202; gate and value in one matmul."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.up = Linear(config.dim, 2 * config.mlp_dim)
-        self.down = Linear(config.mlp_dim, config.dim)
+        self.up, self.down = Linear(dim, 2 * hidden), Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
@@ -79,7 +79,7 @@ class Block(nn.Module):
         super().__init__()
         self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if skip else None
         self.attention = Attention(config, window)
-        self.mlp = SwiGLU(config)
+        self.mlp = SwiGLU(config.dim, config.mlp_dim)
         self.dropout = 0.0  # share of what it adds that training leaves out
 
     def forward(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pico.base.config import MAX_FEED, PREFILL
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.base.symbols import BOS
 from pico.model.attention import ring_bias, slot_positions
 
@@ -20,7 +20,7 @@ from pico.model.attention import ring_bias, slot_positions
 class Ring:
     """Keys and values of a stack of layers, for the last W + feed positions of each row."""
 
-    def __init__(self, layers: int, batch: int, window: int, config: ModelConfig, dtype, device, feed: int):
+    def __init__(self, layers: int, batch: int, window: int, config: Shape, dtype, device, feed: int):
         self.window, self.heads = window, config.att_q_heads
         self.slots = window + feed
         shape = (layers, batch * self.slots, 2, config.att_kv_heads, config.head_dim)
@@ -36,11 +36,12 @@ class Ring:
         self.memory = self.memory.index_select(1, (self._row + positions % self.slots).flatten())
         self._row, self.slots = self._row // self.slots * slots, slots
 
-    def open(self, count: int, backend: str | None = None) -> None:
-        """Make room for `count` positions in every row: where they are written, and what they may see."""
+    def open(self, count: int, backend: str | None = None) -> Tensor:
+        """Make room for `count` positions in every row (B, n): where they are written, and what they may see."""
         positions = self.length[:, None] + torch.arange(count, device=self.length.device)  # (B, n)
         self._written = (self._row + positions % self.slots).flatten()
         self.bias = ring_bias(positions, self.slots, self.heads, self.window, self.memory.dtype, backend)
+        return positions
 
     def write(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store kv (B, n, 2, K, E) at the opened positions; returns all keys and values (B, R, K, E)."""
@@ -54,10 +55,11 @@ class Cache:
     feed: the most bytes of a text that one forward reads.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, dtype=torch.float32, device="cpu", feed: int = MAX_FEED):
-        self.feed, window = feed, config.fb_att_window_size
-        self.local = Ring(2 * config.fb_num_blocks, batch, window, config, dtype, device, feed)
-        self.latent = Ring(config.latent_blocks, batch, config.latent_att_window_size, config, dtype, device, feed)
+    def __init__(self, config: Shape, batch: int, dtype=torch.float32, device="cpu", feed: int = MAX_FEED):
+        self.feed = feed
+        self.local, self.latent = (
+            Ring(layers, batch, window, config, dtype, device, feed) for layers, window in config.stacks
+        )
         self.history = torch.full((batch, config.history), BOS, device=device)  # (B, H) bytes before the next
 
     @property

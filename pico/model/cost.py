@@ -3,7 +3,7 @@
 import torch
 
 from pico.base.shapes import GPTConfig, ModelConfig, Shape
-from pico.model.cache import MAX_FEED, Cache, Ring
+from pico.model.cache import MAX_FEED, Cache
 
 
 def flops_per_symbol(config: Shape, context_len: int, routed: float | None = None) -> tuple[float, float]:
@@ -52,8 +52,6 @@ def _pico_flops(config: ModelConfig, context_len: int, routed: float | None) -> 
 
 def cache_bytes(config: Shape, dtype=torch.float32, feed: int = MAX_FEED) -> int:
     """Bytes of key/value state that generation needs for one text, however long; `feed` of it in one forward."""
-    if config.kind == "gpt":
-        return Ring(config.num_blocks, 1, config.reach, config, dtype, "meta", feed).memory.nbytes
     return Cache(config, 1, dtype, "meta", feed).memory_bytes()
 
 

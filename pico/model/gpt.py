@@ -1,0 +1,277 @@
+"""The token twin: a dense decoder-only transformer, with the switches that people use today.
+
+    symbols -> embedding (and those of the n-grams that end there) -> blocks -> norm -> head
+
+A symbol is a byte or a token. Every one goes through all blocks and sees itself and the W symbols before it, W being
+max_context - 1 or a smaller window. B batch, T symbols, D width, H query heads, K key/value heads, E head width,
+V vocabulary. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pico.base.shapes import GPTConfig
+from pico.base.symbols import BOS
+from pico.model.blocks import Linear, SwiGLU, each_in_one, thin
+from pico.model.cache import Cache, Ring
+from pico.model.causal import causal_attention, sdpa
+from pico.model.loss import multi_byte_loss, soft_capped
+from pico.model.ngrams import NGrams
+from pico.model.norm import norm
+from pico.model.pico import Output
+
+DEEPEST = 0.1  # of the first block's deviation is left in the last one of init = depth
+
+
+class Norm(nn.Module):
+    """RMSNorm, with gains or without."""
+
+    def __init__(self, width: int, gain: bool):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width)) if gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm(x) if self.gain is None else norm(x) * self.gain.to(x.dtype)
+
+
+class Rotation(NamedTuple):
+    """RoPE (arXiv 2104.09864) of positions: by how much each pair of channels turns."""
+
+    cos: Tensor  # (B or 1, T, 1, R/2), R the channels of a head that rotate
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (B, T, heads, E): channels i and i + R/2 are a pair, those from R on stay."""
+        half = self.cos.shape[-1]
+        a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin, rest], dim=-1)
+
+
+def rotation(positions: Tensor, config: GPTConfig, dtype: torch.dtype) -> Rotation:
+    """Of positions (B or 1, T): pair i of R/2 turns by theta^(-2i/R) radians a position."""
+    half = round(config.head_dim * config.rope_fraction / 2)
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64  # a text may be millions of symbols long
+    frequency = config.rope_theta ** (-torch.arange(half, device=positions.device, dtype=wide) / max(half, 1))
+    angle = (positions[..., None] * frequency)[..., None, :]
+    return Rotation(angle.cos().to(dtype), angle.sin().to(dtype))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RoPE, QK-norm before or after it, and a gate, each if wanted."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config, width, heads = config, config.head_dim, config.att_q_heads
+        self.qkv = Linear(config.dim, (heads + 2 * config.att_kv_heads) * width, bias=config.qkv_bias)
+        normed = config.qk_norm != "none"
+        self.q_norm, self.k_norm = (Norm(width, config.norm_gain) if normed else None for _ in range(2))
+        gates = {"none": None, "query": (width, width), "input": (config.dim, heads * width)}[config.gate]
+        self.gate = Linear(*gates) if gates else None
+        self.out = Linear(heads * width, config.dim)
+
+    def forward(self, x: Tensor, turn: Rotation, ring: Ring | None, layer: int) -> Tensor:
+        c = self.config
+        qkv = self.qkv(x).unflatten(-1, (-1, c.head_dim))  # (B, T, H + 2K, E)
+        q, k, v = qkv.split((c.att_q_heads, c.att_kv_heads, c.att_kv_heads), dim=2)
+        if c.qk_norm == "before":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = turn(q), turn(k)
+        if c.qk_norm == "after":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if ring is None:
+            y = causal_attention(q, k, v, c.reach)
+        else:
+            y = sdpa(q, *ring.write(layer, torch.stack([k, v], dim=2)), ring.bias)
+        if c.gate == "query":  # one matrix for all heads of a block
+            y = y * torch.sigmoid(self.gate(q))
+        elif c.gate == "input":  # G1 of arXiv 2505.06708
+            y = y * torch.sigmoid(self.gate(x)).view_as(y)
+        return self.out(y.flatten(2))
+
+
+class SquaredReLU(nn.Module):
+    """arXiv 2109.08668"""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up, self.down = Linear(dim, hidden), Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())
+
+
+class GPTBlock(nn.Module):
+    """Attention and MLP, each of what is normalised; in a sandwich what they add is normalised too."""
+
+    def __init__(self, config: GPTConfig, hidden: int):
+        super().__init__()
+        self.attention = Attention(config)
+        self.mlp = {"swiglu": SwiGLU, "relu2": SquaredReLU}[config.mlp](config.dim, hidden)
+        self.norms = nn.ModuleList(Norm(config.dim, config.norm_gain) for _ in range(2))
+        self.outer_norms = nn.ModuleList(
+            Norm(config.dim, config.norm_gain) if config.sandwich_norm else nn.Identity() for _ in range(2)
+        )
+        self.dropout = 0.0  # share of what it adds that training leaves out
+
+    def forward(self, x: Tensor, turn: Rotation, ring: Ring | None = None, layer: int = 0) -> Tensor:
+        share = self.dropout if self.training else 0.0
+        x = x + thin(self.outer_norms[0](self.attention(self.norms[0](x), turn, ring, layer)), share)
+        return x + thin(self.outer_norms[1](self.mlp(self.norms[1](x))), share)
+
+
+class GPT(nn.Module):
+    """The whole model."""
+
+    def __init__(self, config: GPTConfig, dtype=torch.float32):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.gradient_checkpointing = False  # training keeps only what goes into each block, and runs it again
+        self.embedding = nn.Embedding(config.vocabulary, config.dim)
+        self.ngrams = NGrams(config) if config.ngram_max else None
+        self.blocks = nn.ModuleList(GPTBlock(config, hidden) for hidden in config.mlp_dims)
+        self.norm = Norm(config.dim, config.norm_gain)
+        self.head = None if config.tied else Linear(config.dim, config.vocabulary)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal, with a standard deviation by role; biases 0, gains 1, n-gram tables 0. Of n inputs and L blocks:
+
+                          standard           zero         depth
+        embedding         .02                1, or D^-.5 if it is scaled by sqrt(D), or .5 if it is left as it is
+        out               .02 / sqrt(2 L)    0            0
+        down              .02 / sqrt(2 L)    0            .04, falling with depth
+        up, SwiGLU's gate .02                1/sqrt(n)    .04, falling with depth
+        SwiGLU's value    .02                1/sqrt(n)    0
+        head              .02                0            0
+        other matrices    .02                1/sqrt(n)    1/sqrt(n)
+
+        Standard is GPT-2's, zero nanochat's, depth Simple-PicoLM's. There the line falls to zero in the last block,
+        which then never learns: with gate, value and down at zero no gradient gets in. Here a tenth is left.
+        """
+        c, standard = self.config, self.config.init == "standard"
+        scaled = {"none": 0.5, "sqrt": c.dim**-0.5, "norm": 1.0}[c.embedding_scale]
+        std = {self.embedding.weight: 0.02 if standard or c.tied else scaled}
+        if self.head:
+            std[self.head.weight] = 0.02 if standard else 0.0
+        if self.ngrams:
+            std[self.ngrams.table.weight] = 0.0
+        for layer, block in enumerate(self.blocks):
+            out, up, down = block.attention.out.weight, block.mlp.up.weight, block.mlp.down.weight
+            std[out] = std[down] = 0.02 / (2 * c.num_blocks) ** 0.5 if standard else 0.0
+            if c.init == "depth":
+                std[up] = std[down] = 0.04 * max(DEEPEST, 1 - layer / max(1, c.num_blocks - 1))
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=std.get(parameter, 0.02 if standard else parameter.shape[1] ** -0.5))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if c.init == "depth" and c.mlp == "swiglu":
+            for block in self.blocks:
+                nn.init.zeros_(block.mlp.up.weight.chunk(2)[1])
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter, by what its optimizer must know; see `Pico.parameter_groups`."""
+        inside = [p for module in (self.blocks, self.norm) for p in module.parameters()]
+        groups = {
+            "tables": [self.ngrams.table.weight] if self.ngrams else [],
+            "symbols": [self.embedding.weight, *([self.head.weight] if self.head else [])],
+            "matrices": [p for p in inside if p.ndim > 1] + ([self.ngrams.project.weight] if self.ngrams else []),
+            "undecayed": [p for p in inside if p.ndim < 2],  # gains and biases
+        }
+        return each_in_one(self, groups)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: Cache | None = None,
+        disable_latent: bool = False,
+        start: Tensor | None = None,
+        rule=None,
+    ) -> Output:
+        """tokens and targets (B, T) integers, -100 where there is no target. The rest is as in `Pico.forward`; start,
+        disable_latent and rule change nothing here: RoPE knows distances alone, and nothing is routed.
+
+        A text may be longer than max_context: every symbol then sees the max_context - 1 before it.
+        """
+        tokens = tokens.long()
+        batch, length = tokens.shape
+        if cache is None:
+            ring, history = None, tokens.new_full((batch, self.config.history), BOS)
+            positions = torch.arange(length, device=tokens.device)[None]
+        else:
+            assert length <= cache.feed, f"feed at most {cache.feed} symbols at a time"
+            ring, history = cache.local, cache.history
+            positions = ring.open(length, "sdpa")
+        x = self.embed(torch.cat([history, tokens], dim=1))
+        turn = rotation(positions, self.config, self.dtype)
+        for layer, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, turn, use_reentrant=False)
+            else:
+                x = block(x, turn, ring, layer)
+        x = self.norm(x)
+        passed = torch.zeros_like(tokens, dtype=torch.bool)
+        if cache is not None:
+            cache.advance(tokens, passed)
+
+        none = torch.zeros((), device=x.device)
+        seen = x, none.expand(batch, length), passed, none, 0
+        if targets is None:
+            return Output(self.logits(x)[:, :, None], *seen)
+        loss, nats = multi_byte_loss([x], self.head_weight, targets, self.config.logit_softcap)
+        return Output(None, *seen, loss, nats, none)
+
+    @property
+    def head_weight(self) -> Tensor:
+        head = self.head or self.embedding
+        return head.weight if getattr(head, "cast", None) is None else head.cast
+
+    def embed(self, text: Tensor) -> Tensor:
+        """Of each symbol and of the n-grams that end with it: (B, history + T) -> (B, T, D)."""
+        x = F.embedding(text[:, self.config.history :], self.embedding.weight).to(self.dtype)
+        if self.config.embedding_scale == "sqrt":
+            x = x * self.config.dim**0.5
+        if self.ngrams:
+            x = x + self.ngrams(text, self.dtype)
+        return norm(x) if self.config.embedding_scale == "norm" else x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)"""
+        return soft_capped(F.linear(x, self.head_weight.to(x.dtype)), self.config.logit_softcap)
+
+    def right_draft_logits(self, x: Tensor, text: Tensor) -> Tensor:
+        """(B, T, 1, V): it has one head, which drafts nothing."""
+        return self.logits(x)[:, :, None]
+
+    def drop(self, lookups: float, updates: float) -> None:
+        """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
+        for block in self.blocks:
+            block.dropout = updates
+        if self.ngrams:
+            self.ngrams.dropout = lookups
+
+    def begin_step(self, progress: float) -> None:
+        """Nothing here depends on how far the training is."""
+
+    def end_step(self, gate: Tensor | None = None) -> None:
+        """Nothing here moves but by the optimizers."""
+
+    def forget_step(self) -> None:
+        """Nothing here is counted."""
+
+    def new_cache(self, batch: int, feed: int) -> Cache:
+        return Cache(self.config, batch, self.dtype, self.embedding.weight.device, feed)
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All but the n-gram tables, of which a step touches some thousand rows."""
+        tables = {id(p) for p in self.parameter_groups()["tables"]}
+        return [p for p in self.parameters() if id(p) not in tables]
+
+    def parts(self) -> dict[str, int]:
+        """Parameters of each part."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}

@@ -1,0 +1,249 @@
+"""The token twin: every switch against a plain way of computing it, and the laws that hold for every model."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import random_tokens, tiny_gpt, tiny_gpt_config
+
+import pico.model.gpt
+from pico.base.config import TrainConfig
+from pico.base.shapes import PRESETS, preset
+from pico.base.symbols import BOS, VOCABULARY
+from pico.model.gpt import GPT
+from pico.model.ngrams import keys
+from pico.model.norm import EPS
+from pico.train.optimizers import build_optimizers
+
+SIMPLE = dict(
+    qk_norm="before", norm_gain=True, sandwich_norm=True, gate="query", qkv_bias=True, embedding_scale="sqrt",
+    rope_fraction=0.5, rope_theta=1e5, mlp_ratio_last=4.0, att_kv_heads=1, init="depth",
+)  # fmt: skip
+PICOCHAT = dict(mlp="relu2", embedding_scale="norm", logit_softcap=2.0, att_kv_heads=4)
+SWITCHES = [
+    dict(),
+    dict(rope_fraction=0.5),
+    dict(rope_fraction=0.0),
+    dict(rope_theta=3.0),
+    dict(qk_norm="none"),
+    dict(norm_gain=True),
+    dict(norm_gain=True, qk_norm="before"),
+    dict(sandwich_norm=True),
+    dict(sandwich_norm=True, norm_gain=True),
+    dict(mlp="relu2"),
+    dict(mlp_ratio_last=4.0, num_blocks=3),
+    dict(gate="query"),
+    dict(gate="input"),
+    dict(qkv_bias=True),
+    dict(embedding_scale="sqrt"),
+    dict(embedding_scale="norm"),
+    dict(tied=True),
+    dict(logit_softcap=1.5),
+    dict(window=5),
+    dict(att_kv_heads=1),
+    dict(att_kv_heads=4),
+    dict(ngram_max=3, ngram_rows=64, ngram_dim=8),
+    SIMPLE,
+    PICOCHAT,
+]
+CLOSE = dict(atol=2e-4, rtol=1e-3)
+every_switch = pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: " ".join(f"{k}={v}" for k, v in s.items()))
+
+
+def written_out(model, tokens):
+    """Logits (T, V) of one text (T,) in fp64: position by position, head by head."""
+    c, p = model.config, {name: x.detach().double() for name, x in model.named_parameters()}
+    width, group, length = c.head_dim, c.att_q_heads // c.att_kv_heads, len(tokens)
+
+    def rms(x, gain=""):
+        return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * p.get(gain, 1.0)
+
+    def turned(x, t):  # pairs of channels as complex numbers
+        half = int(width * c.rope_fraction) // 2
+        angle = t * c.rope_theta ** (-2 * torch.arange(half).double() / max(1, 2 * half))
+        z = torch.complex(x[:half], x[half : 2 * half]) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat([z.real, z.imag, x[2 * half :]])
+
+    def attention(x, name):
+        qkv = x @ p[f"{name}.qkv.weight"].T + p.get(f"{name}.qkv.bias", 0.0)
+        heads = qkv.view(length, -1, width)
+        out = torch.zeros(length, c.att_q_heads, width).double()
+        for h in range(c.att_q_heads):
+            q, k, v = heads[:, h], heads[:, c.att_q_heads + h // group], heads[:, -c.att_kv_heads + h // group]
+            if c.qk_norm == "before":
+                q, k = rms(q, f"{name}.q_norm.gain"), rms(k, f"{name}.k_norm.gain")
+            q, k = (torch.stack([turned(row, t) for t, row in enumerate(rows)]) for rows in (q, k))
+            if c.qk_norm == "after":
+                q, k = rms(q, f"{name}.q_norm.gain"), rms(k, f"{name}.k_norm.gain")
+            for t in range(length):
+                first = max(0, t - (c.window or c.max_context - 1))
+                out[t, h] = (k[first : t + 1] @ q[t] / width**0.5).softmax(0) @ v[first : t + 1]
+                if c.gate == "query":
+                    out[t, h] *= torch.sigmoid(p[f"{name}.gate.weight"] @ q[t])
+                elif c.gate == "input":
+                    out[t, h] *= torch.sigmoid(p[f"{name}.gate.weight"][h * width : (h + 1) * width] @ x[t])
+        return out.flatten(1) @ p[f"{name}.out.weight"].T
+
+    def mlp(x, name):
+        up, down = x @ p[f"{name}.up.weight"].T, p[f"{name}.down.weight"].T
+        if c.mlp == "relu2":
+            return up.clamp(min=0) ** 2 @ down
+        gate, value = up[:, : len(down)], up[:, len(down) :]
+        return gate * torch.sigmoid(gate) * value @ down
+
+    x = p["embedding.weight"][tokens]
+    if c.embedding_scale == "sqrt":
+        x = x * c.dim**0.5
+    if c.ngram_max:
+        padded = [BOS] * (c.ngram_max - 1) + tokens.tolist()
+        for t in range(length):
+            text = padded[: t + c.ngram_max][::-1]
+            rows = keys(text[0], text[1:], c.ngram_max, c.ngram_rows)
+            x[t] += p["ngrams.project.weight"] @ p["ngrams.table.weight"][rows].flatten()
+    if c.embedding_scale == "norm":
+        x = rms(x)
+    for layer in range(c.num_blocks):
+        for number, part in enumerate((attention, mlp)):
+            name = f"blocks.{layer}."
+            add = part(rms(x, f"{name}norms.{number}.gain"), name + part.__name__)
+            x = x + (rms(add, f"{name}outer_norms.{number}.gain") if c.sandwich_norm else add)
+    logits = rms(x, "norm.gain") @ p["embedding.weight" if c.tied else "head.weight"].T
+    return c.logit_softcap * torch.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
+
+
+@every_switch
+def test_every_switch_computes_what_its_formula_says(switch):
+    """A text longer than the context: then every symbol sees the last ones alone."""
+    model, tokens = tiny_gpt(**switch), random_tokens(2, 30)
+    with torch.no_grad():
+        logits = model(tokens).logits
+    assert logits.shape == (2, 30, 1, VOCABULARY)
+    for row in range(2):
+        torch.testing.assert_close(logits[row, :, 0].double(), written_out(model, tokens[row]), **CLOSE)
+
+
+@pytest.mark.parametrize("switch", [s for s in SWITCHES if s])
+def test_every_switch_changes_something(switch):
+    """The same weights, where both have them, and other logits."""
+    model, base = tiny_gpt(**switch), tiny_gpt(**({"norm_gain": True} if "norm_gain" in switch else {}))
+    if switch == dict(norm_gain=True):
+        base = tiny_gpt()
+    shared = {n: p for n, p in model.state_dict().items() if n in base.state_dict()}
+    base.load_state_dict({n: p for n, p in shared.items() if p.shape == base.state_dict()[n].shape}, strict=False)
+    with torch.no_grad():
+        assert (base(random_tokens(1, 30)).logits - model(random_tokens(1, 30)).logits).abs().max() > 0.1
+
+
+# Presets
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if preset(name).kind == "gpt"])
+def test_the_parts_are_as_large_as_the_shape_says(name):
+    with torch.device("meta"):
+        assert GPT(preset(name)).parts() == preset(name).parameters
+
+
+def test_presets_have_the_parameters_of_their_models():
+    """Counted by hand, matrix by matrix."""
+
+    def simple(vocabulary, dim, heads, kv_heads, width, hidden):
+        attention = (heads + 2 * kv_heads) * width * (dim + 1) + heads * width * dim + width**2
+        block = attention + 4 * dim + 2 * width  # and the gains
+        return 2 * vocabulary * dim + dim + sum(block + 3 * dim * h for h in hidden)
+
+    hidden = [576, 656, 752, 832, 928, 1008, 1104, 1184, 1280, 1360, 1456, 1536]
+    assert preset("simple-picolm").mlp_dims == hidden
+    assert simple(49152, 384, 4, 1, 96, hidden) == 56_909_184
+    assert sum(preset("simple-picolm").parameters.values()) == 56_909_184
+    large = [16 * round(80 * (1.5 + 2.5 * layer / 31)) for layer in range(32)]
+    assert sum(preset("simple-picolm-xl").parameters.values()) == simple(32768, 1280, 10, 5, 128, large)
+    assert sum(preset("picochat").parameters.values()) == 2 * 65536 * 1024 + 16 * 12 * 1024**2 == 335_544_320
+
+
+# Law 1
+
+
+@pytest.mark.parametrize("training", [False, True])
+@every_switch
+def test_no_output_depends_on_a_later_symbol(switch, training):
+    tokens = random_tokens(26)
+    rows = tokens.repeat(27, 1)
+    rows[torch.arange(26), torch.arange(26)] = (tokens + 101) % 256
+    with torch.no_grad():
+        logits = tiny_gpt(**switch).train(training)(rows).logits
+    for t in range(26):
+        torch.testing.assert_close(logits[t, :t], logits[-1, :t], **CLOSE)
+        assert (logits[t, t] - logits[-1, t]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("switch", [dict(max_context=300), dict(window=70, max_context=512), SIMPLE, PICOCHAT])
+def test_no_gradient_comes_from_the_future_or_from_before_the_window(switch):
+    """Exactly zero, in one block over several blocks of queries: all symbols of the text differ."""
+    model = tiny_gpt(**(switch | dict(num_blocks=1)))
+    tokens = torch.randperm(256, generator=torch.Generator().manual_seed(1))[:200]
+    logits = model(tokens[None]).logits[0]
+    for t in (0, 1, 62, 63, 64, 65, 128, 141, 199):
+        grad = torch.autograd.grad(logits[t].sum(), model.embedding.weight, retain_graph=True)[0][tokens]
+        first = max(0, t - model.config.reach)
+        assert not grad[t + 1 :].any() and not grad[:first].any()
+        assert grad[first : t + 1].any(1).all()
+
+
+# Law 8
+
+
+def third_backward_pass(model):
+    optimizers = build_optimizers(model, TrainConfig(optimizer="adamw"))
+    for step in range(3):
+        tokens = random_tokens(4, 13, seed=step)
+        model.zero_grad()
+        model(tokens[:, :12], targets=tokens[:, 1:]).loss.backward()
+        if step < 2:
+            for optimizer in optimizers:
+                optimizer.step()
+
+
+@pytest.mark.parametrize("init", ["standard", "zero", "depth"])
+@every_switch
+def test_every_parameter_learns_and_is_in_one_group(switch, init):
+    torch.manual_seed(0)
+    model = GPT(tiny_gpt_config(**(switch | dict(init=init))))
+    groups = model.parameter_groups()
+    assert {id(p) for group in groups.values() for p in group} == {id(p) for p in model.parameters()}
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+    assert all(p.ndim == 2 for p in groups["matrices"]) and all(p.ndim == 1 for p in groups["undecayed"])
+    third_backward_pass(model)
+    assert [name for name, p in model.named_parameters() if not p.grad.to_dense().any()] == []
+
+
+def test_without_its_floor_the_init_by_depth_kills_the_last_block(monkeypatch):
+    monkeypatch.setattr(pico.model.gpt, "DEEPEST", 0.0)
+    model = GPT(tiny_gpt_config(init="depth"))
+    third_backward_pass(model)
+    still = [name for name, p in model.named_parameters() if not p.grad.any()]
+    assert still == ["blocks.1.mlp.up.weight", "blocks.1.mlp.down.weight"]
+
+
+# The loss
+
+
+@every_switch
+def test_the_loss_is_the_cross_entropy_of_the_logits(switch):
+    """And so are its gradients; a target of -100 is not scored, and counted in the mean."""
+    model, tokens = tiny_gpt(**switch), random_tokens(3, 20)
+    targets = tokens[:, 1:].clone()
+    targets[1, 7:] = -100
+    out = model(tokens[:, :-1], targets=targets)
+    logits = model(tokens[:, :-1]).logits[:, :, 0]
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(out.loss, nats / targets.numel())
+    torch.testing.assert_close(out.head_nll, nats[None].detach() / (targets >= 0).sum())
+    ours, theirs = (torch.autograd.grad(loss, list(model.parameters())) for loss in (out.loss, nats / targets.numel()))
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_what_has_no_router_says_so():
+    model, tokens = tiny_gpt(), random_tokens(2, 9)
+    out = model(tokens[:, :8], targets=tokens[:, 1:])
+    assert out.slots == out.skipped == out.router_loss == 0
+    assert out.routed.shape == out.router_weight.shape == (2, 8)
+    assert not out.routed.any() and not out.router_weight.any()

@@ -187,7 +187,15 @@ TRAINING = Options(
     {
         "Length": ["epochs", "max_steps", "max_minutes", "max_flops"],
         "Batch": ["context_len", "batch_size", "grad_accumulation_steps", "seed"],
-        "Optimizer": ["optimizer", "learning_rate", "warmup_steps", "weight_decay", "ngram_dropout", "dropout"],
+        "Optimizer": [
+            "optimizer",
+            "learning_rate",
+            "schedule",
+            "warmup_steps",
+            "weight_decay",
+            "ngram_dropout",
+            "dropout",
+        ],
         "Checkpoints and what is shown": [
             "checkpoint_interval",
             "keep_last",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pico.base.errors import PicoError
+from pico.base.schedules import SCHEDULES, WARMED
 
 
 class ConfigError(PicoError):
@@ -157,8 +158,9 @@ class TrainConfig(Config):
     max_flops: Annotated[Positive, Field(le=1e30)] | None = Field(
         None, description="FLOPs of training, charged by the bytes that were routed"
     )
+    schedule: Literal[tuple(SCHEDULES)] = Field("linear", description="of the rate")
     warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
-        50, description="linear; then the rate falls on a line to zero"
+        50, description="linear, before the schedule (steps has its own)"
     )
     validation_interval: Interval = Field(500, description="steps between validations")
     checkpoint_interval: Interval = Field(500, description="steps between checkpoints")
@@ -166,11 +168,16 @@ class TrainConfig(Config):
     keep_last: Interval = Field(3, description="newest valid checkpoints kept, besides the best")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of weights, order, samples, held-out part")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
-    attention_backend: BackendName | None = Field(None, description="chosen by device when not given")
+    attention_backend: BackendName | None = Field(None, description="by device when not given")
     compile: bool = Field(False, description="torch.compile each block")
     cuda_graph: bool = Field(True, description="on one GPU, replay each step as a CUDA graph")
     tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="metrics also go to")
     tracker_project_name: str = Field("pico", description="project of the tracker")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up: none where the schedule has one of its own."""
+        return 0 if self.schedule in WARMED else self.warmup_steps
 
     @property
     def step_chunks(self) -> int:

@@ -259,7 +259,7 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
 
 def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str]:
     """Why a row may not show what it seems to."""
-    runs, wanted, warmup = row["runs"].values(), shape.latent_capacity_factor, settings.warmup_steps
+    runs, wanted, warmup = row["runs"].values(), shape.latent_capacity_factor, settings.warmup
     if len(runs) < FEWEST_SEEDS:
         yield f"fewer than {FEWEST_SEEDS} seeds, too few to tell a difference from chance: raise seeds"
     routed = row["routed_fraction"]["mean"]

@@ -128,12 +128,12 @@ class Training:
                 f"nothing is left to train at step {self.state.step}, after {self.state.seconds / 60:.1f} min: the "
                 f"run was given {', '.join(reading.told['to come'])}; give more to go on"
             )
-        elif parts.total_steps and parts.total_steps <= self.config.warmup_steps:
+        elif parts.total_steps and parts.total_steps <= self.config.warmup:
             self.warn_of_warmup(parts.total_steps)
 
     def warn_of_warmup(self, steps: int) -> None:
         self.display.warn(
-            f"a run of {counted(steps, 'step')} ends in its warm-up of {self.config.warmup_steps} steps: the learning "
+            f"a run of {counted(steps, 'step')} ends in its warm-up of {self.config.warmup} steps: the learning "
             f"rate does not reach its peak; train longer, or give --warmup-steps"
         )
 
@@ -392,7 +392,7 @@ class Training:
                 self.display.warn(f"no loss.png: {error}" if isinstance(error, ImportError) else str(error))
         self.display.summary(summary, state.best, self.saved)
         unforeseen = self.announced and not (stopped or parts.total_steps)  # no step limit told us before
-        if unforeseen and 0 < state.step <= self.config.warmup_steps:
+        if unforeseen and 0 < state.step <= self.config.warmup:
             self.warn_of_warmup(state.step)
         if stopped:
             self.display.log("next: the same command with --resume")

@@ -4,15 +4,16 @@ import torch
 from torch import Tensor
 
 from pico.base.config import TrainConfig
+from pico.base.schedules import SCHEDULES
 from pico.train.soap import SOAP
 
 TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
 
 
 def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
-    """Gives every group the rate of this step and returns it: a linear warm-up, times a line from the peak to zero."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    rate = config.learning_rate * warm * (1 - progress)
+    """Gives every group the rate of this step and returns it: a linear warm-up, times the schedule."""
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    rate = config.learning_rate * warm * SCHEDULES[config.schedule](progress)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate * group.get("rate", 1.0)
     return rate

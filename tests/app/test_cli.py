@@ -148,7 +148,7 @@ SPECIFIED = {
     "latent-num-blocks latent-att-window-size router num-blocks head-dim vocab-size max-context set",
     "train": "dataset-column-name dataset-train-file dataset-validation-file dataset-train-split dataset-format "
     "dataset-validation-split dataset-validation-size streaming document-separator context-len batch-size "
-    "learning-rate weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
+    "learning-rate schedule weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
     "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer "
     "tracker attention-backend set",
     "run": "checkpoint prompt prompt-file temperature top-k top-p min-p max-bytes num-samples seed speculative "

@@ -170,6 +170,15 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert set_learning_rate([], TrainConfig(learning_rate=1.0, warmup_steps=0), 0, 0.0) == 1.0
 
 
+def test_a_schedule_replaces_the_line_and_may_bring_its_own_warm_up():
+    def rates(schedule, *moments):
+        settings = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule=schedule)
+        return [set_learning_rate([], settings, step, progress) for step, progress in moments]
+
+    assert rates("warmdown", (4, 0.1), (50, 0.7), (50, 0.9)) == pytest.approx([1.0, 2.0, 1.0])
+    assert rates("steps", (4, 0.1), (0, 0.03), (0, 0.85)) == pytest.approx([2.0, 1.0, 0.632])
+
+
 @pytest.mark.parametrize("name", ["soap", "adamw", "muon"])
 def test_every_parameter_is_moved_once_and_only_matrices_decay(name):
     """But for the router's, and the tables', whose rows move only when they are looked up."""

@@ -87,6 +87,17 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
     assert_same_run(path, "whole", "killed")
 
 
+@pytest.mark.parametrize("schedule", ["steps", "warmdown", "cosine"])
+def test_resume_is_exact_for_every_schedule(path, data, monkeypatch, schedule):
+    settings = config(schedule=schedule)
+    go(path, "whole", data, settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 6)
+        go(path, "killed", data, settings)
+    go(path, "killed", data, settings, resume=True)
+    assert_same_run(path, "whole", "killed")
+
+
 def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):
     """Nothing in the model draws random numbers while training; this test does."""
     original = Training.conclude

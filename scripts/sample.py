@@ -29,9 +29,9 @@ STYLE = """
 
 def wrapped(steps: list) -> list[list[tuple[str, bool]]]:
     """Steps of ASCII text as lines of (character, routed), each with the space or line end that breaks it."""
-    text, lines = "".join(chr(step.byte) for step in steps), []
+    text, lines = b"".join(step.bytes for step in steps).decode(), []
     for found in re.finditer(rf".{{0,{COLUMNS}}}(?:[ \n]|$)", text):
-        lines.append([(chr(step.byte), step.routed) for step in steps[found.start() : found.end()]])
+        lines.append([(step.bytes.decode(), step.routed) for step in steps[found.start() : found.end()]])
     return [line for line in lines if line]
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import pico.decode.generation
 from pico.base.shapes import GPTConfig, ModelConfig
-from pico.base.symbols import BOS, EOS, VOCABULARY
+from pico.base.symbols import BOS, BYTES, EOS, VOCABULARY
 from pico.decode.numpy_reader import NumpyDecoder
 from pico.decode.torch_reader import TorchReader
 from pico.model.gpt import GPT
@@ -161,14 +161,14 @@ def texts(generation) -> list[bytes]:
     rows = [bytearray() for _ in generation.prompts]
     for step in generation:
         if not step.prompt:
-            rows[step.row].append(step.byte)
+            rows[step.row] += step.bytes
     return [bytes(row) for row in rows]
 
 
 class Bigram:
     """In place of a model's reader: head k's distribution depends on the byte read alone, by table[k][byte]."""
 
-    vocabulary = VOCABULARY
+    alphabet = BYTES
 
     def __init__(self, tables):
         self.reads = []  # bytes of each forward

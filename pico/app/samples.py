@@ -60,7 +60,7 @@ def write_samples(generation, count: int, show_routed: bool) -> None:
                 log("─" * 40)
         for character, steps in characters(later[row] if row else first()):
             mark = "_" * (show_routed and any(step.routed for step in steps))
-            write(mark + visible(character), mark.encode() + bytes(step.byte for step in steps))
+            write(mark + visible(character), mark.encode() + b"".join(step.bytes for step in steps))
     if terminal:
         sys.stdout.write("\n")
 
@@ -76,7 +76,7 @@ def write_objects(generation, count: int) -> None:
     for row, ended in zip(rows, generation.ended):
         made: dict = {}
         for name, steps in row.items():
-            data = bytes(step.byte for step in steps)
+            data = b"".join(step.bytes for step in steps)
             made[name] = data.decode(errors="replace")
             if made[name].encode() != data:
                 made[f"{name}_base64"] = base64.b64encode(data).decode()

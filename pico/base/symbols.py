@@ -88,23 +88,35 @@ class Utf8Stream:
 
 
 def characters(steps):
-    """Steps of one text (anything with a `byte`) as (character, its steps), each as soon as its last byte is there.
+    """Steps of one text (anything with `bytes`) as (text, its steps), each as soon as its last byte is there.
 
-    Invalid bytes give U+FFFD.
+    The text is a character, or several that share a step. Invalid bytes give U+FFFD.
     """
-    stream, held = Utf8Stream(), []
+    text, own = "", []
+    for character, ended in _each_character(steps):
+        text += character
+        own += [step for step in ended if step is not None]
+        if ended[-1] is not None:
+            yield text, own
+            text, own = "", []
+
+
+def _each_character(steps):
+    """(character, of each of its bytes the step that ends there, else None)."""
+    stream, ended = Utf8Stream(), []
     for step in steps:
-        held.append(step)
-        if text := stream.push(bytes([step.byte])):
-            done = len(held) - stream.pending
-            yield from _shared_out(text, held[:done])
-            held = held[done:]
+        for i, byte in enumerate(step.bytes, start=1):
+            ended.append(step if i == len(step.bytes) else None)
+            if text := stream.push(bytes([byte])):
+                done = len(ended) - stream.pending
+                yield from _shared_out(text, ended[:done])
+                ended = ended[done:]
     if text := stream.flush():
-        yield from _shared_out(text, held)
+        yield from _shared_out(text, ended)
 
 
-def _shared_out(text: str, steps: list):
-    """One character is made of all steps; more come of an invalid sequence, and then all but the first are one byte."""
-    first = len(steps) - len(text) + 1
-    yield text[0], steps[:first]
-    yield from zip(text[1:], ([step] for step in steps[first:]))
+def _shared_out(text: str, ended: list):
+    """One character has all bytes; more come of an invalid sequence, and then all but the first have one."""
+    first = len(ended) - len(text) + 1
+    yield text[0], ended[:first]
+    yield from zip(text[1:], ([each] for each in ended[first:]))

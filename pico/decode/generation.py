@@ -17,7 +17,7 @@ import torch
 from pico.base.config import LONGEST_PROMPT
 from pico.base.errors import PicoError
 from pico.base.memory import require
-from pico.base.symbols import BOS
+from pico.base.symbols import Alphabet
 from pico.decode.numpy_reader import NumpyReader
 from pico.decode.sampling import Sampling
 from pico.decode.torch_reader import TorchReader
@@ -53,11 +53,14 @@ class Reader(Protocol):
 
 
 class Step(NamedTuple):
+    """One symbol of a text."""
+
     row: int  # which sample of the batch
-    byte: int
-    routed: bool  # whether the latent blocks ran on this byte
+    id: int
+    bytes: bytes  # what it stands for; of the last symbol what is inside `max_bytes` and before a stop text
+    routed: bool  # whether the latent blocks ran on it
     weight: float  # the router's gate in [0, 1]
-    prompt: bool  # True for echoed bytes of the prompt
+    prompt: bool  # True for echoed symbols of the prompt
 
 
 def generate(
@@ -71,7 +74,7 @@ def generate(
     cuda_graph: bool = True,
     **settings,
 ) -> "Generation":
-    """Continue a prompt, or a list of prompts as one batch. Iterate over the result for one Step per byte.
+    """Continue a prompt, or a list of prompts as one batch. Iterate over the result for one Step per symbol.
 
     A prompt is text, bytes, or ids, which begin with BOS or get one. settings: fields of `Sampling` to set or change,
     such as temperature=0 or max_bytes=100. echo gives the prompt's bytes first. On a GPU, cuda_graph False launches
@@ -80,54 +83,67 @@ def generate(
     """
     sampling = Sampling.build(**{**dict(sampling or ()), **settings})
     prompts = prompt if isinstance(prompt, list) and not any(isinstance(p, int) for p in prompt) else [prompt]
-    each = [to_ids(prompt, model.config.vocabulary) for prompt in prompts]
+    each = [to_ids(prompt, model.alphabet) for prompt in prompts]
     ids = [ids for ids in each for _ in range(sampling.num_samples)]
     if not 0 < len(ids) <= MOST_TEXTS:
         raise PicoError(f"prompt: {len(prompts)} of them, expected 1 to {MOST_TEXTS} texts in all")
     return Generation(model, ids, sampling, speculative, disable_latent, echo, cuda_graph)
 
 
-def to_ids(prompt: Prompt, vocabulary: int) -> list[int]:
+def to_ids(prompt: Prompt, alphabet: Alphabet) -> list[int]:
     """The ids of a prompt, BOS first. Raises PicoError for what is none."""
     prompt = prompt.encode() if isinstance(prompt, str) else prompt
     if len(prompt) > LONGEST_PROMPT:
         raise PicoError(f"prompt: {len(prompt):,} bytes or more, expected at most {LONGEST_PROMPT:,}")
-    ids = list(prompt)
-    if isinstance(prompt, list) and not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
-        raise PicoError(f"prompt: expected text, bytes, or ids from 0 to {vocabulary - 1}")
-    return ids if ids[:1] == [BOS] else [BOS, *ids]
+    if not isinstance(prompt, list):
+        ids = alphabet.encode(prompt).tolist()
+    elif all(isinstance(i, int) and 0 <= i < alphabet.size for i in prompt):
+        ids = prompt
+    else:
+        raise PicoError(f"prompt: expected text, bytes, or ids from 0 to {alphabet.size - 1}")
+    return ids if ids[:1] == [alphabet.bos] else [alphabet.bos, *ids]
 
 
 class Continuation:
-    """One text as it grows. Bytes that may become a stop text are held back until they are known to be none."""
+    """One text as it grows. Symbols that may be part of a stop text are held back until they are known to be none.
 
-    def __init__(self, sampling: Sampling):
-        self.left, self.stop, self.stop_symbols = sampling.max_bytes, sampling.stop, sampling.stop_symbols
+    The text ends at a byte: where `max_bytes` or the stop text ask for it, its last symbol is cut.
+    """
+
+    def __init__(self, sampling: Sampling, stop_symbols: frozenset[int]):
+        self.left, self.stop, self.stop_symbols = sampling.max_bytes, sampling.stop, stop_symbols
         self.held: list[Step] = []
         self.ended: str | None = None  # by a symbol: "end", by a text: "stop", by max_bytes: "length"
 
     def add(self, step: Step) -> list[Step]:
-        """One more byte, or stop symbol: the steps that are certain now."""
-        if step.byte in self.stop_symbols:
+        """One more symbol, or stop symbol: the steps that are certain now."""
+        before = sum(len(s.bytes) for s in self.held)
+        if step.id in self.stop_symbols:
             self.ended = "end"
-            return self._release()
-        self.left -= 1
+            return self._release(before)
         self.held.append(step)
-        tail = bytes(s.byte for s in self.held)
-        if written := max((len(s) for s in self.stop if tail.endswith(s)), default=0):
-            self.ended = "stop"
-            del self.held[-written:]
-        elif not self.left:
+        tail = b"".join(s.bytes for s in self.held)[: before + self.left]
+        self.left -= len(tail) - before
+        for end in range(before + 1, len(tail) + 1 if self.stop else 0):
+            if written := max((len(s) for s in self.stop if tail.endswith(s, 0, end)), default=0):
+                self.ended = "stop"
+                return self._release(end - written)
+        if not self.left:
             self.ended = "length"
-        return self._release(0 if self.ended else self._begun(tail))
+        return self._release(len(tail) - (0 if self.ended else self._begun(tail)))
 
     def _begun(self, tail: bytes) -> int:
         """The most bytes at its end with which a stop text begins."""
         return max((n for s in self.stop for n in range(1, len(s)) if tail.endswith(s[:n])), default=0)
 
-    def _release(self, keep: int = 0) -> list[Step]:
-        sure = self.held[: len(self.held) - keep]
-        del self.held[: len(sure)]
+    def _release(self, size: int) -> list[Step]:
+        """The steps that lie within the first `size` bytes held, and at the end of the text what does of the next."""
+        sure = []
+        while self.held and len(self.held[0].bytes) <= size:
+            sure.append(self.held.pop(0))
+            size -= len(sure[-1].bytes)
+        if self.ended and size:
+            sure.append(self.held[0]._replace(bytes=self.held[0].bytes[:size]))
         return sure
 
 
@@ -138,19 +154,21 @@ class Generation:
     `stats`:
     bytes, seconds, bytes_per_second   generated bytes of all texts, and the time that making them took: what happens
                                        between two steps, outside, is not counted
+    symbols                            as which these bytes were drawn: bytes or tokens
     forwards                           all of them, those that read the prompt included
-    bytes_per_forward                  generated bytes of a text per forward that reads them: 1 without speculation,
-                                       at most 1 + drafts. Forwards that read only the prompt, or after the text
-                                       ended, are out
-    acceptance                         per draft, how often its byte was kept in those same forwards
-    routed_fraction                    of the generated bytes
+    bytes_per_forward                  generated bytes of a text per forward that reads them: of a byte model 1 without
+                                       speculation, at most 1 + drafts. Forwards that read only the prompt, or after
+                                       the text ended, are out
+    acceptance                         per draft, how often its symbol was kept in those same forwards
+    routed_fraction                    of the generated symbols
     """
 
     def __init__(self, model, ids, sampling, speculative, disable_latent, echo, cuda_graph):
         self.model, self.ids, self.sampling, self.echo = model, ids, sampling, echo
         self.drafts = model.config.drafts if speculative else 0
         self.options = dict(disable_latent=disable_latent, cuda_graph=cuda_graph)  # of the reader
-        self.prompts = [bytes(i for i in text if i < 256) for text in ids]
+        self.stop_symbols = sampling.ends(model.alphabet)
+        self.prompts = [model.alphabet.decode(text) for text in ids]
         self.stats: dict = {}
         self.ended: list[str | None] = [None] * len(ids)
 
@@ -164,34 +182,39 @@ class Generation:
 
     def _steps(self) -> Iterator[Step]:
         seconds, started = 0.0, time.perf_counter()
-        texts = [Continuation(self.sampling) for _ in self.ids]
-        made = routed_bytes = decodes = 0
+        texts = [Continuation(self.sampling, self.stop_symbols) for _ in self.ids]
+        table = self.model.alphabet.table
+        size = symbols = routed_symbols = decodes = 0
         accepted = [0] * self.drafts
         for forwards, (tokens, keep, routed, weight, prompt) in enumerate(self._cycles(), start=1):
             sure = []
             for row, (text, kept) in enumerate(zip(texts, keep)):
-                if not text.ended and kept > prompt[row] and tokens[row][0] < 256:
+                if not text.ended and kept > prompt[row] and tokens[row][0] not in self.stop_symbols:
                     decodes += 1
                     accepted = [n + (kept > k) for k, n in enumerate(accepted, start=1)]
                 for i in range(kept):
-                    step = Step(row, tokens[row][i], routed[row][i], weight[row][i], i < prompt[row])
+                    symbol = tokens[row][i]
+                    step = Step(row, symbol, table[symbol], routed[row][i], weight[row][i], i < prompt[row])
                     if step.prompt:
-                        if self.echo and step.byte < 256:
+                        if self.echo and step.bytes:
                             sure.append(step)
                     elif not text.ended:
                         sure += text.add(step)
-            made += sum(not step.prompt for step in sure)
-            routed_bytes += sum(step.routed for step in sure if not step.prompt)
+            made = [step for step in sure if not step.prompt]
+            symbols += len(made)
+            size += sum(len(step.bytes) for step in made)
+            routed_symbols += sum(step.routed for step in made)
             seconds += time.perf_counter() - started
             self.ended = [text.ended for text in texts]
             self.stats = {
-                "bytes": made,
+                "bytes": size,
+                "symbols": symbols,
                 "seconds": seconds,
-                "bytes_per_second": made / seconds,
+                "bytes_per_second": size / seconds,
                 "forwards": forwards,
-                "bytes_per_forward": made / max(decodes, 1),
+                "bytes_per_forward": size / max(decodes, 1),
                 "acceptance": [n / max(decodes, 1) for n in accepted],
-                "routed_fraction": routed_bytes / max(made, 1),
+                "routed_fraction": routed_symbols / max(symbols, 1),
             }
             yield from sure
             if all(self.ended):

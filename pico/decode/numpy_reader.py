@@ -166,7 +166,7 @@ class NumpyReader:
 
     def __init__(self, model, disable_latent: bool = False):
         config, self.disable_latent = model.config, disable_latent
-        self.config, self.vocabulary = config, config.vocabulary
+        self.config, self.alphabet = config, model.alphabet
         unit, self.eps = config.dim**0.5, config.dim * EPS  # see `_norm`
         self.rule, self.threshold = model.router.rule, model.router.threshold.item()
         self.embedding = model.embedding.weight.detach().float().numpy()
@@ -257,7 +257,7 @@ class NumpyDecoder:
 
     def __init__(self, reader: NumpyReader, last: np.ndarray, drafts: int, sampling: Sampling):
         self.reader, self.tokens, self.drafts, self.sampling = reader, last, drafts, sampling
-        self.banned, self.q = sampling.banned(reader.vocabulary), None  # what the drafts were drawn from
+        self.banned, self.q = sampling.banned(reader.alphabet), None  # what the drafts were drawn from
 
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
         reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]

@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from pico.base.config import Config
-from pico.base.symbols import EOS, VOCABULARY
+from pico.base.errors import PicoError
+from pico.base.symbols import Alphabet
 from pico.model import kernels
 
 GREEDY = 1e-5  # temperatures below are one-hot to fp32's last digit, and smaller ones would overflow
@@ -30,23 +31,30 @@ class Sampling(Config):
     min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)  # at least this share of the likeliest's; 0 is off
     seed: int | None = Field(0, ge=0, le=2**64 - 1)  # None draws a new one
     num_samples: int = Field(1, ge=1, le=2**16)  # continuations of each prompt
-    max_bytes: int = Field(512, ge=1, le=10**9)
+    max_bytes: int = Field(512, ge=1, le=10**9)  # exactly: the last token of a text may be cut
     # a text ends before the first of these that it comes to write
     stop: Annotated[tuple[StopText, ...], BeforeValidator(lambda x: (x,) if isinstance(x, bytes | str) else x)] = Field(
         (), max_length=64
     )
-    # or with one of these; no other control symbol is ever drawn
-    stop_symbols: frozenset[Annotated[int, Field(ge=256, lt=VOCABULARY)]] = frozenset({EOS})
+    # or with one of these, None is the end of its document; no other control symbol is ever drawn
+    stop_symbols: frozenset[int] | None = None
 
     @property
     def heat(self) -> float:
         """The temperature, exactly 0 where it is greedy."""
         return self.temperature if self.temperature >= GREEDY else 0.0
 
-    def banned(self, vocabulary: int) -> np.ndarray:
-        """(V,) bool, True for the control symbols that are never drawn."""
-        banned = np.arange(vocabulary) >= 256
-        banned[list(self.stop_symbols)] = False
+    def ends(self, alphabet: Alphabet) -> frozenset[int]:
+        """The symbols that end a text. Raises PicoError for those that are no control symbols."""
+        ends = frozenset([alphabet.eos]) if self.stop_symbols is None else self.stop_symbols
+        if wrong := ends.difference(alphabet.control.values()):
+            raise PicoError(f"stop_symbols: {min(wrong)} is none, expected some of {alphabet.control}")
+        return ends
+
+    def banned(self, alphabet: Alphabet) -> np.ndarray:
+        """(V,) bool, True for what is never drawn: control symbols, except those that end a text."""
+        banned = alphabet.lengths == 0
+        banned[list(self.ends(alphabet))] = False
         return banned
 
 

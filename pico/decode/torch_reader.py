@@ -24,7 +24,7 @@ class TorchReader:
 
     def __init__(self, model, batch: int, feed: int = MAX_FEED, disable_latent: bool = False, cuda_graph: bool = True):
         self.model, self.device = cast(model), next(model.parameters()).device
-        self.vocabulary, self.disable_latent, self.cuda_graph = model.config.vocabulary, disable_latent, cuda_graph
+        self.alphabet, self.disable_latent, self.cuda_graph = model.alphabet, disable_latent, cuda_graph
         self.cache = Cache(model.config, batch, model.dtype, self.device, feed)
 
     @torch.inference_mode()
@@ -50,12 +50,12 @@ class TorchDecoder:
 
     def __init__(self, reader: TorchReader, last: np.ndarray, drafts: int, sampling: Sampling):
         self.reader, self.last, self.drafts, self.sampling = reader, last, drafts, sampling
-        batch, device, vocabulary = len(last), reader.device, reader.vocabulary
+        batch, device, alphabet = len(last), reader.device, reader.alphabet
         self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
-        self.q = torch.zeros(batch, drafts, vocabulary, device=device)  # what the drafts were drawn from
+        self.q = torch.zeros(batch, drafts, alphabet.size, device=device)  # what the drafts were drawn from
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
         self.rows = torch.arange(batch, device=device)
-        self.banned = torch.from_numpy(sampling.banned(vocabulary)).to(device)
+        self.banned = torch.from_numpy(sampling.banned(alphabet)).to(device)
         self.run = Graphed(device, warm_up=1) if device.type == "cuda" and reader.cuda_graph else run
 
     @torch.inference_mode()

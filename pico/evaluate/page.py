@@ -19,7 +19,7 @@ NOTHING = "<p class=none>nothing to show</p>"
 class Byte(NamedTuple):
     """One byte of a document: the router's weight in [0, 1], whether it was routed, its surprisal in bits."""
 
-    byte: int
+    bytes: bytes
     weight: float
     routed: bool
     bits: float
@@ -27,7 +27,8 @@ class Byte(NamedTuple):
 
 def document(data: bytes, weights, routed, bits) -> list[Byte]:
     """A document from one value per byte of each kind."""
-    return [Byte(b, float(w), bool(r), float(s)) for b, w, r, s in zip(data, weights, routed, bits, strict=True)]
+    each = zip(data, weights, routed, bits, strict=True)
+    return [Byte(bytes([b]), float(w), bool(r), float(s)) for b, w, r, s in each]
 
 
 def write_html(
@@ -94,7 +95,7 @@ def shaded(steps: list[Byte], low: float = 0.0, high: float = 1.0) -> str:
     for text, own in characters(steps):
         weight, bits = max(b.weight for b in own), sum(b.bits for b in own)
         kind = " class=r" if any(b.routed for b in own) else ""
-        code = bytes(b.byte for b in own).hex(" ")
+        code = b"".join(b.bytes for b in own).hex(" ")
         shown = {"\n": "↵\n", "\t": "⇥\t"}.get(text, escape(visible(text)))
         style = f"--w:{min(max((weight - low) / span, 0), 1):.2f};--s:{min(bits / 8, 1):.2f}"
         data = f'data-w="{weight:.2f}" data-b="{bits:.2f}" data-c="{code}"'

@@ -259,7 +259,7 @@ def written(model: Pico, texts: int, size: int, disable_latent: bool) -> Iterabl
 
     for seed in range(texts):
         steps = generate(model, "Once upon a time", max_bytes=size, seed=seed, disable_latent=disable_latent)
-        yield bytes(step.byte for step in steps)
+        yield b"".join(step.bytes for step in steps)
 
 
 def bench_attention(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:

@@ -278,7 +278,7 @@ def bytes_of(section: Section, model, batch: int, **options) -> list[bytes]:
     """The texts so generated."""
     texts = [bytearray() for _ in range(batch)]
     for step in generate(model, b"One day", max_bytes=8 if section.smoke else 100, num_samples=batch, **options):
-        texts[step.row].append(step.byte)
+        texts[step.row] += step.bytes
     return [bytes(text) for text in texts]
 
 

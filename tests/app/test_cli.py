@@ -268,7 +268,7 @@ def test_version(cli):
 def test_stdout_is_the_prompt_and_the_text_and_nothing_else(cli, home):
     result = cli("run model a --max-bytes 40 --seed 3 --device cpu --prompt", "the dög")
     steps = list(generate(load(home / "model", "a"), "the dög", max_bytes=40, seed=3, echo=True))
-    assert result.raw == bytes(s.byte for s in steps)
+    assert result.raw == b"".join(s.bytes for s in steps)
     assert result.out.startswith("the dög") and result.err == ""
 
 
@@ -294,7 +294,7 @@ def test_samples_as_json(cli, home):
         steps[step.row].append(step)
     objects = [json.loads(text) for text in cli(line, "--prompt", "the").out.splitlines()]
     for found, row in zip(objects, steps, strict=True):
-        data = bytes(step.byte for step in row)
+        data = b"".join(step.bytes for step in row)
         assert found["prompt"] == "the" and "prompt_base64" not in found and len(found["prompt_routed"]) == 3
         assert found["text"] == data.decode(errors="replace")
         assert (
@@ -348,14 +348,14 @@ def test_samples_are_a_batch_with_an_empty_line_between(cli, home):
     raw = cli("run model a --num-samples 3 --max-bytes 20 --device cpu --prompt", "the").raw
     rows = [bytearray() for _ in range(3)]
     for step in generate(load(home / "model", "a"), "the", num_samples=3, max_bytes=20, echo=True):
-        rows[step.row].append(step.byte)
+        rows[step.row] += step.bytes
     assert len({bytes(row) for row in rows}) > 1
     assert raw == b"\n\n".join(rows)
 
 
 def test_stats_are_one_json_object_on_stderr(cli):
     stats = json.loads(cli("run model a --max-bytes 25 --device cpu --stats --num-samples 2").err)
-    names = "bytes seconds bytes_per_second forwards bytes_per_forward acceptance routed_fraction"
+    names = "bytes symbols seconds bytes_per_second forwards bytes_per_forward acceptance routed_fraction"
     assert set(stats) == set(names.split())
     assert stats["bytes"] <= 50 and len(stats["acceptance"]) == 4  # two heads, and the last one twice more
     plain = json.loads(cli("run model a --max-bytes 25 --device cpu --stats --no-speculative").err)

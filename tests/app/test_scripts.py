@@ -110,12 +110,14 @@ def test_the_drawing_is_the_one_in_the_repository_and_fits():
 
 def test_a_sample_shows_every_character_and_underlines_what_was_routed():
     class Step(NamedTuple):
-        byte: int
+        bytes: bytes
         routed: bool
 
-    steps = [Step(byte, i % 3 == 0) for i, byte in enumerate(b"Once upon a <time>, there was a cat & a hen.\n" * 4)]
+    steps = [
+        Step(bytes([byte]), i % 3 == 0) for i, byte in enumerate(b"Once upon a <time>, there was a cat & a hen.\n" * 4)
+    ]
     lines = sample.wrapped(steps)
-    assert bytes(ord(c) for line in lines for c, _ in line) == bytes(step.byte for step in steps)
+    assert bytes(ord(c) for line in lines for c, _ in line) == b"".join(step.bytes for step in steps)
     assert max(len("".join(c for c, _ in line).rstrip()) for line in lines) <= sample.COLUMNS
     drawn = ElementTree.fromstring(sample.figure(steps, steps))
     bars = [r for r in drawn.iter("{http://www.w3.org/2000/svg}rect") if r.get("class") == "hot"]

@@ -30,6 +30,6 @@ def test_it_knows_simple_stories():
 
 def test_it_continues_a_story():
     steps = list(generate(load(SHIPPED), "Once upon a time", max_bytes=120, temperature=0))
-    text = bytes(step.byte for step in steps).decode()
+    text = b"".join(step.bytes for step in steps).decode()
     assert text.isprintable() and 0.1 < sum(step.routed for step in steps) / len(steps) < 0.4
     assert sum(word in text for word in (" there ", " was ", " a ", " little ")) >= 3

@@ -1,4 +1,5 @@
 import unicodedata
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
 from hypothesis import example, given
@@ -53,13 +54,28 @@ def test_characters_appear_with_their_last_byte():
 @example(b"\xf0\x9f\x98A\xff\xc3\xc3\xa9\xe1\x80\xed\xa0\x80\xf4\x90\x80\x80")
 @example(b"\xc3")
 def test_every_step_belongs_to_one_character(data):
-    steps = [SimpleNamespace(byte=byte) for byte in data]
+    steps = [SimpleNamespace(bytes=bytes([byte])) for byte in data]
     found = list(characters(iter(steps)))
     assert "".join(text for text, _ in found) == data.decode(errors="replace")
     assert [step for _, part in found for step in part] == steps
     for text, part in found:
         assert len(text) == 1 and part
-        assert bytes(step.byte for step in part).decode(errors="replace") == text
+        assert b"".join(step.bytes for step in part).decode(errors="replace") == text
+
+
+@given(MIXED, st.lists(st.integers(1, 5)))
+@example("é€😀 aé".encode(), [1, 1, 1, 3, 4])
+def test_characters_that_share_a_step_come_together(data, sizes):
+    """As soon as characters and steps end at one place, and not before."""
+    cuts = [0, *accumulate(sizes), len(data)]
+    steps = [SimpleNamespace(bytes=data[a:b]) for a, b in pairwise(cuts) if data[a:b]]
+    found = list(characters(iter(steps)))
+    assert "".join(text for text, _ in found) == data.decode(errors="replace")
+    assert [step for _, part in found for step in part] == steps
+    single = [SimpleNamespace(bytes=bytes([byte])) for byte in data]
+    ends = set(accumulate(sum(len(step.bytes) for step in part) for _, part in characters(single)))
+    wanted = sorted(ends & set(accumulate(len(step.bytes) for step in steps)))
+    assert list(accumulate(sum(len(step.bytes) for step in part) for _, part in found)) == wanted
 
 
 TURNS = "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ import pico.decode.generation
 import pico.decode.numpy_reader
 from pico.base.config import LONGEST_PROMPT, MAX_FEED, PREFILL
 from pico.base.errors import PicoError
-from pico.base.symbols import ASSISTANT, BOS, END_OF_TURN, EOS, USER, VOCABULARY
-from pico.decode.generation import generate
+from pico.base.symbols import ASSISTANT, BOS, BYTES, END_OF_TURN, EOS, USER, VOCABULARY
+from pico.decode.generation import Continuation, Step, generate
 from pico.decode.sampling import Sampling, numpy_distribution, torch_distribution
 
 
@@ -32,8 +33,8 @@ def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p)
     logits = 3 * torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(**options)
-    p = numpy_distribution(logits.numpy().copy(), sampling, sampling.banned(VOCABULARY))
-    on_device = torch_distribution(logits, sampling, torch.from_numpy(sampling.banned(VOCABULARY))).numpy()
+    p = numpy_distribution(logits.numpy().copy(), sampling, sampling.banned(BYTES))
+    on_device = torch_distribution(logits, sampling, torch.from_numpy(sampling.banned(BYTES))).numpy()
     np.testing.assert_allclose(on_device, p, atol=1e-6, rtol=1e-4)
     for row in range(2):
         wanted = torch.zeros(VOCABULARY)
@@ -45,7 +46,7 @@ def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p)
 def test_temperature_divides_and_vanishes_into_greedy():
     logits = torch.full((1, VOCABULARY), -1e9)
     logits[0, 65], logits[0, 66] = 1.0, 0.0
-    banned = Sampling().banned(VOCABULARY)
+    banned = Sampling().banned(BYTES)
     for temperature in (0.5, 1.0, 3.0):
         p = numpy_distribution(logits.numpy().copy(), Sampling(temperature=temperature), banned)
         assert math.log(p[0, 65] / p[0, 66]) == pytest.approx(1 / temperature, rel=1e-4)
@@ -60,7 +61,7 @@ def test_control_symbols_are_never_emitted():
         model.heads.weight.view(4, VOCABULARY, -1)[:, [BOS, *range(EOS + 1, VOCABULARY)]] *= 50
     for temperature in (0, 1.0, 3.0):
         steps = list(generate(model, [b"", b"x"], max_bytes=60, temperature=temperature))
-        assert len(steps) > 20 and all(0 <= step.byte < 256 for step in steps)
+        assert len(steps) > 20 and all(0 <= step.id < 256 for step in steps)
 
 
 def test_the_end_of_one_text_does_not_stop_the_others(monkeypatch):
@@ -108,11 +109,11 @@ def test_prompts_may_hold_any_bytes_at_any_length(prompt):
     model = tiny("topk")
     for batch in ([prompt], [prompt, b"other"]):
         steps = [s for s in generate(model, batch, max_bytes=20, temperature=0, echo=True) if s.row == 0]
-        assert bytes(s.byte for s in steps if s.prompt) == prompt
+        assert b"".join(s.bytes for s in steps if s.prompt) == prompt
         assert [s.prompt for s in steps] == [True] * len(prompt) + [False] * (len(steps) - len(prompt))
         assert len(prompt) + 2 <= len(steps) <= len(prompt) + 20
         with torch.no_grad():
-            full = model(torch.tensor([[BOS, *(s.byte for s in steps)]]))
+            full = model(torch.tensor([[BOS, *(s.id for s in steps)]]))
         assert [s.routed for s in steps] == full.routed[0, 1:].tolist()
         assert [s.weight for s in steps] == pytest.approx(full.router_weight[0, 1:].tolist(), abs=1e-4)
 
@@ -134,7 +135,7 @@ def test_a_long_prompt_is_read_as_in_one_forward(router):
     for batch in ([prompt], [prompt, prompt[:700]]):
         steps = [s for s in generate(model, batch, max_bytes=9, temperature=0, echo=True) if s.row == 0]
         with torch.no_grad():
-            full = model(torch.tensor([[BOS, *(s.byte for s in steps)]]))
+            full = model(torch.tensor([[BOS, *(s.id for s in steps)]]))
         assert [s.routed for s in steps] == full.routed[0, 1:].tolist()
         assert [s.weight for s in steps] == pytest.approx(full.router_weight[0, 1:].tolist(), abs=1e-4)
 
@@ -206,7 +207,38 @@ def test_stop_texts_are_seen_in_any_draft(monkeypatch):
     run = generate(model, b"", max_bytes=5, temperature=1.0, stop="EFG")  # held back, then out of bytes
     assert texts(run) == [b"ABCDE"] and run.ended == ["length"]
     run = generate(model, b"AB", max_bytes=3, temperature=1.0, stop="BC", echo=True)  # the prompt is no part of it
-    assert bytes(step.byte for step in run) == b"ABCDE"
+    assert b"".join(step.bytes for step in run) == b"ABCDE"
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=5).map(str.encode), min_size=1, max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=4).map(str.encode), max_size=3),
+    st.integers(1, 25),
+)
+@example([b"ab", b"cab", b"c"], [b"bca"], 25)
+@example([b"abcab"], [b"cab", b"b"], 2)
+def test_a_text_of_tokens_ends_at_a_byte(tokens, stops, max_bytes):
+    """As the same text byte by byte, whatever tokens it comes in: the last one is cut."""
+    text = Continuation(Sampling(stop=stops, max_bytes=max_bytes), {EOS})
+    written, ends = b"", list(accumulate(map(len, tokens)))
+    for i, token in enumerate(tokens):
+        if not text.ended:
+            sure = text.add(Step(0, 1000 + i, token, False, 0.0, False))
+            written += b"".join(step.bytes for step in sure)
+            assert all(step.bytes for step in sure)
+            if text.ended is None:  # and no token is held back that is not needed
+                begun = max(
+                    (n for s in stops for n in range(len(s)) if b"".join(tokens[: i + 1]).endswith(s[:n])), default=0
+                )
+                assert len(written) == max(end for end in [0, *ends] if end <= ends[i] - begun)
+    whole, found = cut(b"".join(tokens)[:max_bytes], stops)
+    if text.ended is None:
+        assert not found and ends[-1] < max_bytes
+        written += b"".join(step.bytes for step in text.add(Step(0, EOS, b"", False, 0.0, False)))
+        assert text.ended == "end"
+    else:
+        assert text.ended == ("stop" if found else "length")
+    assert written == whole
 
 
 def test_how_texts_ended(monkeypatch):
@@ -239,9 +271,10 @@ def test_stats_are_complete():
     run = generate(trained("all"), ["a", "b"], max_bytes=25, temperature=0)
     texts(run)
     assert set(run.stats) == {
-        "bytes", "seconds", "bytes_per_second", "forwards", "bytes_per_forward", "acceptance", "routed_fraction",
+        "bytes", "symbols", "seconds", "bytes_per_second", "forwards", "bytes_per_forward", "acceptance",
+        "routed_fraction",
     }  # fmt: skip
-    assert run.stats["bytes"] == 50 and run.stats["routed_fraction"] == 1
+    assert run.stats["bytes"] == run.stats["symbols"] == 50 and run.stats["routed_fraction"] == 1
     assert len(run.stats["acceptance"]) == 5  # three heads, and the last one twice more
     assert run.stats["acceptance"] == sorted(run.stats["acceptance"], reverse=True)
 
@@ -289,7 +322,7 @@ def test_prompts_may_be_ids(monkeypatch):
     assert generate(model, turn).prompts == [b"hi"]
     with torch.no_grad():
         logits = model(torch.tensor([turn])).logits[0, -1, 0]
-    first = next(iter(generate(model, turn, **options))).byte
+    first = next(iter(generate(model, turn, **options))).id
     assert first == logits[:256].argmax()
 
 
@@ -341,7 +374,7 @@ def test_a_text_is_written_without_torch_compiler():
     code = """if True:
         import sys
         from helpers import texts, tiny
-        from pico.decode.generation import generate
+        from pico.decode.generation import Continuation, Step, generate
         assert len(texts(generate(tiny(), [b"a"], max_bytes=20, temperature=0))[0]) == 20
         sys.exit("torch._dynamo" in sys.modules)
     """

@@ -157,6 +157,7 @@ def test_a_graph_is_captured_once_after_a_warm_up_on_its_own_stream(monkeypatch)
 
 def test_nothing_of_a_generation_outlives_it():
     """No cycle of references: the memory of a cache and of a graph is free at once, not at the next collection."""
+    gc.collect()  # what other tests left
     run = iter(generate(trained("topk"), RAGGED, max_bytes=20))
     next(run)
     caches = [x for x in gc.get_objects() if type(x) is Cache]

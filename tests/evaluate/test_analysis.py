@@ -138,7 +138,7 @@ def test_a_recalled_word_is_right_when_all_its_bytes_are():
 
 
 def test_correct_is_the_greedy_byte(model):
-    text = bytes(step.byte for step in generate(model, b"ab", max_bytes=40, temperature=0, echo=True))
+    text = b"".join(step.bytes for step in generate(model, b"ab", max_bytes=40, temperature=0, echo=True))
     (found,) = traces(model, [text], 128)
     assert found.correct[2:-1].all()
     wrong = text[:20] + bytes([text[20] ^ 1]) + text[21:]

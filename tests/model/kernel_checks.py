@@ -18,7 +18,7 @@ import torch
 
 from pico.base.errors import PicoError
 from pico.base.shapes import preset
-from pico.base.symbols import BOS
+from pico.base.symbols import BOS, BYTES
 from pico.decode.sampling import Sampling, torch_accept_drafts, torch_distribution, torch_draw
 from pico.model.cache import Cache
 from pico.model.kernels import interpreted
@@ -348,7 +348,7 @@ def sampling_equals_the_formulas(batch, n, temperature, min_p):
     """
     torch.manual_seed(0)
     sampling = Sampling(temperature=temperature, min_p=min_p)
-    banned = torch.from_numpy(sampling.banned(264)).to(DEVICE)
+    banned = torch.from_numpy(sampling.banned(BYTES)).to(DEVICE)
     logits = random(batch, n, 3 * 264, dtype=torch.bfloat16)[:, :, 264:528] * 2
     u = torch.rand(batch, 2 * n, dtype=torch.float64, device=DEVICE)
     q, tokens = torch.zeros(batch, n, 264, device=DEVICE), torch.zeros(batch, 1 + n, dtype=torch.long, device=DEVICE)

@@ -38,7 +38,7 @@ def curve(folder: Path, optimizer: str, router: str) -> list[float]:
 def greedy() -> str:
     """64 bytes of the shipped model."""
     steps = generate(load(SHIPPED, "best"), b"Once upon a time", max_bytes=64, temperature=0)
-    return bytes(step.byte for step in steps).decode()
+    return b"".join(step.bytes for step in steps).decode()
 
 
 @pytest.mark.slow

@@ -90,14 +90,19 @@ def init(
     source: option(
         Path | None, "begin with shape and weights of a trained model: its folder, or a run's", None, "--from"
     ) = None,
+    tokenizer: option(
+        str | None, "for a model of tokens: a tokenizer.json, or the name of a model on the Hub that has one"
+    ) = None,
 ):
     """Make a model: write its shape to PATH/model.json, and show its size and cost."""
-    if source and (model or preset_name != "xs"):
-        raise PicoError("--from takes the shape of the other model: leave out --preset and the flags of sizes")
+    if source and (model or preset_name != "xs" or tokenizer is not None):
+        raise PicoError(
+            "--from takes shape and tokenizer of the other model: leave out --preset, --tokenizer and the sizes' flags"
+        )
     config = preset(preset_name, **model)
     from pico.app.tables import model_table
     from pico.model.cost import model_facts
-    from pico.runs.folder import create, read_config
+    from pico.runs.folder import check_tokens, create, read_config, with_tokenizer
 
     if source:
         from pico.runs.derive import derive
@@ -105,11 +110,22 @@ def init(
         weights, config = derive(source, path).parent, read_config(path)
         facts, dataset = model_facts(config), "my-text.txt"
     else:
+        file = None
+        if tokenizer is not None:
+            from pico.data import bpe
+
+            check_tokens(config)
+            file = bpe.find(tokenizer)
+            config = with_tokenizer(config, bpe.read(file), "vocab_size" in model)
         facts, dataset = model_facts(config), "stories"
-        create(path, config)
+        create(path, config, file)
     print_result(model_table(config, facts))
     if source:
         log(f"\nits runs start from the weights in {weights}")
+    if config.unit == "token" and not config.tokenizer_sha256:
+        make = hints.command("tokenizer", dataset, "tokenizer.json", "--vocab-size", config.vocab_size)
+        log(f"\nto train, it needs a tokenizer: {make}; then the model anew, with --tokenizer")
+        return
     log(f"\nnext: {hints.command('train', path, 'my-run', dataset, '--max-minutes', 3)}")
 
 

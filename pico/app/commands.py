@@ -1,15 +1,17 @@
-"""The commands that are not needed every day: compare, export, bench. picolm.py adds them to its own."""
+"""The commands that are not needed every day: compare, tokenizer, export, bench. picolm.py adds them to its own."""
 
 from pathlib import Path
 
 import typer
 
 from pico.app.flags import (
+    DATA,
     LOOK,
     MODEL,
     WORK,
     AnyRun,
     Checkpoint,
+    Dataset,
     Device,
     Json,
     ModelPath,
@@ -20,9 +22,10 @@ from pico.app.flags import (
     option,
     switch,
 )
-from pico.app.terminal import print_json, print_result
+from pico.app.terminal import check_writable, print_json, print_result
 from pico.base import hints
-from pico.base.config import TrainConfig
+from pico.base.config import DataConfig, TrainConfig
+from pico.base.errors import PicoError
 from pico.base.log import log
 from pico.base.shapes import PRESETS, preset
 from pico.lab.experiment import form
@@ -76,6 +79,45 @@ def compare(
     print((out / "compare.md").read_text(encoding="utf-8"), end="")
     log(f"wrote {out}/compare.md, compare.json and compare.png")
     raise typer.Exit(1 if results["failed"] else 0)
+
+
+@app.command(rich_help_panel=WORK)
+@flags(data=DATA)
+def tokenizer(
+    dataset: Dataset,
+    out: argument(Path, "file to write, such as tokenizer.json"),
+    data: dict,
+    vocab_size: option(int, "ids, bytes and control symbols included") = 4096,
+):
+    """Make the tokenizer of a model of tokens: byte-level BPE, learned from DATASET's training part.
+
+    The same text gives the same file.
+    """
+    source = DataConfig.build(**{**data, "dataset": dataset})
+    if out.exists():
+        raise PicoError(f"{out} already exists: choose another file, or remove it first")
+    check_writable(out, "OUT")
+    from rich.console import Console
+
+    from pico.app.tables import facts_table
+    from pico.base.files import write_whole
+    from pico.data import bpe
+    from pico.data.open import open_data
+    from pico.data.reading import Reading
+
+    reading = Reading()
+    training, validation = open_data(source, 0, reading)
+    for line in reading.lines() + reading.warnings:
+        log(line)
+    with Console(stderr=True).status("reading the text") as status:
+        made = bpe.train(training.block(0), vocab_size, status.update)
+        write_whole(out, made.encode())
+        status.update("tokenizing the validation part")
+        facts = bpe.facts(bpe.read(out), validation)
+    print_result(facts_table(facts))
+    if facts["vocabulary"] < vocab_size:
+        log(f"the text gives no more than {facts['vocabulary']} ids: no other pair in it occurs twice")
+    log(f"\nnext: {hints.command('init', 'models/my-gpt', '--preset', 'gpt-tiny', '--tokenizer', out)}")
 
 
 @app.command(rich_help_panel=WORK)

@@ -182,6 +182,9 @@ class GPTConfig(Sizes):
     head_dim: Count = Field(32, le=2**12, description="width E of a head")
     tokenizer: Literal["bytes", "bpe"] = Field("bytes", description="what a symbol is: a byte, or a token of a BPE")
     vocab_size: Count = Field(VOCABULARY, le=2**24, description="symbols V, control symbols included")
+    tokenizer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="of the tokenizer.json in the model's folder, which init --tokenizer puts there"
+    )
     max_context: Count = Field(512, le=2**20, description="symbols that one sees: itself and those before it")
     window: Annotated[Count, Field(le=2**20)] | None = Field(
         None, description="attention window in symbols before the current one, if it sees fewer than max_context"

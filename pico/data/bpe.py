@@ -31,6 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said by us, or the li
 PIECE = 1 << 14  # bytes tokenized as one
 HANDFUL = 128  # pieces that the library's threads share
 SAMPLE = 1 << 28  # bytes of text that a tokenizer is made of, at most
+MEASURED = 10_000_000  # bytes of text that it is judged by
 LARGEST = 1 << 20  # ids of a tokenizer
 WORDS = re.compile(r".*[^\W\d_](?=\s)", re.DOTALL)  # up to the last letter before white space
 INVALID = re.compile(r"([\udc80-\udcff]+)")  # bytes that are no UTF-8, as Python escapes them
@@ -154,6 +155,17 @@ def _sample(documents: Documents, say: Callable[[str], object]) -> Iterator[str]
     say("merging")
 
 
+def facts(tokenizer: BPE, documents: Documents) -> dict:
+    """What a tokenizer makes of the first documents, about MEASURED bytes of them."""
+    documents = documents.first(MEASURED)
+    tokens = sum(len(piece) for pieces in tokenizer.encode_documents(documents) for piece in pieces)
+    return {
+        "vocabulary": tokenizer.size,
+        "bytes_per_token": round(documents.bytes / tokens, 3),
+        "bytes_of_the_longest": int(tokenizer.lengths.max()),
+    }
+
+
 # --- reading one ------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +176,21 @@ def read(file: str | Path) -> BPE:
     except FileNotFoundError:
         raise PicoError(f"no tokenizer at {file}: expected a tokenizer.json") from None
     return BPE(file, content, checksum(file))
+
+
+def find(name: str | Path) -> Path:
+    """The file of this path, if there is one (in a folder, its tokenizer.json), or of this name on the Hub.
+
+    Raises PicoError where it cannot be had.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path / "tokenizer.json" if path.is_dir() else path
+    if path.suffix == ".json":
+        raise PicoError(f"no tokenizer at {path}: expected a tokenizer.json, or the name of a model on the Hub")
+    from pico.data import hub
+
+    return hub.download_tokenizer(str(name))
 
 
 def checksum(file: str | Path) -> str:

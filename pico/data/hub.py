@@ -121,6 +121,23 @@ def download(config: DataConfig) -> Path:
     return Path(folder)
 
 
+def download_tokenizer(name: str) -> Path:
+    """The tokenizer.json of a model on the Hub. Raises PicoError if it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name):
+        raise PicoError(f"no tokenizer at '{name}': expected a tokenizer.json, or the name of a model on the Hub")
+    offline = not _reachable(name, "model")
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json", local_files_only=offline))
+    except Exception as error:
+        reason = "the Hugging Face Hub cannot be reached" if offline else _reason(error)
+        raise PicoError(
+            f"cannot download the tokenizer of '{name}': {reason}; give a tokenizer.json on this disk, or make one "
+            "with the command `tokenizer`"
+        ) from None
+
+
 def _stamped(folder: Path, cache: str | Path) -> tuple[str, str]:
     """The folder, and a cache of its own for its present content: `datasets` does not notice when files change."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))]
@@ -132,18 +149,19 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _reachable(name: str) -> bool:
-    """Asks the Hub once, with a short timeout. Raises PicoError if it answers that there is no such dataset."""
+def _reachable(name: str, kind: str = "dataset") -> bool:
+    """Asks the Hub once, with a short timeout. Raises PicoError if it answers that there is no such `kind`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        HfApi().dataset_info(name, timeout=TIMEOUT)
+        HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
         return True
     except (RepositoryNotFoundError, HFValidationError):
         raise PicoError(
-            f"no dataset '{name}' on the Hugging Face Hub, nor a file or folder of that name: check the spelling "
-            "(for a private one, log in with `hf auth login`), or use 'stories', the built-in corpus"
+            f"no {kind} '{name}' on the Hugging Face Hub, nor a file or folder of that name: check the spelling "
+            "(for a private one, log in with `hf auth login`)"
+            + (", or use 'stories', the built-in corpus" if kind == "dataset" else "")
         ) from None
     except Exception:  # no network in any of its forms: what was downloaded before may still do
         return False

@@ -17,7 +17,7 @@ from pico.base.errors import PicoError
 from pico.base.files import reason, remove, write_json, write_whole, writing
 from pico.base.shapes import ModelConfig
 from pico.runs import checkpoint
-from pico.runs.folder import create, read_record, run_folder
+from pico.runs.folder import TOKENIZER, create, read_record, run_folder
 from pico.runs.metrics import read_metrics
 
 KNOWN = ("step", "model", "seconds", "bytes", "best", "validation_bpb")  # of a checkpoint's state, what is told
@@ -26,8 +26,9 @@ KNOWN = ("step", "model", "seconds", "bytes", "best", "validation_bpb")  # of a 
 def export(path: str | Path, run: str, target: str | Path, step: int | str = "best") -> Path:
     """Writes target/model.json and target/<run>/, which `run`, `eval` and `--base-weights` read as any other run.
 
-    Weights are fp16. Of the metrics the validations stay, of paths the last part. Returns the checkpoint's folder.
-    Raises PicoError where there is a model already, no such run or checkpoint, or no room; then nothing is written.
+    A tokenizer goes with it. Weights are fp16. Of the metrics the validations stay, of paths the last part. Returns the
+    checkpoint's folder. Raises PicoError where there is a model already, no such run or checkpoint, or no room; then
+    nothing is written.
     """
     source, target = run_folder(path, run), Path(target)
     if os.path.lexists(target / "model.json") or os.path.lexists(target / source.name):
@@ -49,7 +50,7 @@ def export(path: str | Path, run: str, target: str | Path, step: int | str = "be
             write_json(beside / "train.json", record)
             write_whole(beside / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in scored).encode())
             beside.rename(target / source.name)
-        create(target, config)
+        create(target, config, None if config.unit == "byte" else Path(path) / TOKENIZER)
     except BaseException as error:
         remove(beside)
         remove(target / source.name)

@@ -18,23 +18,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pico.base.errors import PicoError
-from pico.base.files import NO_LINKS, entries, hold, read_json, remove, write_json, writing
+from pico.base.files import NO_LINKS, entries, hold, read_json, remove, write_json, write_whole, writing
 from pico.base.hints import command
 from pico.base.shapes import Shape, shape
 from pico.base.symbols import BYTES, Alphabet
 
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what hold says of another's lock
 WRITTEN = ("train.json", "metrics.jsonl", "samples.txt", "loss.png", ".lock")  # by a training, besides checkpoints
-TAKEN = ("model.json", "readme.md")
+TOKENIZER = "tokenizer.json"
+TAKEN = ("model.json", TOKENIZER, "readme.md")
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def create(path: str | Path, config: Shape) -> Path:
-    """Writes path/model.json. Raises PicoError where there is a model already, or nothing can be written: no folder
-    is left half-made."""
+def create(path: str | Path, config: Shape, tokenizer: Path | None = None) -> Path:
+    """Writes path/model.json, and path/tokenizer.json: a copy of `tokenizer`, whose checksum the config has.
+
+    Raises PicoError where there is a model already, or nothing can be written: no folder is left half-made.
+    """
     path, file = Path(path), Path(path) / "model.json"
     if os.path.lexists(file):
         raise PicoError(f"{file} already exists: choose another path, or remove that folder first")
@@ -42,8 +45,13 @@ def create(path: str | Path, config: Shape) -> Path:
     try:
         with writing(file):
             path.mkdir(parents=True, exist_ok=True)
+        if tokenizer:
+            write_whole(path / TOKENIZER, tokenizer.read_bytes())
+            read_alphabet(path, config)
         write_json(file, config.model_dump())
     except BaseException:
+        if tokenizer:
+            remove(path / TOKENIZER)
         for folder in new:
             with suppress(OSError):
                 folder.rmdir()
@@ -70,8 +78,47 @@ def read_config(path: str | Path) -> Shape:
 
 
 def read_alphabet(path: str | Path, config: Shape) -> Alphabet:
-    """What the ids of the model at `path` stand for."""
-    return BYTES
+    """What the ids of the model at `path` stand for: bytes, or the tokens of its tokenizer.json.
+
+    Raises PicoError if it has none, or another one than it was made with.
+    """
+    if config.unit == "byte":
+        return BYTES
+    from pico.data import bpe
+
+    file = Path(path) / TOKENIZER
+    if config.tokenizer_sha256 is None:
+        make = command("tokenizer", "stories", TOKENIZER, "--vocab-size", config.vocab_size)
+        raise PicoError(f"{path} has no tokenizer: make one with: {make}; then the model anew, with --tokenizer")
+    alphabet = bpe.read(file)
+    if alphabet.fingerprint != config.tokenizer_sha256:
+        raise PicoError(f"{file} is another one than the model was made with (its checksum differs): bring that back")
+    if alphabet.size > config.vocab_size:
+        raise PicoError(f"{file} has {alphabet.size} ids, and the model only {config.vocab_size}: make the model anew")
+    return alphabet
+
+
+def with_tokenizer(config: Shape, tokenizer: Alphabet, asked: bool = False) -> Shape:
+    """The shape for a tokenizer: its vocabulary is the tokenizer's. asked: for the size that the config has.
+
+    Raises PicoError for a model of bytes, and where that is another size.
+    """
+    check_tokens(config)
+    if asked and config.vocab_size != tokenizer.size:
+        raise PicoError(
+            f"--vocab-size {config.vocab_size}: the tokenizer {tokenizer.name} has {tokenizer.size} ids, and gives the "
+            "model as many; leave the flag out"
+        )
+    found = {"vocab_size": tokenizer.size, "tokenizer_sha256": tokenizer.fingerprint}
+    return shape({**config.model_dump(), **found})
+
+
+def check_tokens(config: Shape) -> None:
+    """Raises PicoError for a model of bytes."""
+    if config.unit == "byte":
+        raise PicoError(
+            "--tokenizer: this model reads bytes and needs none; a model of tokens is, say, --preset gpt-tiny"
+        )
 
 
 def differences(before, after, only=None) -> str:

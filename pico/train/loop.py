@@ -33,7 +33,7 @@ from pico.decode.text import marked, underscored
 from pico.evaluate.score import score
 from pico.runs import checkpoint
 from pico.runs.derive import pretrained
-from pico.runs.folder import check_name, read_config
+from pico.runs.folder import check_name, read_alphabet, read_config
 from pico.runs.plots import plot_losses
 from pico.runs.state import rng_state
 from pico.train import budget, parallel
@@ -72,6 +72,7 @@ def train(
     if resume and base_weights is not None:
         raise PicoError("--base-weights begin a new run, and --resume goes on with a run's own: leave one of them out")
     model_config = read_config(path)
+    alphabet = read_alphabet(path, model_config)
     check_context(model_config, config.context_len)
     if not resume and base_weights is None:
         base_weights = pretrained(path)
@@ -84,7 +85,7 @@ def train(
         display = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
         stack.enter_context(explained(config))
         on_main(lambda: claim(path, run, resume, stack, display))
-        settings = model_config, data, config, accelerator, display
+        settings = model_config, alphabet, data, config, accelerator, display
         training = Training(build(path, run, *settings, resume, base_weights))
         if head and accelerator.is_main_process:
             training.announce()

@@ -22,6 +22,7 @@ from pico.base.errors import PicoError
 from pico.base.files import write_json
 from pico.base.memory import require, require_weights, training_bytes
 from pico.base.shapes import ModelConfig
+from pico.base.symbols import Alphabet
 from pico.base.threads import pick_threads, threads_chosen
 from pico.data.documents import Documents
 from pico.data.hub import Stream
@@ -29,7 +30,7 @@ from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
 from pico.model.pico import Pico
 from pico.runs import checkpoint
-from pico.runs.folder import lock, read_alphabet, read_record, run_folder
+from pico.runs.folder import lock, read_record, run_folder
 from pico.runs.metrics import cut_back
 from pico.runs.state import set_rng_state, set_seed
 from pico.train import budget, parallel
@@ -113,6 +114,7 @@ def build(
     path: Path,
     run: str,
     model_config: ModelConfig,
+    alphabet: Alphabet,
     data: DataConfig,
     config: TrainConfig,
     accelerator,
@@ -136,7 +138,7 @@ def build(
     set_seed(config.seed)
     dtype = pick_dtype(config.precision, accelerator.device)
     model = Pico(model_config, config.attention_backend, dtype)
-    model.alphabet = read_alphabet(path, model_config)
+    model.alphabet = alphabet
     base = first_weights(model, path, origin, base_weights, display, main=not rank)
     forward, optimizers = parallel.prepare(model.train(), config, accelerator)
     if rank:

@@ -1,0 +1,152 @@
+"""The command `tokenizer`, and models that have one: made, kept, checked and passed on."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import picolm
+from pico.base.errors import PicoError
+from pico.data import bpe
+from pico.runs.folder import read_alphabet, read_config
+
+TEXT = "the cat sat on the mat and the dog sat on the cat; " * 40
+GPT = "--preset gpt-tiny --dim 16 --num-blocks 1 --att-q-heads 2 --att-kv-heads 1 --head-dim 8"
+
+
+@pytest.fixture
+def cli(tmp_path, capsysbinary, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PICO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def call(line: str, *more: str):
+        capsysbinary.readouterr()
+        code = picolm.main([*line.split(), *more])
+        out, err = capsysbinary.readouterr()
+        return SimpleNamespace(code=code, out=out.decode(), err=err.decode())
+
+    return call
+
+
+@pytest.fixture
+def tokenizer(cli):
+    result = cli("tokenizer text.txt t.json --vocab-size 280")
+    assert result.code == 0, result.err
+    return result
+
+
+def refused(result, *words: str) -> None:
+    assert result.code == 2 and result.out == "", result
+    assert result.err.count("\n") == 1 and result.err.startswith("error: "), result.err
+    assert all(word in result.err for word in words), result.err
+
+
+def test_it_is_made_and_judged_by_the_validation_part(cli, tokenizer, tmp_path):
+    assert [line.split()[0] for line in tokenizer.out.splitlines()] == ["vocabulary", "bytes", "bytes"]
+    assert "280" in tokenizer.out and "validation" in tokenizer.err and "--tokenizer t.json" in tokenizer.err
+    assert bpe.read("t.json").size == 280
+    refused(cli("tokenizer text.txt t.json"), "t.json already exists")
+    refused(cli("tokenizer none.txt u.json"), "none.txt")
+    refused(cli("tokenizer text.txt folder/u.json"), "there is no folder")
+    result = cli("tokenizer text.txt u.json --vocab-size 100")
+    assert result.code == 2 and "error: vocab_size = 100: expected 262" in result.err
+    assert not (tmp_path / "u.json").exists()
+    assert "the text gives no more than" in cli("tokenizer text.txt large.json").err
+    stories = cli("tokenizer stories stories.json --vocab-size 300")
+    assert stories.code == 0 and bpe.read("stories.json").size == 300
+
+
+def test_a_model_gets_a_copy_and_its_size(cli, tokenizer):
+    assert cli(f"init m {GPT} --tokenizer t.json").code == 0
+    config = read_config("m")
+    assert config.vocab_size == 280 and config.tokenizer_sha256 == bpe.checksum("t.json") == bpe.checksum(
+        "m/tokenizer.json"
+    )
+    alphabet = read_alphabet("m", config)
+    assert alphabet.unit == "token" and alphabet.decode(alphabet.encode(b"the cat \xff")) == b"the cat \xff"
+    assert cli(f"init n {GPT} --tokenizer t.json --vocab-size 280").code == 0
+    assert cli(f"init o {GPT} --tokenizer m").code == 0  # the folder of a model that has one
+    refused(cli(f"init p {GPT} --tokenizer t.json --vocab-size 300"), "--vocab-size 300", "280 ids")
+    refused(cli(f"init p {GPT} --tokenizer text.txt"), "text.txt", "JSON")
+    refused(cli(f"init p {GPT} --tokenizer none.json"), "no tokenizer at none.json")
+    refused(cli("init p --tokenizer t.json"), "reads bytes")
+    refused(cli("init p --preset gpt-bytes-tiny --tokenizer t.json"), "reads bytes")
+    refused(cli("init p --from m --tokenizer t.json"), "--from takes shape and tokenizer")
+    refused(cli(f"init m {GPT} --tokenizer t.json"), "already exists")
+
+
+def test_a_refused_model_leaves_nothing(cli, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("pico.runs.folder.write_json", lambda *_: (_ for _ in ()).throw(PicoError("full")))
+    refused(cli(f"init new/m {GPT} --tokenizer t.json"), "full")
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_a_tokenizer_there_is_a_shape_but_no_training(cli):
+    result = cli(f"init m {GPT}")
+    assert result.code == 0 and "tokenizer stories tokenizer.json --vocab-size 4096" in result.err
+    refused(cli("train m a text.txt --device cpu"), "m has no tokenizer", "tokenizer stories tokenizer.json")
+
+
+def test_a_tokenizer_that_changed_is_noticed(cli, tokenizer, tmp_path):
+    cli(f"init m {GPT} --tokenizer t.json")
+    file = tmp_path / "m" / "tokenizer.json"
+    content = file.read_text()
+    file.write_text(content.replace("<|system|>", "<|sistem|>"))
+    refused(cli("train m a text.txt --device cpu"), "checksum differs")
+    file.write_text("{")
+    refused(cli("train m a text.txt --device cpu"), "tokenizer.json", "JSON")
+    file.unlink()
+    refused(cli("train m a text.txt --device cpu"), "no tokenizer at m/tokenizer.json")
+    assert not (tmp_path / "m" / "a").exists()
+
+
+def test_a_name_on_the_hub_is_downloaded(cli, tokenizer, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    hub, asked = tmp_path / "hub" / "tokenizer.json", []
+    hub.parent.mkdir()
+    shutil.copy("t.json", hub)
+
+    def hf_hub_download(name, file, local_files_only):
+        asked.append((name, file, local_files_only))
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    assert cli(f"init m {GPT} --tokenizer owner/name").code == 0 and read_config("m").vocab_size == 280
+    assert asked == [("owner/name", "tokenizer.json", False)]
+    (tmp_path / "owner" / "name").mkdir(parents=True)  # a path that exists wins
+    refused(cli(f"init n {GPT} --tokenizer owner/name"), "no tokenizer at owner/name/tokenizer.json")
+    assert len(asked) == 1
+
+    def offline(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    assert cli(f"init n {GPT} --tokenizer owner/other").code == 0 and asked[1] == (
+        "owner/other",
+        "tokenizer.json",
+        True,
+    )
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    refused(cli(f"init o {GPT} --tokenizer owner/other"), "owner/other", "cannot be reached")
+    refused(cli(f"init o {GPT} --tokenizer a//b"), "no tokenizer at 'a//b'")
+
+    def unknown(*_, **__):
+        raise huggingface_hub.errors.RepositoryNotFoundError.__new__(huggingface_hub.errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unknown)
+    refused(cli(f"init o {GPT} --tokenizer owner/othr"), "no model 'owner/othr'", "check the spelling")
+
+
+def test_old_model_files_know_no_tokenizer(cli):
+    """model.json of a byte model says nothing of one, and reads as it did."""
+    cli("init m --preset gpt-bytes-tiny")
+    file = Path("m/model.json")
+    content = json.loads(file.read_text())
+    assert content.pop("tokenizer_sha256") is None
+    file.write_text(json.dumps(content))
+    assert read_alphabet("m", read_config("m")).unit == "byte"

@@ -127,8 +127,10 @@ def print_sample(model, **settings) -> None:
 def learned(report: dict) -> Iterator[str]:
     """An evaluation on stories, in a few sentences."""
     bpb, floor, off = (report[k] for k in ("bits_per_byte", "entropy_floor", "bits_per_byte_disable_latent"))
-    yield f"{bpb:.3f} bits per byte on stories it has not seen. Guessing costs 8; {floor:.3f} is the grammar's own"
-    yield f"entropy, the floor that no model can pass. {max(0, 8 - bpb) / (8 - floor):.1%} of the way is done."
+    yield f"{bpb:.3f} bits per byte on stories it has not seen. Guessing costs 8."
+    if floor is not None:  # of whole stories
+        yield f"The floor is the entropy of their grammar, {floor:.3f}: no model goes below. On the way there from 8,"
+        yield f"{max(0, 8 - bpb) / (8 - floor):.1%} is done."
     yield f"Its latent blocks see {report['routed_fraction']:.0%} of the bytes; without them it needs {off:.3f}."
     for recall in report["recalls"]:
         if recall["to"] in (64, 512):

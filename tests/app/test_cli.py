@@ -435,17 +435,18 @@ def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
 
     monkeypatch.setattr(data, "STORIES_PER_EPOCH", 20)
     monkeypatch.setattr(data, "VALIDATION_STORIES", 5)
-    monkeypatch.setattr(demo, "SCORED", 1500)
     monkeypatch.setattr(demo, "preset", lambda name: read_config(home / "model"))
     small = TrainConfig(max_steps=20, batch_size=2, context_len=32)  # however fast the machine is
     monkeypatch.setattr(demo, "TrainConfig", SimpleNamespace(build=lambda max_minutes: small))
     monkeypatch.setattr(demo, "ENOUGH", 10**6)
-    for run in ("run-1", "run-2"):  # a second demo adds a run
+    for run, scored in (("run-1", 3000), ("run-2", 60)):  # a second demo adds a run; no story has 60 bytes
+        monkeypatch.setattr(demo, "SCORED", scored)
         result = cli("demo shown --minutes 0.005")
         assert result.code == 0, result.err
         assert result.out.replace("_", "").count("Once upon a time") == 3 and "_" in result.out
         assert "1,000,000 steps" in result.err and "The model that comes with Pico" in result.err
         assert "bits per byte" in result.err and "train shown my-run" in result.err
+        assert ("entropy of their grammar" in result.err) == (scored > 60)
         for name in ("loss.png", "report.html", "metrics.jsonl"):
             assert (home / "shown" / run / name).stat().st_size > 0
 

@@ -24,31 +24,30 @@ from pico.base.shapes import GPTConfig, ModelConfig
 class Options:
     """Fields of configs as options, in panels of the help: {panel: [field, ...]}; `settable`: all of them, by --set.
 
-    A field that several have is told as the first one tells it. An option is called as its field, after the prefix,
-    which the `bare` ones go without.
+    A field that several have is told as the first one tells it.
     """
 
-    def __init__(self, configs: list[type[Config]], panels: dict[str, list[str]], prefix="", bare=(), settable=False):
+    def __init__(self, configs: list[type[Config]], panels: dict[str, list[str]], settable=False):
         self.settable = settable
         self.fields = {}
         for config in configs:
             self.fields |= {name: info for name, info in config.model_fields.items() if name not in self.fields}
         self.parameters = {
-            field: parameter(field, self.fields[field], field if field in bare else prefix + field, panel)
+            field: parameter(self.fields[field], configs[0].flag(field), panel)
             for panel, fields in panels.items()
             for field in fields
         }
 
 
-def parameter(field: str, info, name: str, panel: str) -> inspect.Parameter:
+def parameter(info, flag: str, panel: str) -> inspect.Parameter:
     """A command's parameter that typer makes an option of: type, default and help are the field's."""
     kind, help = plain(info.annotation), info.description
     if get_origin(kind) is Literal:  # the config says what it expected; typer's way would widen the help
         help, kind = f"{help}: {', '.join(get_args(kind))}", str
-    flag = f"--{name.replace('_', '-')}"  # a switch that is off by default has only its positive form
+    # a switch that is off by default has only its positive form
     declared = [flag if not info.default else f"{flag}/--no{flag[1:]}"] if kind is bool else []
     option = typer.Option(*declared, help=help, rich_help_panel=panel)
-    return keyword(name, Annotated[kind | None, option], info.default)
+    return keyword(flag[2:].replace("-", "_"), Annotated[kind | None, option], info.default)
 
 
 def keyword(name: str, annotation, default=inspect.Parameter.empty) -> inspect.Parameter:
@@ -179,8 +178,6 @@ DATA = Options(
             "streaming",
         ]
     },
-    prefix="dataset_",
-    bare=["document_separator", "streaming"],
 )
 TRAINING = Options(
     [TrainConfig],

@@ -60,6 +60,11 @@ class Config(BaseModel):
         except ValidationError as error:
             raise ConfigError(cls, [_problem(cls, each) for each in error.errors()]) from None
 
+    @classmethod
+    def flag(cls, field: str) -> str:
+        """What a person types on the command line to set a field."""
+        return f"--{field.replace('_', '-')}"
+
 
 def _problem(config: type[Config], error: dict) -> str:
     message = error["msg"].removeprefix("Value error, ")
@@ -111,6 +116,12 @@ class DataConfig(Config):
         None, description="held out: a fraction below 1, or how many documents (default 1 %)"
     )
     streaming: bool = Field(False, description="stream a Hub dataset instead of downloading it")
+
+    @classmethod
+    def flag(cls, field: str) -> str:
+        if field == "dataset":
+            return "DATASET"
+        return super().flag(field if field in ("document_separator", "streaming") else f"dataset_{field}")
 
     @field_validator("dataset", "train_file", "validation_file", "train_split", "validation_split")
     @classmethod

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pico.base.config import MAX_FEED, Config, Count, Positive
+from pico.base.config import MAX_FEED, Config, ConfigError, Count, Positive
 from pico.base.errors import PicoError
 from pico.base.routers import ROUTERS, Rule
 from pico.base.symbols import VOCABULARY
@@ -351,7 +351,7 @@ def shape(values: dict) -> Shape:
         raise PicoError(f"kind = {kind!r}: expected {' or '.join(map(repr, KINDS))}")
     fields, every = KINDS[kind].model_fields, {name for other in KINDS.values() for name in other.model_fields}
     if foreign := [name for name in values if name in every and name not in fields]:
-        raise PicoError(f"a {kind} has no {', '.join(foreign)}: it has {', '.join(fields)}")
+        raise ConfigError(KINDS[kind], [f"{name} = {values[name]!r}: a {kind} has none" for name in foreign])
     return KINDS[kind].build(**values)
 
 

@@ -125,7 +125,7 @@ def train(documents: Documents, vocab_size: int, say: Callable[[str], object] = 
     """
     if not 256 + len(CONTROL_NAMES) <= vocab_size <= LARGEST:
         raise PicoError(
-            f"vocab_size = {vocab_size}: expected {256 + len(CONTROL_NAMES)} (bytes and control symbols) to {LARGEST}"
+            f"--vocab-size = {vocab_size}: expected {256 + len(CONTROL_NAMES)} (bytes and control symbols) to {LARGEST}"
         )
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

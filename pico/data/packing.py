@@ -42,7 +42,7 @@ class Batches:
     ):
         if batch_size % world:
             raise PicoError(
-                f"batch size {batch_size} does not divide over {world} processes: use a multiple of {world}"
+                f"--batch-size {batch_size} does not divide over {world} processes: use a multiple of {world}"
             )
         self.documents, self.context_len, self.batch_size, self.seed = documents, context_len, batch_size, seed
         self.rows = batch_size // world
@@ -51,8 +51,8 @@ class Batches:
         self._open(0)
         if self.length <= context_len:
             raise PicoError(
-                f"context length {context_len} is longer than all of the training data ({self.length} bytes with "
-                f"document ends): use --context-len {max(1, self.length // 2)} or less, or more data"
+                f"--context-len {context_len} is longer than all of the training data ({self.length} bytes with "
+                f"document ends): use {max(1, self.length // 2)} or less, or more data"
             )
 
     @property

@@ -108,9 +108,9 @@ def traces(
     """One Trace per document, in order. stride defaults to context_len / 2; rule: another than the model's own."""
     stride = stride or max(1, context_len // 2)
     if not 1 <= stride <= context_len:
-        raise PicoError(f"stride = {stride}: expected 1 to context_len = {context_len}, so that no byte is passed over")
+        raise PicoError(f"stride = {stride}: expected 1 to {context_len}, the context, so that no byte is passed over")
     if max_bytes is not None and max_bytes < 1:
-        raise PicoError(f"max-bytes = {max_bytes}: expected 1 or more")
+        raise PicoError(f"--max-bytes = {max_bytes}: expected 1 or more")
     training = model.training
     model.eval()
     try:

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -121,11 +121,11 @@ def check_tokens(config: Shape) -> None:
         )
 
 
-def differences(before, after, only=None) -> str:
-    """'dim 128 -> 64; ...': fields in which two configs differ, or ''."""
+def differences(before, after, only=None, name: Callable[[str], str] = str) -> str:
+    """'dim 128 -> 64; ...': fields in which two configs differ, or ''. name: what a field is called."""
     before, after = before.model_dump(), after.model_dump()
     return "; ".join(
-        f"{key} {before.get(key)} -> {after.get(key)}"
+        f"{name(key)} {before.get(key)} -> {after.get(key)}"
         for key in only or {**before, **after}
         if before.get(key) != after.get(key)
     )

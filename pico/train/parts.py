@@ -128,7 +128,9 @@ def build(
     """
     rank, world, reading = accelerator.process_index, accelerator.num_processes, Reading()
     if config.batch_size % world:
-        raise PicoError(f"batch_size {config.batch_size} does not divide over {world} processes: use a multiple")
+        raise PicoError(
+            f"--batch-size {config.batch_size} does not divide over {world} processes: use a multiple of {world}"
+        )
     check_memory(model_config, config, accelerator)
     text = open_text(data, config.seed, reading)
     origin = Origin()

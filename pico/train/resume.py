@@ -35,16 +35,17 @@ def check_resume(
         raise PicoError(f"{folder} holds no train.json, so there is nothing to resume: leave out --resume")
     if missing := [key for key in ("train", "data", "model", "fingerprint") if key not in before]:
         raise PicoError(f"{folder}/train.json has no {', '.join(missing)}: mend it from another run's")
-    changed = [differences(ModelConfig.build(**before["model"]), model)]
+    changed = [differences(ModelConfig.build(**before["model"]), model, name="model.json's {}".format)]
     if before["fingerprint"] != fingerprint:
-        changed.append(differences(DataConfig.build(**before["data"]), data))
+        changed.append(differences(DataConfig.build(**before["data"]), data, name=DataConfig.flag))
         changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
     old = TrainConfig.build(**before["train"])
-    changed.append(differences(old, config, only=("optimizer", "seed", "context_len")))
+    changed.append(differences(old, config, only=("optimizer", "seed", "context_len"), name=TrainConfig.flag))
     if old.step_chunks != config.step_chunks:
-        changed.append(f"batch_size x grad_accumulation_steps {old.step_chunks} -> {config.step_chunks}")
+        changed.append(f"--batch-size x --grad-accumulation-steps {old.step_chunks} -> {config.step_chunks}")
     if any(changed):
-        raise PicoError(f"cannot resume {folder}, this changed: {'; '.join(filter(None, changed))}")
+        what = "; ".join(filter(None, changed))
+        raise PicoError(f"cannot resume {folder}, this changed: {what}; undo that, or start a new run")
     source, skipped = checkpoint.newest(folder)
     if skipped and source is None:
         raise PicoError(f"no valid checkpoint in {folder} ({'; '.join(skipped)})")

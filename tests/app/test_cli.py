@@ -1,5 +1,6 @@
 """The command line, in this process: exit codes, what goes to stdout and what to stderr, flags, bad input."""
 
+import ast
 import base64
 import errno
 import io
@@ -22,7 +23,7 @@ from pico import generate, load
 from pico.app import samples
 from pico.app.flags import DATA, MODEL, TRAINING
 from pico.base.config import DataConfig, TrainConfig
-from pico.base.shapes import preset
+from pico.base.shapes import KINDS, preset
 from pico.base.symbols import visible
 from pico.decode import generation
 from pico.runs import folder
@@ -595,6 +596,28 @@ def test_interruption_is_code_130(cli, monkeypatch):
     monkeypatch.setattr(folder, "read_config", interrupted)
     result = cli("info model")
     assert result.code == 130 and "Traceback" not in result.err
+
+
+def test_messages_name_flags_not_fields():
+    """As they are typed. Those about an experiment, in pico/lab, name the keys of its file; ConfigError translates."""
+    configs = DataConfig, TrainConfig, *KINDS.values()
+    fields = re.compile(rf"\b({'|'.join(name for c in configs for name in c.model_fields if '_' in name)})\b")
+
+    def words(node):
+        """Texts in a piece of code, without what stands in the braces of an f-string."""
+        if isinstance(node, ast.Constant):
+            yield str(node.value)
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FormattedValue):
+                yield from words(child)
+
+    wrong = []
+    for file in [ROOT / "picolm.py", *(ROOT / "pico").rglob("*.py")]:
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            name = isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1]
+            if name in ("PicoError", "DataError", "warn", "log") and file.parent.name not in ("lab", "base"):
+                wrong += [f"{file.name}: {text}" for text in words(call) if fields.search(text)]
+    assert not wrong
 
 
 def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):

@@ -45,9 +45,10 @@ def test_the_kind_picks_the_class():
 @pytest.mark.parametrize(
     "line, message",
     [
-        (["--preset", "gpt-tiny", "--fb-num-blocks", "2"], "a gpt has no fb_num_blocks: it has kind, dim, num_blocks"),
-        (["--preset", "tiny", "--num-blocks", "2", "--max-context", "9"], "a pico has no num_blocks, max_context: it"),
-        (["--preset", "gpt-tiny", "--set", "router=none"], "a gpt has no router"),
+        (["--preset", "gpt-tiny", "--fb-num-blocks", "2"], "error: --fb-num-blocks = 2: a gpt has none"),
+        (["--num-blocks", "2", "--max-context", "9"], "--num-blocks = 2: a pico has none; --max-context = 9: a pico"),
+        (["--preset", "gpt-tiny", "--router", "none"], "error: --router = 'none': a gpt has none"),
+        (["--preset", "gpt-tiny", "--set", "chained_heads=0"], "chained_heads = '0': a gpt has none"),
         (["--preset", "gpt-bytes-tiny", "--vocab-size", "500"], "--vocab-size = 500: expected 264"),
     ],
 )

@@ -205,11 +205,11 @@ def test_order_is_drawn_in_pieces_without_gaps():
 
 
 def test_too_little_data_for_one_chunk():
-    with pytest.raises(PicoError, match=r"context length 64 is longer .* \(13 bytes.*--context-len 6 or less"):
+    with pytest.raises(PicoError, match=r"--context-len 64 is longer .* \(13 bytes.*use 6 or less"):
         make([b"hello", b"worl"], context_len=64)
     make([b"x" * 63], context_len=64)  # 65 tokens: 64 inputs and their targets
 
 
 def test_batch_must_divide_over_processes():
-    with pytest.raises(PicoError, match="batch size 4 does not divide over 3 processes"):
+    with pytest.raises(PicoError, match="--batch-size 4 does not divide over 3 processes"):
         make([b"hello"] * 9, world=3)

@@ -195,5 +195,5 @@ def test_many_documents_come_back_in_order():
 
 @pytest.mark.parametrize("stride", [-1, 17])
 def test_a_stride_that_passes_bytes_over_is_refused(stride):
-    with pytest.raises(PicoError, match=f"stride = {stride}: expected 1 to context_len = 16"):
+    with pytest.raises(PicoError, match=f"stride = {stride}: expected 1 to 16"):
         score(tiny(), [b"x" * 50], 16, stride)

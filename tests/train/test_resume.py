@@ -148,10 +148,10 @@ def snapshot(folder):
     "changes, options, expected",
     [
         ({}, dict(resume=False), r"already holds a run: continue it with --resume"),
-        (dict(context_len=16), {}, r"context_len 32 -> 16"),
-        (dict(seed=1), {}, r"seed 0 -> 1"),
-        (dict(optimizer="adamw"), {}, r"optimizer soap -> adamw"),
-        (dict(batch_size=8), {}, r"batch_size x grad_accumulation_steps 4 -> 8"),
+        (dict(context_len=16), {}, r"--context-len 32 -> 16; undo that, or start"),
+        (dict(seed=1), {}, r"--seed 0 -> 1"),
+        (dict(optimizer="adamw"), {}, r"--optimizer soap -> adamw"),
+        (dict(batch_size=8), {}, r"--batch-size x --grad-accumulation-steps 4 -> 8"),
     ],
 )
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(path, data, changes, options, expected):
@@ -168,11 +168,11 @@ def test_resume_refuses_other_data_and_another_model(path, data, tmp_path):
     before = snapshot(path / "r")
     other = tmp_path / "other.jsonl"
     other.write_text(Path(data.dataset).read_text().replace("cats", "dogs"))
-    with pytest.raises(PicoError, match=r"dataset .*data.jsonl -> .*other.jsonl; the dataset's text is another"):
+    with pytest.raises(PicoError, match=r"DATASET .*data.jsonl -> .*other.jsonl; the dataset's text is another"):
         go(path, "r", data.model_copy(update={"dataset": str(other)}), resume=True)
     text = (path / "model.json").read_text()
     (path / "model.json").write_text(json.dumps({**json.loads(text), "dim": 32}))
-    with pytest.raises(PicoError, match=r"dim 16 -> 32"):
+    with pytest.raises(PicoError, match=r"model.json's dim 16 -> 32"):
         go(path, "r", data, resume=True)
     assert snapshot(path / "r") == before
     (path / "model.json").write_text(text)

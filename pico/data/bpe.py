@@ -28,6 +28,7 @@ from pico.data.documents import Documents
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said by us, or the library warns wherever we fork
 
+RULES = 1  # by which text is cut: to be raised whenever the same text gives other tokens
 PIECE = 1 << 14  # bytes tokenized as one
 HANDFUL = 128  # pieces that the library's threads share
 SAMPLE = 1 << 28  # bytes of text that a tokenizer is made of, at most

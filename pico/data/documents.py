@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pico.base.symbols import BYTES
 from pico.data import storage
 from pico.data.storage import File
 
@@ -20,11 +21,14 @@ from pico.data.storage import File
 class Documents:
     """A sequence of documents, each a slice of `buffer` (bytes, or a file). Empty ones are dropped.
 
-    starts, lengths: (n,) int64. floor_bits: exact entropy of all of them, only known for stories. stories: the
-    Story each was made from, or None. Whatever reads the buffer raises PicoError if its file has changed.
+    starts, lengths: (n,) int64. place: where a block of a stream starts, else None. floor_bits: exact entropy of all of
+    them, only known for stories. stories: the Story each was made from, or None. Whatever reads the buffer raises
+    PicoError if its file has changed.
     """
 
+    alphabet = BYTES
     repeats = True  # every epoch reads the same documents again
+    place: dict | None = None
     floor_bits: float | None = None
     stories: list | None = None
 
@@ -49,17 +53,21 @@ class Documents:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the boundaries and of the text: all of it up to 64 MB, else 256 samples of 4 kB."""
-        digest = hashlib.blake2b(self.lengths.tobytes(), digest_size=16)
         if self.bytes <= storage.SMALL:
-            for _, _, piece in self._pieces():
-                digest.update(piece)
-        else:
-            ends = np.cumsum(self.lengths)
-            for position in np.linspace(0, self.bytes - 1, 256).astype(np.int64):
-                i = int(np.searchsorted(ends, position, side="right"))
-                end = int(self.starts[i] + self.lengths[i])
-                start = end - int(ends[i] - position)
-                digest.update(self.buffer[start : min(end, start + 4096)])
+            return self.digest()
+        digest, ends = hashlib.blake2b(self.lengths.tobytes(), digest_size=16), np.cumsum(self.lengths)
+        for position in np.linspace(0, self.bytes - 1, 256).astype(np.int64):
+            i = int(np.searchsorted(ends, position, side="right"))
+            end = int(self.starts[i] + self.lengths[i])
+            start = end - int(ends[i] - position)
+            digest.update(self.buffer[start : min(end, start + 4096)])
+        return digest.hexdigest()
+
+    def digest(self) -> str:
+        """A hash of the boundaries and of all the text."""
+        digest = hashlib.blake2b(self.lengths.tobytes(), digest_size=16)
+        for _, _, piece in self._pieces():
+            digest.update(piece)
         return digest.hexdigest()
 
     def take(self, places: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import yaml
 
 from pico.base.config import DataConfig
 from pico.base.errors import DataError, PicoError
+from pico.base.symbols import BYTES
 from pico.data.documents import Documents, collect
 from pico.data.tables import as_bytes, cell, choose_column, learn
 
@@ -228,6 +229,7 @@ class Stream:
     makes one process read rows twice, and three fail with a KeyError (datasets 5.2).
     """
 
+    alphabet = BYTES
     floor_bits = None
     repeats = False  # nobody knows its size: taken for more than could be learned by heart
 

@@ -1,7 +1,8 @@
 """Documents packed into batches of equal chunks: exact, disjoint over processes, resumable anywhere.
 
-Documents become BOS bytes EOS, one after the other in an order drawn anew each epoch, and this string is cut into
-chunks of context_len, which are read in an order of their own: even a single huge document gives varied batches.
+Documents become BOS symbols EOS, the symbols bytes or tokens, one after the other in an order drawn anew each epoch.
+This string is cut into chunks of context_len, which are read in an order of their own: even a single huge document
+gives varied batches.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 
 from pico.base.errors import PicoError
-from pico.base.symbols import BOS, EOS
+from pico.base.symbols import BOS, BYTES, EOS
 from pico.data.documents import Documents
 from pico.data.hub import Stream
 from pico.data.storage import PIECE
+from pico.data.tokens import EndlessTokens, Tokens
 
 
 class Batches:
@@ -22,17 +24,17 @@ class Batches:
 
     B = batch_size / world, T = context_len, N = next_tokens. Targets are one ahead: head k at input t predicts target
     t + k. Where a target is -100 nothing is scored; inputs past the end of the epoch, which only such targets follow,
-    are byte 0.
+    are symbol 0.
 
-    Chunk j of an epoch holds tokens jT .. jT + T + N of the epoch's string, so every byte is the next-byte target of
-    exactly one position. Batch g takes the chunks g * batch_size .. of the epoch's order (on across the end of the
+    Chunk j of an epoch holds symbols jT .. jT + T + N of the epoch's string, so every one is the next target of exactly
+    one position. Batch g takes the chunks g * batch_size .. of the epoch's order (on across the end of the
     epoch), process `rank` a block of its rows: how many processes share the work changes nothing but who does it.
     Raises PicoError if the batch does not divide over the processes, or the data does not fill one chunk.
     """
 
     def __init__(
         self,
-        documents: Documents | Stream,
+        documents: Documents | Stream | Tokens | EndlessTokens,
         context_len: int,
         next_tokens: int,
         batch_size: int,
@@ -45,32 +47,32 @@ class Batches:
                 f"--batch-size {batch_size} does not divide over {world} processes: use a multiple of {world}"
             )
         self.documents, self.context_len, self.batch_size, self.seed = documents, context_len, batch_size, seed
+        self.alphabet = documents.alphabet
         self.rows = batch_size // world
         self.first = rank * self.rows
         self._offsets = np.arange(context_len + next_tokens)
         self._open(0)
         if self.length <= context_len:
             raise PicoError(
-                f"--context-len {context_len} is longer than all of the training data ({self.length} bytes with "
-                f"document ends): use {max(1, self.length // 2)} or less, or more data"
+                f"--context-len {context_len} is longer than all of the training data ({self.length} "
+                f"{self.alphabet.unit}s with document ends): use {max(1, self.length // 2)} or less, or more data"
             )
 
     @property
     def epoch(self) -> float:
         """Passes over the data so far; of a stream, whose length is unknown, only whole ones."""
-        if isinstance(self.documents, Stream):
-            return float(self.documents.place["pass"])
+        if place := self.documents.place:
+            return float(place["pass"])
         return self.number + self.chunk / self.chunks
 
     @property
     def chunks_per_epoch(self) -> int | None:
         """None for a stream."""
-        return None if isinstance(self.documents, Stream) else self.chunks
+        return None if self.documents.place else self.chunks
 
     def state_dict(self) -> dict:
         """The position, as JSON. It does not depend on how the batch is split over processes."""
-        place = self.documents.place if isinstance(self.documents, Stream) else None
-        return {"epoch": self.number, "chunk": self.chunk, "place": place}
+        return {"epoch": self.number, "chunk": self.chunk, "place": self.documents.place}
 
     def load_state_dict(self, state: dict) -> None:
         self._open(state["epoch"], state["place"])
@@ -137,14 +139,19 @@ class Batches:
         place, document = self._place(position)
         begin, end = self._begins[document], self._ends[document] - 1  # where its BOS and EOS are
         tokens = np.full(position.shape, -100, np.int64)
-        tokens[position == begin] = BOS
-        tokens[position == end] = EOS
+        tokens[position == begin] = self.alphabet.bos
+        tokens[position == end] = self.alphabet.eos
         inside = (position > begin) & (position < end)
         tokens[inside] = self._block.take(place[inside])
         return tokens
 
+    def counted(self, targets: np.ndarray) -> int:
+        """How many raw bytes the next symbols stand for, those of head 0, among targets (R, T or more)."""
+        following = targets[:, : self.context_len]
+        return int(self.alphabet.lengths[following[following >= 0]].sum())
+
     def raw_bytes(self, chunks: np.ndarray) -> int:
-        """How many raw bytes there are among the next-byte targets of these chunks, those of head 0."""
+        """The same for chunks of bytes, from where documents lie: no text is read."""
         first = chunks * self.context_len + 1  # in the epoch's string
         end = np.minimum(first + self.context_len, self.length)
         starts = np.searchsorted(self._begins, end) - np.searchsorted(self._begins, first)
@@ -156,7 +163,8 @@ class OnDevice:
     """The batches of a `Batches`, gathered on a device from the text that lies there: one byte a byte.
 
     The host says which chunks and waits for nothing. What is opened next, in an epoch of stories or a block of a
-    stream, replaces what was there; a text over `limit` bytes stays where it is, and its chunks are sent.
+    stream, replaces what was there. A text over `limit` bytes stays where it is, and its chunks are sent; so do tokens,
+    which the host reads in any case: to count the bytes they stand for.
     """
 
     def __init__(self, batches: Batches, device: torch.device, limit: int):
@@ -169,8 +177,13 @@ class OnDevice:
         parts, count = [], 0
         for _, chunks in self.batches.turns():
             self._open()
-            parts.append(self._send(self.batches._read(chunks)) if self.text is None else self._read(chunks))
-            count += self.batches.raw_bytes(chunks)
+            if self.text is None:
+                tokens = self.batches._read(chunks)
+                parts.append(self._send(tokens))
+                count += self.batches.counted(tokens[:, 1:])
+            else:
+                parts.append(self._read(chunks))
+                count += self.batches.raw_bytes(chunks)
         return *self.batches.cut(torch.cat(parts)), count
 
     def _open(self) -> None:
@@ -181,7 +194,7 @@ class OnDevice:
         self.ends = batches._ends
         if buffer is not self.buffer:
             self.buffer, self.text = buffer, None  # gives the memory of the old one back first
-            if len(buffer) <= self.limit:
+            if len(buffer) <= self.limit and batches.alphabet is BYTES:
                 self.text = torch.empty(len(buffer), dtype=torch.uint8, device=self.device)
                 for start in range(0, len(buffer), PIECE):
                     piece = np.frombuffer(bytearray(buffer[start : start + PIECE]), np.uint8)

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     inputs: Tensor  # (B, T)
     targets: Tensor  # (B, T + N - 1), -100 where nothing is scored
-    bytes: int  # raw ones among the next-byte targets, those of head 0
+    bytes: int  # raw ones that the next-symbol targets stand for, those of head 0
     position: dict  # of the data, after this batch, by `Batches.state_dict`
 
 
@@ -58,8 +58,7 @@ class Prefetch:
             inputs, targets, count = next(self.on_device)
         else:
             inputs, targets = next(self.batches)
-            following = targets[:, : inputs.shape[1]]
-            count = int(((following >= 0) & (following < 256)).sum())
+            count = self.batches.counted(targets.numpy())
         return Batch(inputs, targets, count, self.batches.state_dict())
 
     def failure(self) -> BaseException | None:

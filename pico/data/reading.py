@@ -65,11 +65,12 @@ def named(files: Iterable[Path]) -> str:
     return f"from {len(names):,} files, {names[0]} to {names[-1]}"
 
 
-def outlook(config: TrainConfig, steps: int | None, chunks: int | None) -> list[str]:
+def outlook(config: TrainConfig, steps: int | None, chunks: int | None, unit: str = "byte") -> list[str]:
     """Phrases on the training to come. steps: of the whole run; chunks: in an epoch; None where unknown."""
     phrases = []
     if steps:
-        phrases.append(f"{counted(steps, 'step')} of {size(config.step_bytes)}")
+        each = size(config.step_bytes) if unit == "byte" else counted(config.step_bytes, unit)
+        phrases.append(f"{counted(steps, 'step')} of {each}")
         if chunks:
             epochs = f"{steps * config.step_chunks / chunks:.3g}"
             phrases.append(f"{epochs} epoch{'s' * (epochs != '1')}")

@@ -130,9 +130,9 @@ def unchanged(path: Path, before: tuple[int, int], documents: Iterable) -> Itera
 
 
 def store(
-    documents: Iterable[bytes | Path | Iterator[bytes]], key: str | None = None
+    documents: Iterable[bytes | Path | Iterator[bytes]], key: str | None = None, small: int | None = None
 ) -> tuple[bytes | File, np.ndarray]:
-    """Copies documents end to end: (their bytes, in a file of the cache when they exceed 64 MB; lengths (n,) int64).
+    """Copies documents end to end: (their bytes, in a file of the cache above `small`, 64 MB; lengths (n,) int64).
 
     A document is bytes, the Path of a file, or an iterator over its pieces. key: names the content, so that the file
     is found again the next time; it is checked then, and made anew if a single bit of it is wrong.
@@ -144,7 +144,7 @@ def store(
     if key and (found := _find(data, index)):
         return found
     parts = [file.with_name(f"{file.name}.{os.getpid()}.part") for file in (data, index)] if key else []
-    lengths, out = array("q"), Copy(folder, parts[0] if key else None)
+    lengths, out = array("q"), Copy(folder, parts[0] if key else None, SMALL if small is None else small)
     try:
         for document in documents:
             start = out.size
@@ -180,14 +180,15 @@ def store(
 
 
 class Copy:
-    """Where documents are copied: memory up to SMALL bytes, then a file (nameless without a path)."""
+    """Where documents are copied: memory up to `small` bytes, then a file (nameless without a path)."""
 
-    def __init__(self, folder: Path, path: Path | None):
-        self.folder, self.path, self.file, self.size, self.on_disk = folder, path, io.BytesIO(), 0, False
+    def __init__(self, folder: Path, path: Path | None, small: int):
+        self.folder, self.path, self.small = folder, path, small
+        self.file, self.size, self.on_disk = io.BytesIO(), 0, False
 
     def write(self, piece: bytes) -> None:
         self.size += len(piece)
-        if not self.on_disk and self.size > SMALL:
+        if not self.on_disk and self.size > self.small:
             self._to_disk()
         if self.on_disk:
             self.digest.update(piece)

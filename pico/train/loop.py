@@ -119,7 +119,9 @@ class Training:
     def announce(self) -> None:
         """Before the first step: what was read, what is to come, and what cannot be meant so."""
         self.announced, parts, reading = True, self.parts, self.parts.reading
-        reading.tell("to come", *outlook(self.config, parts.total_steps, parts.batches.chunks_per_epoch))
+        batches = parts.batches
+        coming = outlook(self.config, parts.total_steps, batches.chunks_per_epoch, batches.alphabet.unit)
+        reading.tell("to come", *coming)
         for line in reading.lines():
             self.display.log(line)
         for warning in reading.warnings:

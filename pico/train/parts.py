@@ -22,12 +22,13 @@ from pico.base.errors import PicoError
 from pico.base.files import write_json
 from pico.base.memory import require, require_weights, training_bytes
 from pico.base.shapes import ModelConfig
-from pico.base.symbols import Alphabet
+from pico.base.symbols import BYTES, Alphabet
 from pico.base.threads import pick_threads, threads_chosen
 from pico.data.documents import Documents
 from pico.data.hub import Stream
 from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
+from pico.data.tokens import EndlessTokens, Tokens, tokenized
 from pico.model.pico import Pico
 from pico.runs import checkpoint
 from pico.runs.folder import lock, read_record, run_folder
@@ -61,7 +62,7 @@ class State:
 class Text(NamedTuple):
     """The opened data."""
 
-    documents: Documents | Stream  # to train on
+    documents: Documents | Stream | Tokens | EndlessTokens  # to train on
     validation: Documents
     scored: Documents  # the first ones of it, at most VALIDATION_BYTES
     floor: float | None  # their exact entropy, bits per byte, where it is known
@@ -132,7 +133,7 @@ def build(
             f"--batch-size {config.batch_size} does not divide over {world} processes: use a multiple of {world}"
         )
     check_memory(model_config, config, accelerator)
-    text = open_text(data, config.seed, reading)
+    text = open_text(data, config.seed, alphabet, reading, display)
     origin = Origin()
     if resume:
         origin = find_origin(path / run, model_config, data, config, text.documents.fingerprint, display)
@@ -189,8 +190,13 @@ def check_memory(model_config: ModelConfig, config: TrainConfig, accelerator) ->
     require(size, accelerator.device, what, "take a smaller model, or --optimizer muon, which needs least")
 
 
-def open_text(data: DataConfig, seed: int, reading: Reading) -> Text:
+def open_text(data: DataConfig, seed: int, alphabet: Alphabet, reading: Reading, display: Display) -> Text:
     documents, validation = open_data(data, seed, reading)
+    if alphabet is not BYTES:
+        made = []  # by the main process, alone; the others find it in the cache
+        on_main(lambda: made.append(tokenized(documents, alphabet, display.log)))
+        documents = made[0] if made else tokenized(documents, alphabet)
+        reading.tell("tokens", *documents.told())
     scored = validation.first(VALIDATION_BYTES) if len(validation) else validation
     floor = scored.floor_bits / scored.bytes if scored.floor_bits is not None else None
     return Text(documents, validation, scored, floor)

@@ -272,7 +272,7 @@ def ring_bias(
 ) -> Tensor | Positions:
     """(B, H, n, R) bias for queries at q_positions (B, n), the newest written positions of a ring of R slots.
 
-    For the backend "sdpa" it is what they see, (B, 1, n, R) bool, without ALiBi.
+    For the backend "sdpa" it is what they see, (B, 1, n, R or fewer) bool, without ALiBi.
 
     Slot s holds the newest position p with p % R == s. Entries left behind by a rollback are at positions after
     the query, or derive to positions before its window, so the mask hides them (needs R >= W + n).
@@ -281,6 +281,8 @@ def ring_bias(
     if backend == "triton":
         return Positions(q_positions.int(), k_positions.int(), window)
     if backend == "sdpa":
+        if q_positions.device.type == "cpu":  # it reads no slots that are still empty
+            k_positions = k_positions[:, : int(q_positions.max()) + 1]
         return distances(q_positions, k_positions, window)[1][:, None]
     return alibi_bias(q_positions, k_positions, heads, window, dtype)
 

@@ -55,12 +55,12 @@ class Cache:
     feed: the most bytes of a text that one forward reads.
     """
 
-    def __init__(self, config: Shape, batch: int, dtype=torch.float32, device="cpu", feed: int = MAX_FEED):
+    def __init__(self, config: Shape, batch: int, dtype=torch.float32, device="cpu", feed: int = MAX_FEED, bos=BOS):
         self.feed = feed
         self.local, self.latent = (
             Ring(layers, batch, window, config, dtype, device, feed) for layers, window in config.stacks
         )
-        self.history = torch.full((batch, config.history), BOS, device=device)  # (B, H) bytes before the next
+        self.history = torch.full((batch, config.history), bos, device=device)  # (B, H) bytes before the next
 
     @property
     def length(self) -> Tensor:

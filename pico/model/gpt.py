@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pico.base.shapes import GPTConfig
-from pico.base.symbols import BOS
+from pico.base.symbols import BYTES, Alphabet
 from pico.model.blocks import Linear, SwiGLU, each_in_one, thin
 from pico.model.cache import Cache, Ring
 from pico.model.causal import causal_attention, sdpa
@@ -85,7 +85,9 @@ class Attention(nn.Module):
         if ring is None:
             y = causal_attention(q, k, v, c.reach)
         else:
-            y = sdpa(q, *ring.write(layer, torch.stack([k, v], dim=2)), ring.bias)
+            filled = ring.bias.shape[-1]
+            k, v = ring.write(layer, torch.stack([k, v], dim=2))
+            y = sdpa(q, k[:, :filled], v[:, :filled], ring.bias)
         if c.gate == "query":  # one matrix for all heads of a block
             y = y * torch.sigmoid(self.gate(q))
         elif c.gate == "input":  # G1 of arXiv 2505.06708
@@ -125,6 +127,9 @@ class GPTBlock(nn.Module):
 
 class GPT(nn.Module):
     """The whole model."""
+
+    alphabet: Alphabet = BYTES  # what its ids stand for
+    regions = ()  # what torch.compile traces besides the blocks
 
     def __init__(self, config: GPTConfig, dtype=torch.float32):
         super().__init__()
@@ -201,7 +206,7 @@ class GPT(nn.Module):
         tokens = tokens.long()
         batch, length = tokens.shape
         if cache is None:
-            ring, history = None, tokens.new_full((batch, self.config.history), BOS)
+            ring, history = None, tokens.new_full((batch, self.config.history), self.alphabet.bos)
             positions = torch.arange(length, device=tokens.device)[None]
         else:
             assert length <= cache.feed, f"feed at most {cache.feed} symbols at a time"
@@ -237,7 +242,7 @@ class GPT(nn.Module):
         if self.config.embedding_scale == "sqrt":
             x = x * self.config.dim**0.5
         if self.ngrams:
-            x = x + self.ngrams(text, self.dtype)
+            x = x + self.ngrams(text, self.dtype, self.alphabet.bos)
         return norm(x) if self.config.embedding_scale == "norm" else x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -265,7 +270,11 @@ class GPT(nn.Module):
         """Nothing here is counted."""
 
     def new_cache(self, batch: int, feed: int) -> Cache:
-        return Cache(self.config, batch, self.dtype, self.embedding.weight.device, feed)
+        return Cache(self.config, batch, self.dtype, self.embedding.weight.device, feed, self.alphabet.bos)
+
+    def uncast_parameters(self) -> list[nn.Parameter]:
+        """Those that the forward reads in fp32, whatever the dtype of its activations."""
+        return self.parameter_groups()["tables"]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All but the n-gram tables, of which a step touches some thousand rows."""

@@ -17,19 +17,19 @@ from pico.model.blocks import Linear
 MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
 
 
-def keys(tokens, before, longest: int, rows: int) -> list:
-    """The row in the stacked tables of each n-gram of 2 to `longest` bytes that ends with `tokens`.
+def keys(tokens, before, longest: int, rows: int, bos: int = BOS) -> list:
+    """The row in the stacked tables of each n-gram of 2 to `longest` symbols that ends with `tokens`.
 
-    before: what stood 1, 2, ... longest - 1 bytes earlier. Tensors of one shape, or plain integers: generation hashes a
-    byte at a time. An n-gram does not reach over the start of its document: whatever is before a BOS counts as BOS.
+    before: what stood 1, 2, ... longest - 1 symbols earlier. Tensors of one shape, or plain integers: generation hashes
+    a byte at a time. An n-gram does not reach over the start of its document: whatever is before `bos` counts as `bos`.
     """
     hashed, found = tokens, []
     newest = tokens
     for byte in before[: longest - 1]:
         if isinstance(byte, Tensor):
-            newest = byte.where(newest != BOS, BOS)
+            newest = byte.where(newest != bos, bos)
         else:
-            newest = byte if newest != BOS else BOS
+            newest = byte if newest != bos else bos
         hashed = (hashed * MULTIPLIER + newest + 1) & MASK
         mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
         found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
@@ -37,7 +37,7 @@ def keys(tokens, before, longest: int, rows: int) -> list:
 
 
 class NGrams(nn.Module):
-    """Embeddings of the n-grams that end with a byte, from hashed tables."""
+    """Embeddings of the n-grams that end with a symbol, from hashed tables."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -46,20 +46,20 @@ class NGrams(nn.Module):
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
 
-    def forward(self, text: Tensor, dtype: torch.dtype) -> Tensor:
-        """text (B, longest - 1 + T): the bytes, after those before them -> (B, T, D)."""
-        rows = self.row_numbers(text)
+    def forward(self, text: Tensor, dtype: torch.dtype, bos: int = BOS) -> Tensor:
+        """text (B, longest - 1 + T): the symbols, after those before them -> (B, T, D)."""
+        rows = self.row_numbers(text, bos)
         found = self.table(rows)  # (B, T, orders, width)
         if self.training and self.dropout:
             found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
         return self.project(found.flatten(2).to(dtype))
 
-    def row_numbers(self, text: Tensor) -> Tensor:
+    def row_numbers(self, text: Tensor, bos: int = BOS) -> Tensor:
         """(B, T, orders): where the table holds each n-gram."""
         if text.is_cuda and kernels.available():
             from pico.model.kernels.ngrams import ngram_rows
 
-            return ngram_rows(text, self.longest, self.rows)
+            return ngram_rows(text, self.longest, self.rows, bos)
         reach, length = self.longest - 1, text.shape[1] - self.longest + 1
         before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]
-        return torch.stack(keys(text[:, reach:], before, self.longest, self.rows), dim=-1)
+        return torch.stack(keys(text[:, reach:], before, self.longest, self.rows, bos), dim=-1)

@@ -44,6 +44,8 @@ class Pico(nn.Module):
 
     alphabet: Alphabet = BYTES  # what its ids stand for
 
+    regions = ("head_inputs",)  # what torch.compile traces besides the blocks
+
     def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
         super().__init__()
         self.config, self.dtype, self.attention_backend = config, dtype, attention_backend

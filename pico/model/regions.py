@@ -10,6 +10,8 @@ from types import MethodType
 
 import torch
 
+GRAPHS = 4  # of a block of one shape: the first one, and with dropout
+
 
 def compile_regions(model, **options) -> None:
     """From now on the model trains compiled, in place; parameters keep their names. Evaluation stays as it is.
@@ -17,7 +19,9 @@ def compile_regions(model, **options) -> None:
     options: of torch.compile.
     """
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of constants: harmless
-    regions = [(block, "forward") for block in model.blocks] + [(model, "head_inputs")]
+    regions = [(block, "forward") for block in model.blocks] + [(model, name) for name in model.regions]
+    shapes = {tuple(p.shape for p in block.parameters()) for block in model.blocks}
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS * len(shapes))
     compiled = {}  # a function a class, so that all of its modules share their graphs
     for module, name in regions:
         plain = getattr(type(module), name)

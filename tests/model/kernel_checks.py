@@ -329,15 +329,14 @@ LOSSES = [  # heads, rows, width, vocabulary, share of the targets that are not 
 ]
 
 
-@check((1, 1, 6, 32768), (3, 700, 6, 32768), (2, 40, 2, 7), (1, 300, 16, 2**28), (2, 5, 3, 1))
-def ngram_rows_equal_the_formula(batch, length, longest, rows):
+@check((1, 1, 6, 32768), (3, 700, 6, 32768), (2, 40, 2, 7), (1, 300, 16, 2**28), (2, 5, 3, 1), (2, 90, 3, 999, 1))
+def ngram_rows_equal_the_formula(batch, length, longest, rows, bos=BOS):
     """Exactly, with documents that begin anywhere."""
     text = torch.randint(264, (batch, longest - 1 + length), device=DEVICE)
-    text[torch.rand(text.shape, device=DEVICE) < 0.1] = BOS
+    text[torch.rand(text.shape, device=DEVICE) < 0.1] = bos
     before = [text[:, longest - 1 - n : longest - 1 - n + length] for n in range(1, longest)]
-    assert torch.equal(
-        ngram_rows(text, longest, rows), torch.stack(keys(text[:, longest - 1 :], before, longest, rows), -1)
-    )
+    wanted = torch.stack(keys(text[:, longest - 1 :], before, longest, rows, bos), -1)
+    assert torch.equal(ngram_rows(text, longest, rows, bos), wanted)
 
 
 @check((3, 6, 0.0, 0.0), (3, 6, 0.8, 0.0), (5, 1, 0.8, 0.05), (200, 4, 2.0, 0.0), (2, 9, 1000.0, 0.0))

@@ -1,17 +1,24 @@
 """The token twin: every switch against a plain way of computing it, and the laws that hold for every model."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random_tokens, tiny_gpt, tiny_gpt_config
+from helpers import chunks, random_tokens, tiny_gpt, tiny_gpt_config
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import pico.model.gpt
-from pico.base.config import TrainConfig
+from pico.base.config import MAX_FEED, TrainConfig
 from pico.base.shapes import PRESETS, preset
-from pico.base.symbols import BOS, VOCABULARY
+from pico.base.symbols import BOS, VOCABULARY, Alphabet
+from pico.model.cost import cache_bytes
 from pico.model.gpt import GPT
 from pico.model.ngrams import keys
 from pico.model.norm import EPS
+from pico.model.regions import compile_regions
 from pico.train.optimizers import build_optimizers
 
 SIMPLE = dict(
@@ -247,3 +254,144 @@ def test_what_has_no_router_says_so():
     assert out.slots == out.skipped == out.router_loss == 0
     assert out.routed.shape == out.router_weight.shape == (2, 8)
     assert not out.routed.any() and not out.router_weight.any()
+
+
+# Law 2
+
+
+def assert_cached(out, full, at):
+    torch.testing.assert_close(out.logits, full.logits[:, at], **CLOSE)
+
+
+@torch.no_grad()
+def read(model, tokens, sizes, feed=MAX_FEED):
+    full, cache = model(tokens), model.new_cache(len(tokens), feed)
+    for start, end in chunks(tokens.shape[1], sizes):
+        assert_cached(model(tokens[:, start:end], cache=cache), full, slice(start, end))
+    assert cache.length.tolist() == [tokens.shape[1]] * len(tokens)
+
+
+@every_switch
+def test_cache_equals_full(switch):
+    read(tiny_gpt(**switch), random_tokens(3, 100), [1, 7, 2, 30])
+
+
+@given(
+    st.sampled_from([dict(), SIMPLE, PICOCHAT, dict(window=3), dict(ngram_max=4, ngram_rows=64, ngram_dim=8)]),
+    st.integers(1, 40),
+    st.lists(st.integers(1, MAX_FEED), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(1, 120),
+)
+def test_cache_equals_full_for_any_context_and_chunking(switch, context, sizes, batch, length):
+    read(tiny_gpt(**(switch | dict(max_context=context))), random_tokens(batch, length), sizes)
+
+
+def test_cached_decoding_is_within_a_rounding_of_the_full_forward():
+    """In fp32 on one thread, symbol by symbol, far past the context: what README may say of it."""
+    model, tokens = tiny_gpt(**SIMPLE), random_tokens(1, 200)
+    with torch.no_grad():
+        full, cache = model(tokens).logits, model.new_cache(1, 1)
+        steps = torch.cat([model(tokens[:, t : t + 1], cache=cache).logits for t in range(200)], dim=1)
+    assert (steps - full).abs().max() < 1e-5 * full.abs().max()
+
+
+@given(
+    st.integers(1, 20),
+    st.lists(st.tuples(st.integers(1, 8), st.lists(st.integers(0, 8), min_size=3, max_size=3)), min_size=1, max_size=9),
+)
+def test_what_is_rolled_back_leaves_nothing_behind(context, turns):
+    """Rows keep different numbers of symbols; a prompt is read wide, then the cache is narrow."""
+    model = tiny_gpt(max_context=context, ngram_max=3, ngram_rows=64, ngram_dim=8)
+    texts, cache = [list(row) for row in random_tokens(3, 20)], model.new_cache(3, 20)
+    with torch.no_grad():
+        model(torch.tensor(texts), cache=cache)
+        cache.narrow(8)
+        for seed, (count, keep) in enumerate(turns):
+            tokens, keep = random_tokens(3, count, seed=seed), [min(k, count) for k in keep]
+            out = model(tokens, cache=cache)
+            for row in range(3):
+                recent = texts[row] + tokens[row].tolist()
+                full = model(torch.tensor([recent])).logits[0, len(texts[row]) :]
+                torch.testing.assert_close(out.logits[row], full, **CLOSE)
+                texts[row] = recent[: len(texts[row]) + keep[row]]
+            cache.rollback(torch.tensor(keep))
+    assert cache.length.tolist() == [len(text) for text in texts]
+
+
+def test_memory_is_that_of_the_context_however_long_the_text():
+    model = tiny_gpt(**SIMPLE)
+    c, cache = model.config, model.new_cache(2, 8)
+    with torch.no_grad():
+        for seed in range(10):
+            model(random_tokens(2, 8, seed=seed), cache=cache)
+    assert cache.memory_bytes() == 2 * c.num_blocks * (11 + 8) * 2 * c.att_kv_heads * c.head_dim * 4
+    assert cache_bytes(c, feed=8) == cache.memory_bytes() // 2
+
+
+def test_the_start_of_a_text_is_that_of_its_alphabet():
+    """N-grams do not reach over it, and a cache begins with it."""
+    model = tiny_gpt(tokenizer="bpe", vocab_size=64, ngram_max=3, ngram_rows=512, ngram_dim=8)
+    model.alphabet = Alphabet([b"x"] * 62 + [b"", b""], {"bos": 62, "eos": 63})
+    text, other = torch.tensor([[7, 5, 62, 9, 8]]), torch.tensor([[6, 4, 62, 9, 8]])
+    with torch.no_grad():
+        assert torch.equal(model.embed(text), model.embed(other))
+        assert not torch.equal(*(model.embed(row.where(row != 62, 3)) for row in (text, other)))
+        out = model(text, cache=model.new_cache(1, 8)).logits
+        torch.testing.assert_close(out, model(text).logits, **CLOSE)
+
+
+# Training
+
+
+@pytest.mark.parametrize("switch", [SIMPLE, PICOCHAT, dict(ngram_max=3, ngram_rows=64, ngram_dim=8)])
+def test_gradient_checkpointing_changes_no_bit(switch):
+    model, tokens, found = tiny_gpt(**switch).train(), random_tokens(3, 13), []
+    model.drop(0.5, 0.3)
+    for model.gradient_checkpointing in (False, True):
+        torch.manual_seed(0)
+        loss = model(tokens[:, :12], targets=tokens[:, 1:]).loss
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(map(torch.equal, *found))
+
+
+def test_gradient_checkpointing_keeps_only_what_goes_into_each_block():
+    def kept(model):
+        sizes, tokens = [], random_tokens(2, 13)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            model(tokens[:, :12], targets=tokens[:, 1:])
+        return sum(sizes)
+
+    model = tiny_gpt(num_blocks=8).train()
+    without = kept(model)
+    model.gradient_checkpointing = True
+    assert kept(model) < without / 5
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_close_in_bf16(switch):
+    tokens = random_tokens(2, 31)
+    exact, model = tiny_gpt(**switch), tiny_gpt(**switch, dtype=torch.bfloat16)
+    wanted, out = exact(tokens).logits, model(tokens).logits
+    assert out.dtype == torch.bfloat16 and (out.float() - wanted).norm() < 0.05 * wanted.norm()
+    losses = [m(tokens[:, :30], targets=tokens[:, 1:]).loss for m in (exact, model)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+    losses[1].backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.to_dense().any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("switch", [dict(), SIMPLE | dict(num_blocks=10), PICOCHAT])
+def test_blocks_compile_whole(switch):
+    """No graph breaks, and blocks of ten widths are ten graphs."""
+    torch._dynamo.reset()
+    plain, tokens = tiny_gpt(**switch).train(), random_tokens(2, 13)
+    model, counter = copy.deepcopy(plain), CompileCounterWithBackend("aot_eager")
+    compile_regions(model, fullgraph=True, backend=counter)
+    found = []
+    for each in (plain, model):
+        loss = each(tokens[:, :12], targets=tokens[:, 1:]).loss
+        found.append([loss, *torch.autograd.grad(loss, list(each.parameters()))])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+    assert counter.frame_count == len(set(model.config.mlp_dims))
+    torch._dynamo.reset()

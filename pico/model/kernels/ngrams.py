@@ -12,22 +12,22 @@ from torch import Tensor
 from pico.base.symbols import BOS
 from pico.model.ngrams import FINISHER, MASK, MULTIPLIER
 
-_MASK, _MULTIPLIER, _FINISHER, _BOS = (tl.constexpr(x) for x in (MASK, MULTIPLIER, FINISHER, BOS))
+_MASK, _MULTIPLIER, _FINISHER = (tl.constexpr(x) for x in (MASK, MULTIPLIER, FINISHER))
 BLOCK = 256  # positions that one program hashes
 
 
 @triton.jit
-def _hash(text, out, T, t_b, t_t, rows, REACH: tl.constexpr, BLOCK: tl.constexpr):
+def _hash(text, out, T, t_b, t_t, rows, bos, REACH: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK positions of one text: out (B, T, REACH). The same arithmetic as `ngrams.keys`, modulo 2^64."""
     b = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = t < T
     rows = tl.full((), rows, tl.int64)  # all tables together may have more than 2^31
-    newest = tl.load(text + b * t_b + (t + REACH) * t_t, mask=mask, other=_BOS)
+    newest = tl.load(text + b * t_b + (t + REACH) * t_t, mask=mask, other=bos)
     hashed = newest
     for n in tl.static_range(REACH):
-        byte = tl.load(text + b * t_b + (t + REACH - 1 - n) * t_t, mask=mask, other=_BOS)
-        newest = tl.where(newest != _BOS, byte, _BOS)
+        byte = tl.load(text + b * t_b + (t + REACH - 1 - n) * t_t, mask=mask, other=bos)
+        newest = tl.where(newest != bos, byte, bos)
         hashed = (hashed * _MULTIPLIER + newest + 1) & _MASK
         mixed = ((hashed ^ (hashed >> 15)) * _FINISHER) & _MASK
         row = (mixed ^ (mixed >> 17)) % rows + n * rows
@@ -35,22 +35,23 @@ def _hash(text, out, T, t_b, t_t, rows, REACH: tl.constexpr, BLOCK: tl.constexpr
 
 
 @torch.library.custom_op("pico::ngram_rows", mutates_args=())
-def _ngram_rows(text: Tensor, reach: int, rows: int) -> Tensor:
+def _ngram_rows(text: Tensor, reach: int, rows: int, bos: int) -> Tensor:
     batch, length = text.shape[0], text.shape[1] - reach
     out = text.new_empty(batch, length, reach)
     with torch.cuda.device_of(text):
-        _hash[(batch, triton.cdiv(length, BLOCK))](text, out, length, *text.stride(), rows, REACH=reach, BLOCK=BLOCK)
+        grid = batch, triton.cdiv(length, BLOCK)
+        _hash[grid](text, out, length, *text.stride(), rows, bos, REACH=reach, BLOCK=BLOCK)
     return out
 
 
 @_ngram_rows.register_fake
-def _(text, reach, rows):
+def _(text, reach, rows, bos):
     return text.new_empty(text.shape[0], text.shape[1] - reach, reach)
 
 
-def ngram_rows(text: Tensor, longest: int, rows: int) -> Tensor:
-    """The row in the stacked tables of each n-gram of 2 to `longest` bytes that ends at each of the last T bytes.
+def ngram_rows(text: Tensor, longest: int, rows: int, bos: int = BOS) -> Tensor:
+    """The row in the stacked tables of each n-gram of 2 to `longest` symbols that ends at each of the last T.
 
     text (B, longest - 1 + T) int64 -> (B, T, longest - 1).
     """
-    return _ngram_rows(text, longest - 1, rows)
+    return _ngram_rows(text, longest - 1, rows, bos)

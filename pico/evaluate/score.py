@@ -1,9 +1,10 @@
-"""Causal bits per byte, and what every byte cost.
+"""Causal bits per byte, and what every symbol cost.
 
-Rule: a document is BOS, its bytes, EOS. It is read in windows of `context_len` that advance by `stride`, each byte is
-scored once, by head 0, in the first window that reaches it, in eval mode: the routing is the one generation uses, at
-the positions that generation would have. bits per byte = all bits, EOS included, over the number of raw bytes (control
-symbols cost but do not count).
+Rule: a document is BOS, its symbols, EOS: bytes, or tokens as the tokenizer gives them, of whose many spellings of a
+text only this one counts, so that bits are an upper bound. It is read in windows of `context_len` symbols that advance
+by `stride`, each symbol is scored once, by head 0, in the first window that reaches it, in eval mode: the routing is
+the one generation uses, at the positions that generation would have. bits per byte = all bits, EOS included, over the
+number of raw bytes (control symbols cost but do not count).
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,6 @@ import torch
 
 from pico.base.errors import PicoError
 from pico.base.routers import Rule
-from pico.base.symbols import BOS, EOS
 from pico.model.loss import head_targets
 
 LN2 = float(np.log(2))
@@ -23,16 +23,16 @@ LN2 = float(np.log(2))
 
 @dataclass
 class Trace:
-    """What a model did on one document of n bytes."""
+    """What a model did on one document of n symbols."""
 
     data: bytes
-    bits: np.ndarray  # (n + 1,) surprisal of each byte, and of EOS, under head 0
-    weight: np.ndarray  # (n + 1,) router weight of BOS and each byte as it was read
+    bits: np.ndarray  # (n + 1,) surprisal of each symbol, and of EOS, under head 0
+    weight: np.ndarray  # (n + 1,) router weight of BOS and each symbol as it was read
     routed: np.ndarray  # (n + 1,) bool
-    correct: np.ndarray  # (n + 1,) bool, head 0's likeliest byte was each byte, and EOS
-    # of each head as drafting uses it, shown the true bytes before the one it predicts (`Pico.right_draft_logits`)
+    correct: np.ndarray  # (n + 1,) bool, head 0's likeliest symbol was each symbol, and EOS
+    # of each head as drafting uses it, shown the true symbols before the one it predicts (`Pico.right_draft_logits`)
     head_bits: np.ndarray  # (N,) sum over targets that exist
-    head_correct: np.ndarray  # (N,) targets that were the most likely byte
+    head_correct: np.ndarray  # (N,) targets that were the most likely symbol
     head_count: np.ndarray  # (N,) targets
 
 
@@ -108,7 +108,7 @@ def traces(
     """One Trace per document, in order. stride defaults to context_len / 2; rule: another than the model's own."""
     stride = stride or max(1, context_len // 2)
     if not 1 <= stride <= context_len:
-        raise PicoError(f"stride = {stride}: expected 1 to {context_len}, the context, so that no byte is passed over")
+        raise PicoError(f"stride = {stride}: expected 1 to {context_len}, the context, so that nothing is passed over")
     if max_bytes is not None and max_bytes < 1:
         raise PicoError(f"--max-bytes = {max_bytes}: expected 1 or more")
     training = model.training
@@ -145,18 +145,18 @@ class Window(NamedTuple):
     start: int
     scored: int  # targets that earlier windows have scored
     end: int
-    ids: np.ndarray  # from start to the last byte that any head predicts
+    ids: np.ndarray  # from start to the last symbol that any head predicts
 
 
 @torch.inference_mode()
 def _read(model, documents, context_len, stride, disable_latent, batch_size, rule) -> list[Trace]:
-    heads, device = model.config.next_tokens, next(model.parameters()).device
+    heads, device, alphabet = model.config.next_tokens, next(model.parameters()).device, model.alphabet
     out, windows = [], []
     for d, data in enumerate(documents):
-        n = len(data) + 1
+        ids = np.concatenate([[alphabet.bos], alphabet.encode(data), [alphabet.eos]]).astype(np.int64)
+        n = len(ids) - 1
         per_head = np.zeros((3, heads))
         out.append(Trace(data, np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head))
-        ids = np.concatenate([[BOS], np.frombuffer(data, np.uint8), [EOS]]).astype(np.int64)
         scored = start = 0
         while scored < n:
             end = min(start + context_len, n)

@@ -1,5 +1,6 @@
 """Law 6: bits per byte = all bits of head 0, EOS's included, over raw bytes; each byte once; and causally (law 1)."""
 
+import json
 import math
 
 import numpy as np
@@ -11,9 +12,13 @@ from hypothesis import strategies as st
 
 from pico.base.errors import PicoError
 from pico.base.routers import ROUTERS
+from pico.base.shapes import preset
 from pico.base.symbols import BOS, EOS, VOCABULARY
+from pico.data import bpe
+from pico.data.documents import collect
 from pico.decode.generation import generate
 from pico.evaluate.score import score, traces
+from pico.model.gpt import GPT
 
 TEXTS = [b"The cat sat.", b"", b"A", bytes(range(0, 256, 5)), "Zoë sang, à voix basse".encode()]
 
@@ -21,7 +26,8 @@ TEXTS = [b"The cat sat.", b"", b"A", bytes(range(0, 256, 5)), "Zoë sang, à voi
 @torch.no_grad()
 def plain(model, data, context_len, stride, **options):
     """Byte by byte: the surprisal of each, and of EOS, given what the first window that reaches it holds before it."""
-    ids, bits = [BOS, *data, EOS], []
+    alphabet, bits = model.alphabet, []
+    ids = [alphabet.bos, *alphabet.encode(data).tolist(), alphabet.eos]
     for target in range(1, len(ids)):
         start = 0
         while target > start + context_len:
@@ -59,6 +65,25 @@ def test_every_byte_is_scored_once_for_any_window(documents, context_len, stride
         assert len(trace.bits) == len(trace.weight) == len(trace.routed) == len(data) + 1
         np.testing.assert_allclose(trace.bits, plain(model, data, context_len, stride), rtol=1e-3, atol=1e-4)
         assert trace.head_count.tolist() == [max(0, len(data) + 1 - k) for k in range(4)]
+
+
+def test_tokens_cost_and_bytes_count():
+    """A model of tokens: each token of the tokenizer's own spelling of a text is scored once, over the text's bytes."""
+    text = "The cat sat, à voix basse. The cat sang. ".encode() * 9
+    tokenizer = bpe.BPE("t.json", json.loads(bpe.train(collect([text]), 300)), "")
+    torch.manual_seed(0)
+    model = GPT(preset("gpt-tiny", dim=16, num_blocks=2, head_dim=8, vocab_size=tokenizer.size)).eval()
+    model.alphabet = tokenizer
+    uniform = score(model, [text, b""], 10)  # as it begins
+    tokens = len(tokenizer.encode(text))
+    assert tokens < len(text) / 2
+    assert uniform.bits_per_byte == pytest.approx((tokens + 2) / len(text) * math.log2(tokenizer.size))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    by_hand = [plain(model, data, 10, 5) for data in TEXTS]
+    result = score(model, TEXTS, 10)
+    assert result.document_bits == pytest.approx([sum(bits) for bits in by_hand], rel=1e-4)
+    assert result.document_bytes == [len(data) for data in TEXTS] and result.routed == 0
 
 
 def test_the_denominator_is_raw_bytes_and_eos_costs():

@@ -97,11 +97,13 @@ def tokenizer(
     if out.exists():
         raise PicoError(f"{out} already exists: choose another file, or remove it first")
     check_writable(out, "OUT")
+    from pico.data import bpe
+
+    bpe.check_size(vocab_size)
     from rich.console import Console
 
     from pico.app.tables import facts_table
     from pico.base.files import write_whole
-    from pico.data import bpe
     from pico.data.open import open_data
     from pico.data.reading import Reading
 

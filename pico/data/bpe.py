@@ -122,12 +122,8 @@ def train(documents: Documents, vocab_size: int, say: Callable[[str], object] = 
     """A new tokenizer.json, the same for the same text: bytes, merges within GPT-2's words, then the control symbols.
 
     It has fewer than `vocab_size` ids if the text has no more pairs that occur twice. say: is told how far it is.
-    Raises PicoError for a size that does not even hold the bytes.
     """
-    if not 256 + len(CONTROL_NAMES) <= vocab_size <= LARGEST:
-        raise PicoError(
-            f"--vocab-size = {vocab_size}: expected {256 + len(CONTROL_NAMES)} (bytes and control symbols) to {LARGEST}"
-        )
+    check_size(vocab_size)
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -142,6 +138,13 @@ def train(documents: Documents, vocab_size: int, say: Callable[[str], object] = 
     tokenizer.train_from_iterator(_sample(documents, say), trainer)
     tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", normalized=False) for name in CONTROL_NAMES])
     return tokenizer.to_str(pretty=True) + "\n"
+
+
+def check_size(vocab_size: int) -> None:
+    """Raises PicoError for a size that does not even hold the bytes, and for one past all reason."""
+    least = 256 + len(CONTROL_NAMES)
+    if not least <= vocab_size <= LARGEST:
+        raise PicoError(f"--vocab-size {vocab_size}: expected {least} (bytes and control symbols) to {LARGEST}")
 
 
 def _sample(documents: Documents, say: Callable[[str], object]) -> Iterator[str]:

@@ -125,12 +125,14 @@ def test_tokens_are_made_once_and_found_again(on_disk, cache, monkeypatch):
 def test_a_large_text_is_known_by_all_of_it(on_disk, monkeypatch):
     """Its fingerprint is made of samples; tokens of another text are never taken for its own."""
     monkeypatch.setattr(storage, "SMALL", 1000)
-    text = bytearray(TEXT * 1000)
+    text = bytearray(TEXT * 2000)
     one = collect([bytes(text)])
-    text[5] ^= 1
+    text[6000] ^= 1  # 4096 bytes are looked at, and then again from 9562 on
     other = collect([bytes(text)])
-    texts = [ALPHABET.decode(tokenized(documents, ALPHABET).take(np.arange(20)))[:9] for documents in (one, other)]
-    assert texts[0] != texts[1]
+    assert one.fingerprint == other.fingerprint
+    both = [tokenized(documents, ALPHABET) for documents in (one, other)]
+    texts = [ALPHABET.decode(made.take(np.arange(9000))) for made in both]
+    assert texts[0] != texts[1] and texts[1] == text[: len(texts[1])]
 
 
 def test_damaged_tokens_are_made_anew(on_disk, cache, caplog):

@@ -7,8 +7,6 @@ max_context - 1 or a smaller window. B batch, T symbols, D width, H query heads,
 V vocabulary. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,26 +36,25 @@ class Norm(nn.Module):
         return norm(x) if self.gain is None else norm(x) * self.gain.to(x.dtype)
 
 
-class Rotation(NamedTuple):
-    """RoPE (arXiv 2104.09864) of positions: by how much each pair of channels turns."""
+def rotation(positions: Tensor, config: GPTConfig) -> Tensor:
+    """RoPE (arXiv 2104.09864) of positions (B or 1, T): cosine and sine (B or 1, T, 1, E/2, 2), fp32.
 
-    cos: Tensor  # (B or 1, T, 1, R/2), R the channels of a head that rotate
-    sin: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (B, T, heads, E): channels i and i + R/2 are a pair, those from R on stay."""
-        half = self.cos.shape[-1]
-        a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin, rest], dim=-1)
-
-
-def rotation(positions: Tensor, config: GPTConfig, dtype: torch.dtype) -> Rotation:
-    """Of positions (B or 1, T): pair i of R/2 turns by theta^(-2i/R) radians a position."""
+    The pair of channels 2i and 2i + 1 turns by theta^(-2i/R) radians a position; those from R on stay.
+    """
     half = round(config.head_dim * config.rope_fraction / 2)
     wide = torch.float32 if positions.device.type == "mps" else torch.float64  # a text may be millions of symbols long
     frequency = config.rope_theta ** (-torch.arange(half, device=positions.device, dtype=wide) / max(half, 1))
-    angle = (positions[..., None] * frequency)[..., None, :]
-    return Rotation(angle.cos().to(dtype), angle.sin().to(dtype))
+    angle = F.pad(positions[..., None, None] * frequency, (0, config.head_dim // 2 - half))
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """x (B, T, heads, E), fp32, a pair of channels being a complex number: so a CPU needs one pass, not eight."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # which knows no complex numbers
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn)).flatten(-2)
+    (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -67,21 +64,24 @@ class Attention(nn.Module):
         super().__init__()
         self.config, width, heads = config, config.head_dim, config.att_q_heads
         self.qkv = Linear(config.dim, (heads + 2 * config.att_kv_heads) * width, bias=config.qkv_bias)
-        normed = config.qk_norm != "none"
-        self.q_norm, self.k_norm = (Norm(width, config.norm_gain) if normed else None for _ in range(2))
+        gains = config.qk_norm != "none" and config.norm_gain
+        self.q_gain, self.k_gain = (nn.Parameter(torch.ones(width)) if gains else None for _ in range(2))
         gates = {"none": None, "query": (width, width), "input": (config.dim, heads * width)}[config.gate]
         self.gate = Linear(*gates) if gates else None
         self.out = Linear(heads * width, config.dim)
 
-    def forward(self, x: Tensor, turn: Rotation, ring: Ring | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, ring: Ring | None, layer: int) -> Tensor:
         c = self.config
         qkv = self.qkv(x).unflatten(-1, (-1, c.head_dim))  # (B, T, H + 2K, E)
-        q, k, v = qkv.split((c.att_q_heads, c.att_kv_heads, c.att_kv_heads), dim=2)
+        qk, v = qkv.split((c.att_q_heads + c.att_kv_heads, c.att_kv_heads), dim=2)
+        qk = qk.float()
         if c.qk_norm == "before":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = turn(q), turn(k)
+            qk = self.normed(qk)
+        if c.rope_fraction:
+            qk = rotate(qk, turn)
         if c.qk_norm == "after":
-            q, k = self.q_norm(q), self.k_norm(k)
+            qk = self.normed(qk)
+        q, k = qk.to(x.dtype).split((c.att_q_heads, c.att_kv_heads), dim=2)
         if ring is None:
             y = causal_attention(q, k, v, c.reach)
         else:
@@ -93,6 +93,13 @@ class Attention(nn.Module):
         elif c.gate == "input":  # G1 of arXiv 2505.06708
             y = y * torch.sigmoid(self.gate(x)).view_as(y)
         return self.out(y.flatten(2))
+
+    def normed(self, qk: Tensor) -> Tensor:
+        """QK-norm (arXiv 2010.04245) of (B, T, H + K, E)."""
+        if self.q_gain is None:
+            return norm(qk)
+        gains = [self.q_gain.expand(self.config.att_q_heads, -1), self.k_gain.expand(self.config.att_kv_heads, -1)]
+        return norm(qk) * torch.cat(gains)
 
 
 class SquaredReLU(nn.Module):
@@ -119,7 +126,7 @@ class GPTBlock(nn.Module):
         )
         self.dropout = 0.0  # share of what it adds that training leaves out
 
-    def forward(self, x: Tensor, turn: Rotation, ring: Ring | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, ring: Ring | None = None, layer: int = 0) -> Tensor:
         share = self.dropout if self.training else 0.0
         x = x + thin(self.outer_norms[0](self.attention(self.norms[0](x), turn, ring, layer)), share)
         return x + thin(self.outer_norms[1](self.mlp(self.norms[1](x))), share)
@@ -213,7 +220,7 @@ class GPT(nn.Module):
             ring, history = cache.local, cache.history
             positions = ring.open(length, "sdpa")
         x = self.embed(torch.cat([history, tokens], dim=1))
-        turn = rotation(positions, self.config, self.dtype)
+        turn = rotation(positions, self.config)
         for layer, block in enumerate(self.blocks):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, turn, use_reentrant=False)

@@ -14,7 +14,7 @@ from pico.model import kernels
 
 PHI = (1 + 5**0.5) / 2
 SLICE = 2048  # rows whose logits exist at once: with fewer the matmuls are slower, with more nothing is gained
-LEAST = 128  # of them, however large the vocabulary
+LEAST = 256  # of them, however large the vocabulary
 LARGEST = 4096  # vocabulary whose row of logits a GPU's kernel holds
 
 

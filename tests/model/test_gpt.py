@@ -64,11 +64,16 @@ def written_out(model, tokens):
     def rms(x, gain=""):
         return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * p.get(gain, 1.0)
 
-    def turned(x, t):  # pairs of channels as complex numbers
+    def turned(x, t):
         half = int(width * c.rope_fraction) // 2
         angle = t * c.rope_theta ** (-2 * torch.arange(half).double() / max(1, 2 * half))
-        z = torch.complex(x[:half], x[half : 2 * half]) * torch.polar(torch.ones_like(angle), angle)
-        return torch.cat([z.real, z.imag, x[2 * half :]])
+        even, odd = x[0 : 2 * half : 2], x[1 : 2 * half : 2]
+        y = x.clone()
+        y[0 : 2 * half : 2], y[1 : 2 * half : 2] = (
+            even * angle.cos() - odd * angle.sin(),
+            even * angle.sin() + odd * angle.cos(),
+        )
+        return y
 
     def attention(x, name):
         qkv = x @ p[f"{name}.qkv.weight"].T + p.get(f"{name}.qkv.bias", 0.0)
@@ -77,10 +82,10 @@ def written_out(model, tokens):
         for h in range(c.att_q_heads):
             q, k, v = heads[:, h], heads[:, c.att_q_heads + h // group], heads[:, -c.att_kv_heads + h // group]
             if c.qk_norm == "before":
-                q, k = rms(q, f"{name}.q_norm.gain"), rms(k, f"{name}.k_norm.gain")
+                q, k = rms(q, f"{name}.q_gain"), rms(k, f"{name}.k_gain")
             q, k = (torch.stack([turned(row, t) for t, row in enumerate(rows)]) for rows in (q, k))
             if c.qk_norm == "after":
-                q, k = rms(q, f"{name}.q_norm.gain"), rms(k, f"{name}.k_norm.gain")
+                q, k = rms(q, f"{name}.q_gain"), rms(k, f"{name}.k_gain")
             for t in range(length):
                 first = max(0, t - (c.window or c.max_context - 1))
                 out[t, h] = (k[first : t + 1] @ q[t] / width**0.5).softmax(0) @ v[first : t + 1]

@@ -52,15 +52,17 @@ class Tally:
     def add(self, trace: Trace, recalls) -> None:
         self.score.add(trace)
         n = len(trace.data)
-        starts = np.arange(0, max(n, 1), BLOCK)
-        self.block_bits += np.add.reduceat(trace.bits, starts).tolist()  # the last one's with EOS
-        self.block_bytes += np.diff(np.append(starts, n)).tolist()
-        where = bins(np.arange(n), FIRST_POSITIONS)
-        self.distance += [np.bincount(where, trace.bits[:-1], 64), np.bincount(where, minlength=64)]
+        place = np.cumsum(trace.lengths) - trace.lengths  # where each symbol begins, and EOS
+        blocks = np.searchsorted(place[:-1], np.arange(0, max(n, 1), BLOCK))  # their first symbols
+        blocks = np.unique(blocks[blocks < max(1, len(place) - 1)])
+        self.block_bits += np.add.reduceat(trace.bits, blocks).tolist()  # the last one's with EOS
+        self.block_bytes += np.add.reduceat(trace.lengths, blocks).tolist()
+        where = bins(place[:-1], FIRST_POSITIONS)
+        self.distance += [np.bincount(where, some[:-1], 64) for some in (trace.bits, trace.lengths)]
         for position, length, distance, _ in recalls:
-            if position + length <= n:
-                right = trace.correct[position : position + length]
-                bits = trace.bits[position : position + length].sum()
+            if position + length <= n:  # the symbols that the word, or a part of it, is in
+                first, last = np.searchsorted(place, (position, position + length - 1), side="right") - 1
+                right, bits = trace.correct[first : last + 1], trace.bits[first : last + 1].sum()
                 self.recalls[:, bins(distance, FIRST_DISTANCES)] += 1, right.all(), right[0], bits
 
     @property

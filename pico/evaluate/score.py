@@ -26,6 +26,7 @@ class Trace:
     """What a model did on one document of n symbols."""
 
     data: bytes
+    lengths: np.ndarray  # (n + 1,) raw bytes of each symbol, and of EOS, which has none
     bits: np.ndarray  # (n + 1,) surprisal of each symbol, and of EOS, under head 0
     weight: np.ndarray  # (n + 1,) router weight of BOS and each symbol as it was read
     routed: np.ndarray  # (n + 1,) bool
@@ -156,7 +157,8 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size, rul
         ids = np.concatenate([[alphabet.bos], alphabet.encode(data), [alphabet.eos]]).astype(np.int64)
         n = len(ids) - 1
         per_head = np.zeros((3, heads))
-        out.append(Trace(data, np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head))
+        each = np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head
+        out.append(Trace(data, alphabet.lengths[ids[1:]], *each))
         scored = start = 0
         while scored < n:
             end = min(start + context_len, n)

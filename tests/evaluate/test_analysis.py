@@ -15,6 +15,7 @@ from pico.base.routers import ROUTERS, BestScored, Nothing, Random, RouterInput,
 from pico.base.symbols import BOS, VOCABULARY
 from pico.data.documents import Documents
 from pico.data.open import story_documents
+from pico.data.stories import Recall
 from pico.decode.generation import generate
 from pico.evaluate import analysis
 from pico.evaluate.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds
@@ -36,7 +37,8 @@ def trace(data: bytes, routed, bits=None) -> Trace:
     n = len(data) + 1
     bits = np.ones(n) if bits is None else np.array(bits, float)
     flags = np.array(routed, bool)
-    return Trace(data, bits, np.zeros(n), flags, np.zeros(n, bool), *np.ones((3, 1)))
+    lengths = np.append(np.ones(len(data), int), 0)
+    return Trace(data, lengths, bits, np.zeros(n), flags, np.zeros(n, bool), *np.ones((3, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,22 @@ def test_a_trace_without_routed_bytes_has_a_report():
     seen = Routed()
     seen.add(trace(b"abc", [0, 0, 0, 0]))
     assert seen.report(None) == {"target_fraction": None, "realised_fraction": 0.0}
+
+
+def test_tokens_lie_where_their_first_byte_does(monkeypatch):
+    """'The', ' cat', ' is', ' a', ' cat', EOS: blocks of 8 bytes, and the second cat, which one token holds."""
+    monkeypatch.setattr("pico.evaluate.analysis.BLOCK", 8)
+    symbols, right = [b"The", b" cat", b" is", b" a", b" cat", b""], [0, 0, 1, 1, 1, 0]
+    data, n = b"".join(symbols), len(symbols)
+    lengths, bits = np.array([len(symbol) for symbol in symbols]), np.arange(1.0, n + 1)
+    found = Trace(data, lengths, bits, np.zeros(n), np.zeros(n, bool), np.array(right, bool), *np.ones((3, 1)))
+    tally = Tally(64, 32)
+    tally.add(found, [Recall(13, 3, 9, "animal")])
+    assert tally.block_bits == [1 + 2 + 3, 4 + 5 + 6] and tally.block_bytes == [10, 6]
+    assert list(tally.by_distance()) == [(0, 16, 15 / 16, 16)]
+    assert list(tally.by_recall()) == [
+        (0, 32, {"words": 1, "word_accuracy": 1.0, "first_byte_accuracy": 1.0, "bits": 5.0})
+    ]
 
 
 def test_recalls_and_distances_are_sums_over_bytes(model, texts):

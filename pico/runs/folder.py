@@ -38,20 +38,23 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None) -> Pa
 
     Raises PicoError where there is a model already, or nothing can be written: no folder is left half-made.
     """
-    path, file = Path(path), Path(path) / "model.json"
-    if os.path.lexists(file):
-        raise PicoError(f"{file} already exists: choose another path, or remove that folder first")
+    path, file, copy = Path(path), Path(path) / "model.json", None
+    if tokenizer:
+        _checked(tokenizer, config)
+        copy = path / TOKENIZER if tokenizer.resolve() != (path / TOKENIZER).resolve() else None
+    for there in filter(None, (file, copy)):
+        if os.path.lexists(there):
+            raise PicoError(f"{there} already exists: choose another path, or remove that folder first")
     new = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         with writing(file):
             path.mkdir(parents=True, exist_ok=True)
-        if tokenizer:
-            write_whole(path / TOKENIZER, tokenizer.read_bytes())
-            read_alphabet(path, config)
+        if copy:
+            write_whole(copy, tokenizer.read_bytes())
         write_json(file, config.model_dump())
     except BaseException:
-        if tokenizer:
-            remove(path / TOKENIZER)
+        if copy:
+            remove(copy)
         for folder in new:
             with suppress(OSError):
                 folder.rmdir()
@@ -84,12 +87,16 @@ def read_alphabet(path: str | Path, config: Shape) -> Alphabet:
     """
     if config.unit == "byte":
         return BYTES
-    from pico.data import bpe
-
-    file = Path(path) / TOKENIZER
     if config.tokenizer_sha256 is None:
         make = command("tokenizer", "stories", TOKENIZER, "--vocab-size", config.vocab_size)
         raise PicoError(f"{path} has no tokenizer: make one with: {make}; then the model anew, with --tokenizer")
+    return _checked(Path(path) / TOKENIZER, config)
+
+
+def _checked(file: Path, config: Shape) -> Alphabet:
+    """The tokenizer in a file. Raises PicoError if it is not the config's."""
+    from pico.data import bpe
+
     alphabet = bpe.read(file)
     if alphabet.fingerprint != config.tokenizer_sha256:
         raise PicoError(f"{file} is another one than the model was made with (its checksum differs): bring that back")

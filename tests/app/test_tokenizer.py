@@ -10,7 +10,7 @@ import pytest
 import picolm
 from pico.base.errors import PicoError
 from pico.data import bpe
-from pico.runs.folder import read_alphabet, read_config
+from pico.runs.folder import create, read_alphabet, read_config
 
 TEXT = "the cat sat on the mat and the dog sat on the cat; " * 40
 GPT = "--preset gpt-tiny --dim 16 --num-blocks 1 --att-q-heads 2 --att-kv-heads 1 --head-dim 8"
@@ -81,6 +81,14 @@ def test_a_refused_model_leaves_nothing(cli, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("pico.runs.folder.write_json", lambda *_: (_ for _ in ()).throw(PicoError("full")))
     refused(cli(f"init new/m {GPT} --tokenizer t.json"), "full")
     assert not (tmp_path / "new").exists()
+    (tmp_path / "here").mkdir()
+    shutil.copy("t.json", "here/tokenizer.json")
+    refused(cli(f"init here {GPT} --tokenizer here/tokenizer.json"), "full")
+    assert bpe.checksum("here/tokenizer.json") == bpe.checksum("t.json")  # which lay there before
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    refused(cli(f"init here {GPT} --tokenizer t.json"), "here/tokenizer.json already exists")
+    assert cli(f"init here {GPT} --tokenizer here/tokenizer.json").code == 0
 
 
 def test_without_a_tokenizer_there_is_a_shape_but_no_training(cli):
@@ -100,6 +108,17 @@ def test_a_tokenizer_that_changed_is_noticed(cli, tokenizer, tmp_path):
     file.unlink()
     refused(cli("train m a text.txt --device cpu"), "no tokenizer at m/tokenizer.json")
     assert not (tmp_path / "m" / "a").exists()
+
+
+def test_a_changed_tokenizer_is_not_handed_on(cli, tokenizer, tmp_path):
+    cli(f"init m {GPT} --tokenizer t.json")
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|system|>", "<|sistem|>"))
+    with pytest.raises(PicoError, match=r"m/tokenizer.json is another one"):
+        create("n", read_config("m"), file)
+    assert not (tmp_path / "n").exists()
+    shutil.copy("t.json", file)
+    assert bpe.checksum(create("n", read_config("m"), file) / "tokenizer.json") == bpe.checksum("t.json")
 
 
 def test_a_name_on_the_hub_is_downloaded(cli, tokenizer, tmp_path, monkeypatch):

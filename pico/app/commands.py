@@ -130,11 +130,10 @@ def export(
     checkpoint: Checkpoint = "best",
 ):
     """Write a trained model to give away: fp16 weights and what is known of them, no optimizer state."""
-    from pico.runs.export import export as write
-    from pico.runs.export import size
+    from pico.runs.export import export_run, folder_size
 
-    made = write(path, run, target, checkpoint)
-    log(f"wrote {made}, {size(target) / 1e6:.1f} MB")
+    made = export_run(path, run, target, checkpoint)
+    log(f"wrote {made}, {folder_size(target) / 1e6:.1f} MB")
     log(f"next: {hints.command('run', target, run)}")
 
 
@@ -164,11 +163,11 @@ def bench(
     settings = TrainConfig.build(**{"context_len": config.context_len, **training})
     from pico import load
     from pico.base.device import pick_device
-    from pico.lab.bench import bench as measure
+    from pico.lab.bench import run_benchmark
 
     where = pick_device(device)
     trained = load(path, run, device=where) if path else None
-    result = measure(kind, config, where, settings, trained, seconds, dataset)
+    result = run_benchmark(kind, config, where, settings, trained, seconds, dataset)
     if as_json:
         print_json(result)
         return

@@ -102,8 +102,8 @@ class PaceDisplay(Display):
         self.path = path
         self.seconds, self.first, self.short, self.known = 60 * minutes, None, False, False
 
-    def step(self, line: dict, *rest) -> None:
-        super().step(line, *rest)
+    def step(self, line: dict, done: float, remaining: float | None, floor: float | None) -> None:
+        super().step(line, done, remaining, floor)
         self.first = self.first or line  # the first step takes longer than others
         steps, seconds = (line[key] - self.first[key] for key in ("step", "seconds"))
         if self.known or not steps or seconds < min(10, 0.05 * self.seconds):

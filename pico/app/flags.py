@@ -67,7 +67,8 @@ def flags(**groups: Options):
 
     def decorate(function):
         def command(ctx: typer.Context, **values):
-            typed = {name for name in values if ctx.get_parameter_source(name).name != "DEFAULT"}
+            sources = {name: ctx.get_parameter_source(name) for name in values}
+            typed = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
             texts = values.pop("settings", None) or []
             for group, options in groups.items():
                 every = {field: (p.name, values.pop(p.name)) for field, p in options.parameters.items()}
@@ -80,7 +81,7 @@ def flags(**groups: Options):
         made = [p for options in groups.values() for p in options.parameters.values()]
         made += [keyword("settings", setting(settable.values()), None)] if settable else []
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        command.__signature__ = inspect.Signature([keyword("ctx", typer.Context), *own, *made])
+        vars(command)["__signature__"] = inspect.Signature([keyword("ctx", typer.Context), *own, *made])
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         return command
 
@@ -141,7 +142,7 @@ START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
 ModelPath = argument(Path, "folder of the model")
 RunName = argument(str, "name of the run")
 AnyRun = argument(str, "name of the run; may be left out where there is only one")
-Dataset = argument(str, DataConfig.model_fields["dataset"].description)
+Dataset = argument(str, DataConfig.model_fields["dataset"].description or "")
 Device = option(str | None, "cpu, cuda, mps ... (default: the best there is)")
 Checkpoint = option(str, "step number, 'best', or -1 for the newest")
 Json = switch("--json", "one JSON object on stdout")

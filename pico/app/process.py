@@ -24,7 +24,7 @@ def guard() -> None:
     sys.stderr = stream(sys.stderr, Stderr, 2)
 
 
-busy = False  # a command is at work
+busy: bool = False  # a command is at work
 
 
 def interrupt(_, frame) -> None:

@@ -1,6 +1,7 @@
 """Prompts of any bytes, and texts for a person, a pipe or a program: what `run` reads and writes."""
 
 import base64
+import io
 import json
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def write_samples(generation, count: int, show_routed: bool) -> None:
             sys.stdout.buffer.write(data)
         sys.stdout.flush()
 
-    if terminal:
+    if terminal and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     for row in range(count):
         if row:

@@ -84,9 +84,12 @@ def run_app(app, arguments: list[str]) -> int:
 
 def by_flags(error: ConfigError, app, arguments: list[str]) -> str:
     """What is wrong with a command's settings, which it calls as they were typed. Those of a file keep their names."""
+    from typer.core import TyperGroup
     from typer.main import get_command
 
-    parameters = get_command(app).commands[arguments[0]].params
+    group = get_command(app)
+    assert isinstance(group, TyperGroup), "it has several commands"
+    parameters = group.commands[arguments[0]].params
     flags = {p.name.removeprefix("dataset_"): p.opts[0] if p.opts[0] != p.name else p.name.upper() for p in parameters}
     typed = {word.partition("=")[0] for word in arguments} | {p.name.upper() for p in parameters}
     named = set()

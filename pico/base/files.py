@@ -9,24 +9,25 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pico.base.errors import PicoError
 
-try:
-    import fcntl
-
-    def hold(descriptor: int) -> None:
-        """Keeps an open file for this process until it is closed. Raises OSError where another has it."""
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except ImportError:  # Windows
+if sys.platform == "win32":
     import msvcrt
 
     def hold(descriptor: int) -> None:
         os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: what is locked there, no other may read
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def hold(descriptor: int) -> None:
+        """Keeps an open file for this process until it is closed. Raises OSError where another has it."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 LIMIT = 1 << 28  # bytes of a JSON file
@@ -44,7 +45,7 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def writing(file: str | Path) -> Iterator[None]:
+def writing(file: str | Path) -> Generator[None]:
     """Raises PicoError, in one line, for whatever the system has against writing this file."""
     try:
         yield

@@ -118,10 +118,10 @@ def cut(buffer, start: int, length: int) -> Iterator[tuple[bytes, str]]:
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
-def train(documents: Documents, vocab_size: int, say: Callable[[str], object] = lambda text: None) -> str:
+def train(documents: Documents, vocab_size: int, log: Callable[[str], object] = lambda text: None) -> str:
     """A new tokenizer.json, the same for the same text: bytes, merges within GPT-2's words, then the control symbols.
 
-    It has fewer than `vocab_size` ids if the text has no more pairs that occur twice. say: is told how far it is.
+    It has fewer than `vocab_size` ids if the text has no more pairs that occur twice. log: is told how far it is.
     """
     check_size(vocab_size)
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -135,7 +135,7 @@ def train(documents: Documents, vocab_size: int, say: Callable[[str], object] = 
         initial_alphabet=list(SPELLING),
         show_progress=False,  # it would write empty lines to stdout
     )
-    tokenizer.train_from_iterator(_sample(documents, say), trainer)
+    tokenizer.train_from_iterator(_sample(documents, log), trainer)
     tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", normalized=False) for name in CONTROL_NAMES])
     return tokenizer.to_str(pretty=True) + "\n"
 
@@ -147,16 +147,16 @@ def check_size(vocab_size: int) -> None:
         raise PicoError(f"--vocab-size {vocab_size}: expected {least} (bytes and control symbols) to {LARGEST}")
 
 
-def _sample(documents: Documents, say: Callable[[str], object]) -> Iterator[str]:
+def _sample(documents: Documents, log: Callable[[str], object]) -> Iterator[str]:
     """The valid text, in pieces; of more than SAMPLE one in so many."""
     places, read = zip(documents.starts.tolist(), documents.lengths.tolist()), 0
     for number, (data, text) in enumerate(piece for place in places for piece in cut(documents.buffer, *place)):
         read += len(data)
-        if number % -(-documents.bytes // SAMPLE) == 0:
+        if number % -(-documents.size // SAMPLE) == 0:
             yield from filter(None, INVALID.split(text)[::2])
         if number % HANDFUL == 0:
-            say(f"reading the text, {read / documents.bytes:.0%}")
-    say("merging")
+            log(f"reading the text, {read / documents.size:.0%}")
+    log("merging")
 
 
 def facts(tokenizer: BPE, documents: Documents) -> dict:
@@ -165,7 +165,7 @@ def facts(tokenizer: BPE, documents: Documents) -> dict:
     tokens = sum(len(piece) for pieces in tokenizer.encode_documents(documents) for piece in pieces)
     return {
         "vocabulary": tokenizer.size,
-        "bytes_per_token": round(documents.bytes / tokens, 3),
+        "bytes_per_token": round(documents.size / tokens, 3),
         "bytes_of_the_longest": int(tokenizer.lengths.max()),
     }
 

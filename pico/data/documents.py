@@ -43,20 +43,24 @@ class Documents:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> bytes:
-        start = int(self.starts[index])  # IndexError past the end, so that iteration stops
+        start = int(self.starts[index])
         return self.buffer[start : start + int(self.lengths[index])]
 
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[index] for index in range(len(self)))
+
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of all documents."""
         return int(self.lengths.sum())
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the boundaries and of the text: all of it up to 64 MB, else 256 samples of 4 kB."""
-        if self.bytes <= storage.SMALL:
+        if self.size <= storage.SMALL:
             return self.digest()
         digest, ends = hashlib.blake2b(self.lengths.tobytes(), digest_size=16), np.cumsum(self.lengths)
-        for position in np.linspace(0, self.bytes - 1, 256).astype(np.int64):
+        for position in np.linspace(0, self.size - 1, 256).astype(np.int64):
             i = int(np.searchsorted(ends, position, side="right"))
             end = int(self.starts[i] + self.lengths[i])
             start = end - int(ends[i] - position)
@@ -76,10 +80,10 @@ class Documents:
             self.buffer.take(places) if isinstance(self.buffer, File) else np.frombuffer(self.buffer, np.uint8)[places]
         )
 
-    def expect(self, places: np.ndarray) -> None:
-        """That these places of the buffer will be taken soon."""
+    def prefetch(self, places: np.ndarray) -> None:
+        """Has the system read these places of the buffer, which will be taken soon."""
         if isinstance(self.buffer, File) and len(self.buffer) > storage.SMALL:
-            self.buffer.expect(np.clip(places, 0, len(self.buffer) - 1))
+            self.buffer.prefetch(np.clip(places, 0, len(self.buffer) - 1))
 
     def block(self, number: int, place: dict | None = None) -> "Documents":
         """What is read in epoch `number`: always the same here, new documents for stories and streams."""
@@ -103,17 +107,17 @@ class Documents:
             return self
         for letter, mark in ("n", "\n"), ("r", "\r"), ("t", "\t"):
             separator = separator.replace(f"\\{letter}", mark)
-        separator = separator.encode()
+        cut = separator.encode()
         starts, lengths, start = array("q"), array("q"), 0
-        for document, place, piece in self._pieces(overlap=len(separator) - 1):
+        for document, place, piece in self._pieces(overlap=len(cut) - 1):
             first, end = self.starts[document], self.starts[document] + self.lengths[document]
             here = first + place
             if place == 0:
                 start = first  # of what is being cut off
-            while (found := piece.find(separator, max(0, start - here))) >= 0:
+            while (found := piece.find(cut, max(0, start - here))) >= 0:
                 starts.append(start)
                 lengths.append(here + found - start)
-                start = here + found + len(separator)
+                start = here + found + len(cut)
             if here + storage.PIECE >= end:
                 starts.append(start)
                 lengths.append(max(0, end - start))

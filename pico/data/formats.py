@@ -7,6 +7,7 @@ import lzma
 import shlex
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from pico.base.errors import PicoError
 
@@ -82,7 +83,7 @@ def read_head(path: Path, length: int = HEAD_BYTES) -> bytes:
         return file.read(length)
 
 
-def open_content(path: Path, expected: str = "text") -> io.BufferedReader:
+def open_content(path: Path, expected: str = "text") -> BinaryIO:
     """The file, decompressed while it is read, from behind its BOM.
 
     expected: 'text', or 'parquet'. Raises PicoError if the content is in another encoding or a binary format, and,
@@ -146,7 +147,7 @@ def _refuse(path: Path, head: bytes, packed: bool) -> None:
     raise PicoError(f"{where} is {name}, no text: {advice}, or read its bytes with --dataset-format bytes")
 
 
-def _open(path: Path, packed: str | None) -> io.BufferedReader:
+def _open(path: Path, packed: str | None) -> BinaryIO:
     if packed is None:
         return open(path, "rb", buffering=BUFFER)
     if packed == "zst":

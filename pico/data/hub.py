@@ -18,7 +18,7 @@ from pico.base.config import DataConfig
 from pico.base.errors import DataError, PicoError
 from pico.base.symbols import BYTES
 from pico.data.documents import Documents, collect
-from pico.data.tables import as_bytes, cell, choose_column, learn
+from pico.data.tables import as_bytes, cell, choose_column, infer_columns
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 4096, 16 << 20  # a block of a stream ends at whichever comes first
 TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
@@ -72,7 +72,7 @@ def is_name(dataset: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", dataset))
 
 
-def load(config: DataConfig) -> dict:
+def load_splits(config: DataConfig) -> dict:
     """Split name -> datasets.Dataset, or IterableDataset when streaming.
 
     Raises PicoError if there is no such dataset, the Hub cannot be reached (and nothing was downloaded before), or
@@ -171,7 +171,7 @@ def _reachable(name: str, kind: str = "dataset") -> bool:
 @contextmanager
 def _quiet(offline: bool):
     """`datasets` without progress bars of its own and, if offline, without retries that hang for half a minute."""
-    import datasets
+    import datasets.config
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
@@ -187,7 +187,7 @@ def _quiet(offline: bool):
 
 def text_column(dataset, config: DataConfig) -> str:
     """The column to read, chosen as in a file: a.b is b in the struct a."""
-    kinds = dict(_kinds(dataset.features)) if dataset.features else learn(dataset, config.column_name)
+    kinds = dict(_kinds(dataset.features)) if dataset.features else infer_columns(dataset, config.column_name)
     return choose_column(kinds, config.column_name, f"dataset '{config.dataset}'")
 
 
@@ -207,7 +207,7 @@ def _select(dataset, column: str):
     return dataset.select_columns([column if column in known else column.partition(".")[0]])
 
 
-def read(dataset, config: DataConfig) -> Documents:
+def read_split(dataset, config: DataConfig) -> Documents:
     """All documents of a downloaded split."""
     column = text_column(dataset, config)
     table = _select(dataset, column).with_format("arrow")
@@ -269,11 +269,12 @@ class Stream:
         count = total = 0
         while rows is None or self._next < rows:
             try:
-                number, row = next(self._rows, (None, None))
-            except Exception as error:  # as in `load`; mostly the network
+                numbered = next(self._rows, None)
+            except Exception as error:  # as in `load_splits`; mostly the network
                 raise DataError(f"cannot read on in dataset '{self.config.dataset}': {_reason(error)}") from None
-            if row is None:
+            if numbered is None:
                 return
+            number, row = numbered
             self._next = number + 1
             if self.selects is None or self.selects(number):
                 value = as_bytes(cell(row, self.column), self.column, f"{self.config.dataset}, row {number + 1}")

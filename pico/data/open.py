@@ -7,42 +7,37 @@ for inputs, targets in Batches(train, context_len=512, next_tokens=8, batch_size
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
-from pico.data import hub
+from pico.data import corpus, hub
 from pico.data.documents import Documents
 from pico.data.formats import DATA, TABLES, suffix
+from pico.data.holdout import HELD_OUT, STREAM_ROWS, held_rows, hold_out
 from pico.data.hub import Stream
-from pico.data.packing import Batches, mix, shuffled
+from pico.data.packing import Batches
 from pico.data.pipes import as_file
-from pico.data.reading import Reading, amount, counted, named
+from pico.data.reading import Reading, amount, file_names
 from pico.data.sources import Found, find_files, read_files, split_name
 
 __all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]
 
-HELD_OUT = 0.01  # of the documents, where nothing else says what to validate on
-HOLD_OUT_KEY = (1, 99)  # the same documents whatever the training seed, so that runs and `eval` agree on them
 OWN = [
     {"model.json"},
     {"train.json", "metrics.jsonl"},
     {"state.json", "model.safetensors"},
 ]  # models, runs, checkpoints
-STREAM_ROWS, STREAM_BYTES = 10_000, 32 << 20  # of a stream, looked at and kept for validation
-STORIES_PER_EPOCH, VALIDATION_STORIES = 5000, 1000
-FIRST_TRAINING_STORY = 1_000_000  # stories before it are never trained on, whatever the seed
+STREAM_BYTES = 32 << 20  # of a stream, kept for validation
 
 
 @dataclass
 class Part:
-    """A split that can be read. `read` fills a Reading; `stream` is there instead of it where data is streamed."""
+    """A split that can be read. `read` fills a Reading; of a stream it may be told which rows, and how many bytes."""
 
-    read: Callable[[Reading], Documents] | None = None
-    stream: object = None
+    read: Callable[..., Documents]
+    stream: Any = None  # the datasets.IterableDataset, where data is streamed
     files: list[Path] = field(default_factory=list)
 
 
@@ -55,9 +50,9 @@ def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> 
     reading = Reading() if reading is None else reading
     if config.dataset == "stories":
         _warn_of_stories(config, reading)
-        train, validation = Stories(seed), story_documents(0, 0, _story_count(config))
-        reading.tell("training", f"stories without end, new ones every epoch of {STORIES_PER_EPOCH:,}")
-        reading.tell("validation", amount(validation), "never trained on")
+        train, validation = corpus.Stories(seed), corpus.story_documents(0, 0, corpus.story_count(config))
+        reading.note("training", f"stories without end, new ones every epoch of {corpus.STORIES_PER_EPOCH:,}")
+        reading.note("validation", amount(validation), "never trained on")
         return train, validation
     splits = _splits(config, reading)
     train, validation = _choose(config, splits)
@@ -74,8 +69,8 @@ def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> 
         held, how, others = splits[validation].read(reading), _why(config), splits[validation].files
     else:
         (documents, held), how, others = hold_out(documents, config.validation_size), _held_out(documents, config), []
-    reading.tell("training", amount(documents), named(files) if files else f"split '{train}'")
-    reading.tell("validation", amount(held), named(others) if others else "", how)
+    reading.note("training", amount(documents), file_names(files) if files else f"split '{train}'")
+    reading.note("validation", amount(held), file_names(others) if others else "", how)
     return documents, held
 
 
@@ -83,24 +78,25 @@ def open_evaluation(config: DataConfig, seed: int = 0, reading: Reading | None =
     """What `eval` scores: the validation part where the flags or the dataset define one, else all of it."""
     reading = Reading() if reading is None else reading
     documents, *how = _open_evaluation(config, reading)
-    reading.tell("text", amount(documents), *how)
+    reading.note("text", amount(documents), *how)
     return documents
 
 
 def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
     if config.dataset == "stories":
         _warn_of_stories(config, reading)
-        return story_documents(0, 0, _story_count(config)), "built-in stories that are never trained on"
+        return corpus.story_documents(0, 0, corpus.story_count(config)), "built-in stories that are never trained on"
     splits = _splits(config, reading)
     train, validation = _choose(config, splits)
     name = validation or train
+    assert name is not None, "_choose found neither part"
     part = splits[name]
     _leave_out(splits, (name,), reading)
-    where = named(part.files) if part.files else f"split '{name}'"
+    where = file_names(part.files) if part.files else f"split '{name}'"
     held = not validation and config.validation_size
     if part.stream is not None:
-        selects = _held_rows(config.validation_size) if held else None
-        return _read_stream(part.stream, name, config, reading, selects), where, "streamed"
+        selects = held_rows(config.validation_size) if held else None
+        return part.read(reading, selects=selects), where, "streamed"
     documents = part.read(reading)
     if held:
         return hold_out(documents, config.validation_size)[1], where, _held_out(documents, config)
@@ -108,17 +104,17 @@ def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
 
 
 def _open_stream(config: DataConfig, splits: dict[str, Part], train: str, validation: str | None, reading: Reading):
-    stream, held = splits[train].stream, None
+    stream = splits[train].stream
     if validation:
         how = f"split '{validation}'"
-        documents = _read_stream(splits[validation].stream, validation, config, reading, size=STREAM_BYTES)
+        documents = splits[validation].read(reading, size=STREAM_BYTES)
+        training = Stream(stream, train, config)
     else:
-        held = _held_rows(config.validation_size)
-        how = "of the stream's first rows, not trained on"
-        documents = _read_stream(stream, train, config, reading, held, STREAM_BYTES)
-    training = Stream(stream, train, config, held and (lambda row: not held(row)))
-    reading.tell("training", f"a stream, split '{train}'", f"column '{training.column}'")
-    reading.tell("validation", amount(documents), how)
+        how, held = "of the stream's first rows, not trained on", held_rows(config.validation_size)
+        documents = splits[train].read(reading, selects=held, size=STREAM_BYTES)
+        training = Stream(stream, train, config, lambda row: not held(row))
+    reading.note("training", f"a stream, split '{train}'", f"column '{training.column}'")
+    reading.note("validation", amount(documents), how)
     return training, documents
 
 
@@ -130,7 +126,7 @@ def _warn_of_stories(config: DataConfig, reading: Reading) -> None:
 def _leave_out(splits: dict[str, Part], used: tuple, reading: Reading) -> None:
     for name, part in splits.items():
         if name not in used:
-            reading.left_out[f"split '{name}'" + (f" {named(part.files)}" if part.files else "")] += 1
+            reading.left_out[f"split '{name}'" + (f" {file_names(part.files)}" if part.files else "")] += 1
 
 
 def _why(config: DataConfig) -> str:
@@ -212,28 +208,31 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
 
 
 def _hub_splits(config: DataConfig) -> dict[str, Part]:
-    loaded = hub.load(config)
+    loaded = hub.load_splits(config)
     if config.streaming:
-        return {split: Part(stream=dataset) for split, dataset in loaded.items()}
+        return {
+            split: Part(partial(_read_stream, dataset, split, config), stream=dataset)
+            for split, dataset in loaded.items()
+        }
     return {split: Part(partial(_read_hub, dataset, config)) for split, dataset in loaded.items()}
 
 
 def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Reading) -> Documents:
-    log = partial(reading.tell, "tables")
+    log = partial(reading.note, "tables")
     documents = read_files(files, config.column_name, raw, config.csv_separator, log)
     tables = not raw and any(suffix(file) in TABLES for file in files)
     reading.left_out["rows without text" if tables else "empty files"] += documents.empty
     if not tables and (config.column_name or config.csv_separator):
         flag = "--dataset-column-name" if config.column_name else "--dataset-csv-separator"
-        reading.warn(f"{flag} changes nothing {named(files)}: no table is among these files")
+        reading.warn(f"{flag} changes nothing {file_names(files)}: no table is among these files")
     if config.streaming:
         reading.warn("--streaming changes nothing: files on this disk are read where they lie")
-    return _separated(documents, config, reading, f" ({named(files)})")
+    return _separated(documents, config, reading, f" ({file_names(files)})")
 
 
 def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
-    documents = hub.read(dataset, config)
-    reading.tell("tables", f"column '{hub.text_column(dataset, config)}'")
+    documents = hub.read_split(dataset, config)
+    reading.note("tables", f"column '{hub.text_column(dataset, config)}'")
     reading.left_out["rows without text"] += documents.empty
     return _separated(documents, config, reading)
 
@@ -241,7 +240,7 @@ def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
 def _separated(documents: Documents, config: DataConfig, reading: Reading, where: str = "") -> Documents:
     """Cut at the --document-separator."""
     cut = documents.split(config.document_separator)
-    if config.document_separator and cut.bytes == documents.bytes:
+    if config.document_separator and cut.size == documents.size:
         reading.warn(f"--document-separator {config.document_separator!r} never occurs in {amount(documents)} of text")
     return _filled(cut, config, reading, where)
 
@@ -299,82 +298,3 @@ def _choose(config: DataConfig, splits: dict) -> tuple[str | None, str | None]:
         fitting = [name for split in ("validation", "test") for name in splits if split_name(name) == split]
         validation = next((name for name in fitting if name != train), None)
     return train, validation
-
-
-# --- holding out -----------------------------------------------------------------------------------------------------
-
-
-def hold_out(documents: Documents, size: float | None = None) -> tuple[Documents, Documents]:
-    """(training, validation): `size` documents drawn at random, or that fraction of them, 1 % by default.
-
-    Of a single document it is the last part. Raises PicoError when nothing would be left to train on.
-    """
-    size, n = size or HELD_OUT, len(documents)
-    if n == 1:
-        start, length = documents.starts, documents.lengths
-        count = max(1, round(float(size * length[0]))) if size < 1 else length[0]
-        if count >= length[0]:
-            fraction = "" if size < 1 else "a --dataset-validation-size below 1 (a fraction of it), "
-            raise PicoError(
-                f"the text is a single document of {counted(int(length[0]), 'byte')}, and to validate on "
-                f"{size if size < 1 else counted(int(size), 'document')} leaves nothing to train on: give more text, "
-                f"{fraction}a --document-separator, or a --dataset-validation-file"
-            )
-        train = Documents(documents.buffer, start, length - count)
-        return train, Documents(documents.buffer, start + length - count, np.full(1, count))
-    if size >= 1 and size != int(size):
-        raise PicoError(
-            f"--dataset-validation-size {size:g}: expected a fraction below 1 or a whole number of documents"
-        )
-    count = max(1, round(n * size)) if size < 1 else int(size)
-    if count >= n:
-        raise PicoError(f"cannot hold out {count:,} of {n:,} documents: give a smaller --dataset-validation-size")
-    held = np.zeros(n, bool)
-    held[shuffled(np.arange(count), n, *HOLD_OUT_KEY)] = True
-    return documents.select(~held), documents.select(held)
-
-
-def _held_rows(size: float | None) -> Callable[[int], bool]:
-    """Which rows of a stream validate: the first `size`, or that fraction of the first 10,000 (at least row 0)."""
-    size = size or HELD_OUT
-    if size >= 1:
-        return lambda row: row < size
-    chosen = mix(np.arange(STREAM_ROWS, dtype=np.uint64), *HOLD_OUT_KEY) / 2.0**64 < size
-    chosen[0] = True
-    return lambda row: row < STREAM_ROWS and bool(chosen[row])
-
-
-# --- the built-in corpus ---------------------------------------------------------------------------------------------
-
-
-def story_documents(seed: int, start: int, count: int) -> Documents:
-    """Stories start .. start + count of a seed, with their entropy and recall points."""
-    from pico.data.stories import stories
-
-    found = list(islice(stories(seed, start), count))
-    texts = [story.text.encode() for story in found]
-    lengths = np.array([len(text) for text in texts])
-    documents = Documents(b"".join(texts), np.cumsum(lengths) - lengths, lengths)
-    documents.floor_bits, documents.stories = sum(story.bits for story in found), found
-    return documents
-
-
-def _story_count(config: DataConfig) -> int:
-    size = config.validation_size or VALIDATION_STORIES
-    return max(1, round(size * STORIES_PER_EPOCH)) if size < 1 else int(size)
-
-
-class Stories(Documents):
-    """Endless training stories: every epoch brings new ones. As a sequence, those of the first epoch."""
-
-    repeats = False
-
-    def __init__(self, seed: int):
-        first = story_documents(seed, FIRST_TRAINING_STORY, STORIES_PER_EPOCH)
-        super().__init__(first.buffer, first.starts, first.lengths)
-        self.floor_bits, self.stories, self.seed = first.floor_bits, first.stories, seed
-
-    def block(self, number: int, place: dict | None = None) -> Documents:
-        if number == 0:
-            return self
-        return story_documents(self.seed, FIRST_TRAINING_STORY + number * STORIES_PER_EPOCH, STORIES_PER_EPOCH)

@@ -15,7 +15,7 @@ from pico.base.errors import PicoError
 from pico.base.symbols import BOS, BYTES, EOS
 from pico.data.documents import Documents
 from pico.data.hub import Stream
-from pico.data.storage import PIECE
+from pico.data.storage import PIECE, File
 from pico.data.tokens import EndlessTokens, Tokens
 
 
@@ -125,7 +125,7 @@ class Batches:
             ahead = np.arange(turns[0], min(turns[-1] + 4096, self.chunks))
             self._drawn, self._drawn_from = shuffled(ahead, self.chunks, self.seed, self.number, 1), turns[0]
             first, last = 0, len(turns) - 1
-            self._block.expect(self._place(self._drawn[:, None] * self.context_len + self._offsets[::512])[0])
+            self._block.prefetch(self._place(self._drawn[:, None] * self.context_len + self._offsets[::512])[0])
         return self._drawn[first : last + 1]
 
     def _place(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +169,9 @@ class OnDevice:
 
     def __init__(self, batches: Batches, device: torch.device, limit: int):
         self.batches, self.device, self.limit = batches, device, limit
-        self.buffer = self.ends = self.text = None
+        self.buffer: bytes | File | None = None  # what lies on the device, or is sent in parts, and how it is laid out
+        self.ends: np.ndarray | None = None
+        self.text: torch.Tensor | None = None  # the buffer on the device, uint8
         self.offsets = torch.from_numpy(batches._offsets).to(device)
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -182,7 +184,7 @@ class OnDevice:
                 parts.append(self._send(tokens))
                 count += self.batches.counted(tokens[:, 1:])
             else:
-                parts.append(self._read(chunks))
+                parts.append(self._read(chunks, self.text))
                 count += self.batches.raw_bytes(chunks)
         return *self.batches.cut(torch.cat(parts)), count
 
@@ -202,17 +204,17 @@ class OnDevice:
         if self.text is not None:
             self.layout = self._send(np.stack([batches._ends, batches._begins, batches._shifts]))  # (3, documents)
 
-    def _read(self, chunks: np.ndarray) -> torch.Tensor:
+    def _read(self, chunks: np.ndarray, text: torch.Tensor) -> torch.Tensor:
         """`Batches._read` on the device."""
         position = self._send(chunks)[:, None] * self.batches.context_len + self.offsets  # (R, T + N)
         document = torch.searchsorted(self.layout[0], position, right=True).clamp(max=self.layout.shape[1] - 1)
         end, begin, shift = self.layout[:, document].unbind()
-        tokens = self.text[(position + shift).clamp(0, len(self.text) - 1)].long()
+        tokens = text[(position + shift).clamp(0, len(text) - 1)].long()
         tokens.masked_fill_(position == begin, BOS).masked_fill_(position == end - 1, EOS)
         return tokens.masked_fill_(position >= end, -100)
 
-    def _send(self, x: np.ndarray) -> torch.Tensor:
-        x = torch.from_numpy(x)
+    def _send(self, array: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(array)
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pico.base.errors import PicoError
-from pico.data.storage import PIECE, cache_folder, held, sweep, writing
+from pico.data.storage import PIECE, cache_errors, cache_folder, create_held, remove_abandoned
 
 WAIT = 10  # seconds for somebody to write
 
@@ -56,14 +56,14 @@ def _copied(path: Path) -> tuple[tempfile.TemporaryDirectory, BinaryIO]:
     """The copy, held open for as long as this process lives, and its folder."""
     with _opened(path) as pipe:
         cache = cache_folder()
-        with writing(cache):
+        with cache_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            sweep(cache)
+            remove_abandoned(cache)
             folder = tempfile.TemporaryDirectory(prefix="pipe-", dir=cache)
         copy = Path(folder.name) / path.name
         try:
-            with writing(cache):
-                file = held(copy)
+            with cache_errors(cache):
+                file = create_held(copy)
                 for piece in iter(partial(pipe.read, PIECE), b""):
                     file.write(piece)
                 file.flush()

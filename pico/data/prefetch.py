@@ -30,8 +30,8 @@ class Prefetch:
             from pico.data.packing import OnDevice
 
             self.on_device = OnDevice(batches, device, int(torch.cuda.mem_get_info(device)[0] * SHARE))
-        self.queue: queue.Queue = queue.Queue(depth)
-        self.coming: list | BaseException | None = None
+        self.queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(depth)
+        self.coming: list[Batch] | BaseException | None = None
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._work, daemon=True)
 
@@ -61,14 +61,19 @@ class Prefetch:
             count = self.batches.counted(targets.numpy())
         return Batch(inputs, targets, count, self.batches.state_dict())
 
-    def failure(self) -> BaseException | None:
-        """What keeps the next step's batches from being made; it waits until they are or cannot be."""
+    def _next(self) -> list[Batch] | BaseException:
+        """The next step's batches, or what keeps them from being made; it waits until they are or cannot be."""
         if self.coming is None:
             self.coming = self.queue.get()
-        return self.coming if isinstance(self.coming, BaseException) else None
+        return self.coming
+
+    def failure(self) -> BaseException | None:
+        coming = self._next()
+        return coming if isinstance(coming, BaseException) else None
 
     def __next__(self) -> list[Batch]:
-        if error := self.failure():
-            raise error
-        made, self.coming = self.coming, None
-        return made
+        coming = self._next()
+        if isinstance(coming, BaseException):
+            raise coming
+        self.coming = None
+        return coming

@@ -13,15 +13,15 @@ WIDTH = 12  # of the first column
 
 @dataclass
 class Reading:
-    """Notes on opened data. told: heading -> phrases; left_out: how many of each kind; warnings: whole sentences."""
+    """Notes on opened data. notes: heading -> phrases; left_out: how many of each kind; warnings: whole sentences."""
 
-    told: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
     left_out: Counter = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
 
-    def tell(self, heading: str, *phrases: str) -> None:
+    def note(self, heading: str, *phrases: str) -> None:
         """Adds phrases behind a heading such as 'training', each once."""
-        known = self.told.setdefault(heading, [])
+        known = self.notes.setdefault(heading, [])
         known += [phrase for phrase in dict.fromkeys(phrases) if phrase and phrase not in known]
 
     def warn(self, sentence: str) -> None:
@@ -31,7 +31,7 @@ class Reading:
 
     def lines(self) -> list[str]:
         """One line a heading: 'training    2 documents, 86 bytes; from train.jsonl'."""
-        told = {heading: "; ".join(phrases) for heading, phrases in self.told.items() if phrases}
+        told = {heading: "; ".join(phrases) for heading, phrases in self.notes.items() if phrases}
         if left_out := self.passed_over():
             told["left out"] = left_out
         return [f"{heading:<{WIDTH}}{text}" for heading, text in told.items()]
@@ -43,21 +43,21 @@ class Reading:
 
 def amount(documents) -> str:
     """'1,234 documents, 5.6 MB'."""
-    return f"{counted(len(documents), 'document')}, {size(documents.bytes)}"
+    return f"{plural(len(documents), 'document')}, {byte_size(documents.size)}"
 
 
-def counted(number: int, thing: str) -> str:
+def plural(number: int, thing: str) -> str:
     """'1 file', '2 files'."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
-def size(number: int) -> str:
+def byte_size(number: int) -> str:
     """'9,999 bytes', '10.0 kB', '1,234.5 MB'."""
     unit, scale = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if number >= 10 * s), ("", 1))
-    return f"{number / scale:,.1f} {unit}" if unit else counted(number, "byte")
+    return f"{number / scale:,.1f} {unit}" if unit else plural(number, "byte")
 
 
-def named(files: Iterable[Path]) -> str:
+def file_names(files: Iterable[Path]) -> str:
     """'from a.txt, b.txt' or 'from 12 files, a.txt to l.txt'."""
     names = [file.name for file in files]
     if len(names) <= NAMES:
@@ -65,17 +65,17 @@ def named(files: Iterable[Path]) -> str:
     return f"from {len(names):,} files, {names[0]} to {names[-1]}"
 
 
-def outlook(config: TrainConfig, steps: int | None, chunks: int | None, unit: str = "byte") -> list[str]:
+def training_plan(config: TrainConfig, steps: int | None, chunks: int | None, unit: str = "byte") -> list[str]:
     """Phrases on the training to come. steps: of the whole run; chunks: in an epoch; None where unknown."""
     phrases = []
     if steps:
-        each = size(config.step_bytes) if unit == "byte" else counted(config.step_bytes, unit)
-        phrases.append(f"{counted(steps, 'step')} of {each}")
+        each = byte_size(config.step_bytes) if unit == "byte" else plural(config.step_bytes, unit)
+        phrases.append(f"{plural(steps, 'step')} of {each}")
         if chunks:
             epochs = f"{steps * config.step_chunks / chunks:.3g}"
             phrases.append(f"{epochs} epoch{'s' * (epochs != '1')}")
     elif chunks:
-        phrases.append(f"an epoch is {counted(-(-chunks // config.step_chunks), 'step')}")
+        phrases.append(f"an epoch is {plural(-(-chunks // config.step_chunks), 'step')}")
     if config.max_minutes:
         phrases.append(f"at most {config.max_minutes:g} min")
     if config.max_flops:

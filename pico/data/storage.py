@@ -59,7 +59,7 @@ class File:
         spans = [(int(places[first]), end - first) for first, end in pairwise([0, *cuts, len(places)]) if first < end]
         return np.frombuffer(self._read(spans), np.uint8)
 
-    def expect(self, places: np.ndarray) -> None:
+    def prefetch(self, places: np.ndarray) -> None:
         """Has the system read what lies at these places, all at once: 5x faster than one by one, from a cold disk."""
         if hasattr(os, "posix_fadvise"):
             for page in np.unique(places // PAGE).tolist():
@@ -144,7 +144,7 @@ def store(
     if key and (found := _find(data, index)):
         return found
     parts = [file.with_name(f"{file.name}.{os.getpid()}.part") for file in (data, index)] if key else []
-    lengths, out = array("q"), Copy(folder, parts[0] if key else None, SMALL if small is None else small)
+    lengths, out = array("q"), Spool(folder, parts[0] if key else None, SMALL if small is None else small)
     try:
         for document in documents:
             start = out.size
@@ -155,8 +155,8 @@ def store(
             lengths.append(out.size - start)
         lengths = np.array(lengths, np.int64)
         if not out.on_disk:
-            return out.file.getvalue(), lengths
-        with writing(folder):
+            return out.memory.getvalue(), lengths
+        with cache_errors(folder):
             if not key:
                 out.file.flush()
                 return File(out.file, "a stream's copy in the cache"), lengths
@@ -179,12 +179,13 @@ def store(
             part.unlink(missing_ok=True)
 
 
-class Copy:
+class Spool:
     """Where documents are copied: memory up to `small` bytes, then a file (nameless without a path)."""
 
     def __init__(self, folder: Path, path: Path | None, small: int):
-        self.folder, self.path, self.small = folder, path, small
-        self.file, self.size, self.on_disk = io.BytesIO(), 0, False
+        self.folder, self.path, self.small, self.size, self.on_disk = folder, path, small, 0, False
+        self.memory = io.BytesIO()
+        self.file: BinaryIO = self.memory
 
     def write(self, piece: bytes) -> None:
         self.size += len(piece)
@@ -192,17 +193,17 @@ class Copy:
             self._to_disk()
         if self.on_disk:
             self.digest.update(piece)
-            with writing(self.folder):
+            with cache_errors(self.folder):
                 self.file.write(piece)
         else:
             self.file.write(piece)
 
     def _to_disk(self) -> None:
-        small = self.file.getvalue()
-        with writing(self.folder):
+        small = self.memory.getvalue()
+        with cache_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            sweep(self.folder)
-            self.file = held(self.path) if self.path else tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+            remove_abandoned(self.folder)
+            self.file = create_held(self.path) if self.path else tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             self.on_disk, self.digest = True, hashlib.blake2b(small, digest_size=8 * SUM_NUMBERS)
             self.file.write(small)
 
@@ -216,7 +217,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PICO_CACHE") or Path.home() / ".cache" / "pico")
 
 
-def held(file: Path) -> BinaryIO:
+def create_held(file: Path) -> BinaryIO:
     """A new file in the cache, this process's own while it is open: no other sweeps it away."""
     stream = open(file, "wb")  # noqa: SIM115
     with suppress(OSError):  # a disk that knows no locks, where nothing can be swept either
@@ -224,7 +225,7 @@ def held(file: Path) -> BinaryIO:
     return stream
 
 
-def sweep(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Removes from the cache what killed processes left there half-made: files that nobody holds."""
     for file in (*folder.glob("*.bytes.*.part"), *folder.glob("pipe-*/*")):
         with suppress(OSError):
@@ -259,7 +260,7 @@ def _numbers(digest) -> np.ndarray:
 
 
 @contextmanager
-def writing(folder: Path):
+def cache_errors(folder: Path):
     """Turns a disk that is full or may not be written into a PicoError."""
     try:
         yield

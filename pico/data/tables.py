@@ -35,14 +35,14 @@ def read_table(
             log(f"cells separated by {table.separator!r}")
         if wanted is not None and kinds:
             choose_column(kinds, wanted, file)
-        kinds = learn(({k: _typed(v) for k, v in row.items()} for _, row in rows()), wanted, kinds)
+        kinds = infer_columns(({k: _typed(v) for k, v in row.items()} for _, row in rows()), wanted, kinds)
     else:
         rows = _json_rows(file)
-        kinds = learn((row for _, row in rows()), wanted)
+        kinds = infer_columns((row for _, row in rows()), wanted)
     if not kinds:
         return
     column = choose_column(kinds, wanted, file)
-    log(told(column, kinds, wanted))
+    log(described(column, kinds, wanted))
     beside: set[str] = set()  # columns of the rows that have the column
     instead: dict[str, str] = {}  # text column of a row that does not have it -> the first such row
     for place, row in rows():
@@ -57,7 +57,7 @@ def read_table(
         )
 
 
-def learn(rows: Iterable[dict], wanted: str | None, known: dict[str, str] | None = None) -> dict[str, str]:
+def infer_columns(rows: Iterable[dict], wanted: str | None, known: dict[str, str] | None = None) -> dict[str, str]:
     """Column -> 'text', 'bytes', 'nothing' or another type, from the first rows.
 
     They are at least HEAD, and as many as it takes to see a value in the column that is to be read.
@@ -104,7 +104,7 @@ def choose_column(kinds: dict[str, str], wanted: str | None, source) -> str:
     return name
 
 
-def told(column: str, kinds: dict[str, str], wanted: str | None) -> str:
+def described(column: str, kinds: dict[str, str], wanted: str | None) -> str:
     """ "column 'body'", and beside which nested ones it was taken for being the only one with text."""
     nested = [name for name, kind in kinds.items() if kind.lower().startswith("list") and wanted is None]
     beside = f", the only one with text; not read: {', '.join(nested)}" if nested and column != "text" else ""
@@ -148,8 +148,8 @@ def _typed(value: bytes):
 
 
 def _read_parquet(file: Path, wanted: str | None, log: Callable) -> Iterator[bytes]:
-    import pyarrow.compute
-    from pyarrow import parquet
+    import pyarrow
+    from pyarrow import compute, parquet
 
     try:
         with tempfile.SpooledTemporaryFile(1 << 26) as unpacked:
@@ -162,12 +162,13 @@ def _read_parquet(file: Path, wanted: str | None, log: Callable) -> Iterator[byt
             with parquet.ParquetFile(source) as table:
                 kinds = dict(_arrow_kinds(table.schema_arrow))
                 column = choose_column(kinds, wanted, file)
-                log(told(column, kinds, wanted))
+                log(described(column, kinds, wanted))
                 path = [column] if column in table.schema_arrow.names else column.split(".")
                 for batch in table.iter_batches(1024, columns=[column]):
                     values = batch.column(path[0])
                     if path[1:]:
-                        values = pyarrow.compute.struct_field(values, path[1:])
+                        place = compute.StructFieldOptions(path[1:])
+                        values = compute.call_function("struct_field", [values], place)
                     for value in values.to_pylist():
                         yield as_bytes(value, column, file)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ from pico.data import storage
 from pico.data.bpe import BPE, RULES
 from pico.data.documents import Documents
 from pico.data.hub import Stream
-from pico.data.reading import size
+from pico.data.reading import byte_size
 
 SMALL = 1 << 20  # bytes of tokens that are made anew each time rather than kept
 QUICK = 4_000_000  # bytes of text whose tokens come without a word
@@ -21,21 +21,21 @@ QUICK = 4_000_000  # bytes of text whose tokens come without a word
 class Tokens:
     """Documents as ids, each a slice of a buffer of uint16 or uint32: all that `Batches` reads of Documents.
 
-    starts, lengths: (n,) int64, in tokens; bytes: of the text. Raises PicoError if the text changes while it is
-    tokenized, or the tokens while they are read. say: is told of work that takes a while. key: as in `storage.store`.
+    starts, lengths: (n,) int64, in tokens; size: bytes of the text. Raises PicoError if the text changes while it is
+    tokenized, or the tokens while they are read. log: is told of work that takes a while. key: as in `storage.store`.
     """
 
     repeats = True
     place = None
 
-    def __init__(self, documents: Documents, alphabet: BPE, say: Callable = lambda text: None, key: str | None = None):
-        self.alphabet, self.bytes = alphabet, documents.bytes
+    def __init__(self, documents: Documents, alphabet: BPE, log: Callable = lambda text: None, key: str | None = None):
+        self.alphabet, self.size = alphabet, documents.size
         self.fingerprint = fingerprint(documents, alphabet)
         self.dtype = np.dtype(np.uint16 if alphabet.size <= 1 << 16 else np.uint32)
 
         def pieces() -> Iterator[Iterator[bytes]]:
-            if documents.bytes > QUICK:
-                say(f"tokenizing {size(documents.bytes)}, once: the tokens are kept in the cache")
+            if documents.size > QUICK:
+                log(f"tokenizing {byte_size(documents.size)}, once: the tokens are kept in the cache")
             for document in alphabet.encode_documents(documents):
                 yield (ids.astype(self.dtype).tobytes() for ids in document)
 
@@ -46,10 +46,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """How many there are, in words."""
         count = int(self.lengths.sum())
-        return [f"{count:,} of {self.alphabet.size:,} kinds", f"{self.bytes / count:.2f} bytes each"]
+        return [f"{count:,} of {self.alphabet.size:,} kinds", f"{self.size / count:.2f} bytes each"]
 
     def block(self, number: int, place: dict | None = None) -> "Tokens":
         """What is read in epoch `number`: always the same."""
@@ -62,10 +62,10 @@ class Tokens:
         width = self.dtype.itemsize
         return self.buffer.take((places[:, None] * width + np.arange(width)).ravel()).view(self.dtype)
 
-    def expect(self, places: np.ndarray) -> None:
-        """That these places will be taken soon."""
+    def prefetch(self, places: np.ndarray) -> None:
+        """Has the system read what will be taken soon."""
         if not isinstance(self.buffer, bytes) and len(self.buffer) > storage.SMALL:
-            self.buffer.expect(np.clip(places * self.dtype.itemsize, 0, len(self.buffer) - 1))
+            self.buffer.prefetch(np.clip(places * self.dtype.itemsize, 0, len(self.buffer) - 1))
 
 
 class EndlessTokens:
@@ -76,7 +76,7 @@ class EndlessTokens:
     def __init__(self, documents: Documents | Stream, alphabet: BPE):
         self.documents, self.alphabet, self.fingerprint = documents, alphabet, fingerprint(documents, alphabet)
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         return [f"of {self.alphabet.size:,} kinds, made as the text comes"]
 
     @property
@@ -89,13 +89,13 @@ class EndlessTokens:
 
 
 def tokenized(
-    documents: Documents | Stream, alphabet: BPE, say: Callable = lambda text: None
+    documents: Documents | Stream, alphabet: BPE, log: Callable = lambda text: None
 ) -> Tokens | EndlessTokens:
     """The documents as tokens, which are looked for in the cache by the whole text and the tokenizer."""
     if not documents.repeats:
         return EndlessTokens(documents, alphabet)
     key = f"tokens {RULES} {documents.digest()} {alphabet.fingerprint}"
-    return Tokens(documents, alphabet, say, key)
+    return Tokens(documents, alphabet, log, key)
 
 
 def fingerprint(documents: Documents | Stream, alphabet: BPE) -> str:

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import get_args
 
@@ -34,7 +35,7 @@ KINDS = ("train", "generate", "long", "spelling", "attention", "optimizer")
 WORD = re.compile(rb"[A-Za-z]+")
 
 
-def bench(
+def run_benchmark(
     kind: str,
     config: ModelConfig,
     device: torch.device,
@@ -64,30 +65,30 @@ def bench(
     return facts | (bench_train if kind == "train" else bench_optimizer)(config, device, settings, seconds)
 
 
-def wait(device: torch.device) -> float:
+def synchronized_clock(device: torch.device) -> float:
     """The clock, once the device has done all it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
-def summary(seconds: list[float]) -> dict:
+def quartiles(seconds: list[float]) -> dict:
     """Median and spread (first to third quartile), in milliseconds."""
     low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1000
     return {"median": round(middle, 4), "spread": [round(low, 4), round(high, 4)], "repetitions": len(seconds)}
 
 
 def take_turns(tasks: dict[str, Callable], device: torch.device, seconds: float, least: int = 5) -> dict[str, dict]:
-    """Each task once to warm up, then in turn until the time is over: {name: summary}."""
+    """Each task once to warm up, then in turn until the time is over: {name: quartiles}."""
     for task in tasks.values():
         task()
     times, end = {name: [] for name in tasks}, time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < least:
         for name, task in tasks.items():
-            start = wait(device)
+            start = synchronized_clock(device)
             task()
-            times[name].append(wait(device) - start)
-    return {name: summary(values) for name, values in times.items()}
+            times[name].append(synchronized_clock(device) - start)
+    return {name: quartiles(values) for name, values in times.items()}
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -132,7 +133,7 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
     times, marks, warm, end = [], [], 5, 0.0
 
     def mark(part: str) -> None:
-        marks.append((part, wait(device)))
+        marks.append((part, synchronized_clock(device)))
 
     with Prefetch(Batches(documents, length, config.next_tokens, batch, settings.seed), device) as batches:
         while len(times) < warm + 10 or time.perf_counter() < end:
@@ -146,10 +147,10 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
             if len(times) == warm:
                 end = time.perf_counter() + seconds
     times = times[warm:]
-    step = summary([sum(t.values()) for t in times])
+    step = quartiles([sum(t.values()) for t in times])
     rate = 1000 * batch * length / step["median"]
     memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()) / 2**20
-    parts = {name: summary([t[name] for t in times]) for name in times[0]}
+    parts = {name: quartiles([t[name] for t in times]) for name in times[0]}
     flops = flops_per_symbol(config, length)[1]
     return {
         "precision": str(dtype).removeprefix("torch."),
@@ -228,7 +229,7 @@ def bench_long(model: Pico, seconds: float, block: int = 1000, least: int = 20) 
                 last = now
                 if now > end and len(times) >= least:
                     break
-        first, final = summary(times[1:11]), summary(times[-10:])
+        first, final = quartiles(times[1:11]), quartiles(times[-10:])
         result[name] = {
             "bytes": block * len(times),
             "ms_per_block": {"block": block, "first": first, "last": final},
@@ -241,10 +242,13 @@ def bench_long(model: Pico, seconds: float, block: int = 1000, least: int = 20) 
 
 def bench_spelling(model: Pico, dataset: str, texts: int = 20, size: int = 500) -> dict:
     """Does a model spell without its latent blocks? Share of the words it writes that its training text has."""
+    from pico.data.hub import Stream
     from pico.data.open import open_data
 
     documents, _ = open_data(DataConfig(dataset=dataset), 0)
-    known = {word.lower() for i in range(len(documents)) for word in WORD.findall(documents[i])}
+    if isinstance(documents, Stream):
+        raise PicoError("spelling needs the words of all training text, which a stream does not show: download it")
+    known = {word.lower() for document in documents for word in WORD.findall(document)}
     result: dict = {"dataset": dataset, "texts": texts, "bytes_per_text": size}
     for name, disable_latent in (("with_latent_blocks", False), ("without_latent_blocks", True)):
         words = [word for text in written(model, texts, size, disable_latent) for word in WORD.findall(text)[:-1]]
@@ -272,10 +276,10 @@ def bench_attention(config: ModelConfig, device: torch.device, settings: TrainCo
             qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
             backends = [b for b in available_backends(device) if b != "dense" or length <= 1024]
 
-            def both(backend, qkv=qkv, window=window):
+            def both(backend: str, qkv: torch.Tensor, window: int) -> None:
                 attention(qkv, None, heads, window, backend).sum().backward()
 
-            tasks = {backend: lambda b=backend, both=both: both(b) for backend in backends}
+            tasks: dict[str, Callable] = {backend: partial(both, backend, qkv, window) for backend in backends}
             for backend, took in take_turns(tasks, device, seconds / 12).items():
                 rows.append({"window": window, "length": length, "backend": backend, "ms": took})
     return {"precision": str(dtype).removeprefix("torch."), "bytes": total, "forward_backward": rows}

@@ -242,14 +242,14 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
     for row in rows:
         for facts in row["runs"].values():
             del facts["units"]
-    scored = validation.first(experiment.validation_bytes or validation.bytes)
+    scored = validation.first(experiment.validation_bytes or validation.size)
     return {
         "title": experiment.title,
         "dataset": experiment.data_config().dataset,
         "budget": experiment.budget.model_dump(exclude_none=True),
         "seeds": seeds,
-        "validation_bytes": min(validation.bytes, experiment.validation_bytes or math.inf),
-        "entropy_floor": scored.floor_bits / scored.bytes if scored.floor_bits is not None else None,
+        "validation_bytes": min(validation.size, experiment.validation_bytes or math.inf),
+        "entropy_floor": scored.floor_bits / scored.size if scored.floor_bits is not None else None,
         "configurations": rows,
         "failed": failed,
         "missing": missing,

@@ -37,7 +37,10 @@ class Cost(NamedTuple):
         """How many a run has."""
         if settings.max_minutes:
             return math.ceil(60 * settings.max_minutes / self.seconds)
-        return settings.max_steps or math.ceil(settings.max_flops / self.flops)
+        if settings.max_steps:
+            return settings.max_steps
+        assert settings.max_flops is not None, "an experiment has a budget"
+        return math.ceil(settings.max_flops / self.flops)
 
     def run(self, settings: TrainConfig) -> float:
         """Seconds that a run takes."""
@@ -76,9 +79,7 @@ def estimate(
         cost, settings = measure(experiment, configuration, device), experiment.settings(configuration, 0)
         if isinstance(cost, str):
             return "", cost
-        shares = min(validation.bytes, experiment.validation_bytes or math.inf) / min(
-            validation.bytes, VALIDATION_BYTES
-        )
+        shares = min(validation.size, experiment.validation_bytes or math.inf) / min(validation.size, VALIDATION_BYTES)
         steps, training, scoring = cost.steps(settings), cost.run(settings), cost.check * shares
         seconds = sum(todo) * training + len(todo) * scoring
         each = f"{steps:,}", count(steps * cost.bytes, "B"), f"{(training + scoring) / 60:.1f}"

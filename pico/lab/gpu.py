@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from pico.lab import gpu_micro, gpu_runs
-from pico.lab.gpu_clock import Section, explain, read, update
+from pico.lab.gpu_clock import Section, explain, read_report, update_report
 
 SECTIONS = {  # in order: what is measured, and its share of the seconds
     "machine": (gpu_micro.machine, 5),
@@ -38,7 +38,7 @@ SECTIONS = {  # in order: what is measured, and its share of the seconds
     "train_tiny": (gpu_runs.train_tiny, 25),
     "micro": (gpu_micro.micro, 25),
     "leaves": (gpu_micro.leaves, 10),
-    "story": (gpu_runs.story, 200),  # three minutes of training, and what is around it
+    "story": (gpu_runs.story_model, 200),  # three minutes of training, and what is around it
 }
 GRACE = 5.0  # seconds that a section may be late before its process is ended
 BARS = {  # what is asked of one H100 or H200: must, aim
@@ -54,7 +54,7 @@ BARS = {  # what is asked of one H100 or H200: must, aim
 }
 
 
-def main() -> int:
+def measure_gpu() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the files (default gpu)")
@@ -64,27 +64,27 @@ def main() -> int:
     if unknown := set(options.sections) - set(SECTIONS):
         parser.error(f"unknown section {', '.join(sorted(unknown))}: expected some of {', '.join(SECTIONS)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted = [name for name in SECTIONS if name in options.sections or not options.sections]
-    if "machine" not in [*wanted, *read(options.out)]:
-        wanted.insert(0, "machine")  # the rest is held against its limits
+    names = [name for name in SECTIONS if name in options.sections or not options.sections]
+    if "machine" not in [*names, *read_report(options.out)]:
+        names.insert(0, "machine")  # the rest is held against its limits
     end = time.monotonic() + 60 * options.minutes
-    while wanted:
-        seconds = 600.0 if options.smoke else share(wanted, end - time.monotonic() - GRACE)
-        name = wanted.pop(0)
-        run(name, options.out, seconds, options.smoke)
-        if name == "machine" and "error" in read(options.out)[name]:
+    while names:
+        seconds = 600.0 if options.smoke else time_share(names, end - time.monotonic() - GRACE)
+        name = names.pop(0)
+        run_section(name, options.out, seconds, options.smoke)
+        if name == "machine" and "error" in read_report(options.out)[name]:
             break
-    print(table(read(options.out)))
+    print(report_text(read_report(options.out)))
     return 0
 
 
-def share(sections: list[str], seconds: float) -> float:
+def time_share(sections: list[str], seconds: float) -> float:
     """What the first section may take of so many seconds for all of them: its part, or what the others can spare."""
     first, *later = (SECTIONS[name][1] for name in sections)
     return max(0.0, seconds * first / (first + sum(later)), seconds - sum(later))
 
 
-def run(name: str, folder: Path, seconds: float, smoke: bool) -> None:
+def run_section(name: str, folder: Path, seconds: float, smoke: bool) -> None:
     """Measures one section in a process of its own, which is ended when it is late."""
     began = time.monotonic()
     limit = began + seconds
@@ -99,15 +99,17 @@ def run(name: str, folder: Path, seconds: float, smoke: bool) -> None:
     elif process.exitcode:
         error = f"its process ended with {process.exitcode}"
     if process.exitcode != 0:
+        assert process.pid is not None, "it was started"
         try:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
         except ProcessLookupError:
             process.kill()
     process.join()
     ended = {"seconds": round(time.monotonic() - began, 1)}
-    figures = read(folder).get(name, {})
-    update(folder, name, ended | ({"error": error} if error and "error" not in figures else {}))
-    print(f"{name}: {ended['seconds']} s{'; ' + read(folder)[name].get('error', '') if error else ''}", flush=True)
+    figures = read_report(folder).get(name, {})
+    update_report(folder, name, ended | ({"error": error} if error and "error" not in figures else {}))
+    failed = f"; {read_report(folder)[name].get('error', '')}" if error else ""
+    print(f"{name}: {ended['seconds']} s{failed}", flush=True)
 
 
 def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
@@ -128,7 +130,7 @@ def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
         SECTIONS[name][0](Section(name, folder, smoke, limit, device))
     except BaseException as error:
         traceback.print_exc()
-        update(folder, name, {"error": explain(error)})
+        update_report(folder, name, {"error": explain(error)})
         os._exit(1)
     os._exit(0)  # nothing that waits for a GPU may hold it
 
@@ -136,7 +138,7 @@ def child(name: str, folder: Path, limit: float, smoke: bool) -> None:
 # --- the table at the end ---------------------------------------------------------------------------------------------
 
 
-def table(report: dict) -> str:
+def report_text(report: dict) -> str:
     """The bars and the main figures, in less than 12,000 characters."""
     lines = [f"{'bar':45} {'must':>10} {'aim':>10} {'measured':>10}"]
     found = measured(report)
@@ -182,12 +184,13 @@ def measured(report: dict) -> dict:
     }
     fast = [speed for name, speed in speeds.items() if name.startswith("batch 64")]
     take("bytes per second of s, batch 64", max, *fast)
-    pair = [speeds.get(f"batch 1, graph, {way}") for way in ("speculative", "plain")]
-    take("speculation over plain, batch 1", max, round(pair[0] / pair[1], 2) if all(pair) else None)
+    speculative, plain = (speeds.get(f"batch 1, graph, {way}") for way in ("speculative", "plain"))
+    gain = round(speculative / plain, 2) if speculative and plain else None
+    take("speculation over plain, batch 1", max, gain)
     bpb = report.get("story", {}).get("validation_bpb")
     take("bits per byte of the story model, at most", min, round(bpb, 3) if bpb is not None else None)
     return figures
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measure_gpu())

@@ -33,7 +33,7 @@ class Section:
 
     def note(self, **figures) -> None:
         """Adds figures to this section of report.json, at once."""
-        update(self.folder, self.name, figures)
+        update_report(self.folder, self.name, figures)
         for name, figure in figures.items():
             print(f"{self.name} {name}: {figure}", flush=True)
 
@@ -48,7 +48,7 @@ class Section:
 
     def peak(self, name: str) -> float:
         """FLOPs or bytes a second that `machine` measured; without it, what an H100 is said to do."""
-        return read(self.folder).get("machine", {}).get(name) or {"flops": 7.9e14, "bytes": 3.0e12}[name]
+        return read_report(self.folder).get("machine", {}).get(name) or {"flops": 7.9e14, "bytes": 3.0e12}[name]
 
 
 def explain(error: BaseException) -> str:
@@ -57,20 +57,20 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def read(folder: Path) -> dict:
+def read_report(folder: Path) -> dict:
     """report.json so far: {section: figures}."""
     file = folder / "report.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def update(folder: Path, section: str, figures: dict) -> None:
+def update_report(folder: Path, section: str, figures: dict) -> None:
     """Adds figures to a section of report.json. One process at a time writes it."""
-    report = read(folder)
+    report = read_report(folder)
     report.setdefault(section, {}).update(figures)
     write_whole(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
 
 
-def spread(seconds: list[float]) -> dict:
+def percentiles(seconds: list[float]) -> dict:
     """Milliseconds: median, 10th and 90th percentile."""
     ordered = sorted(s * 1e3 for s in seconds)
     tenth = len(ordered) // 10
@@ -79,7 +79,7 @@ def spread(seconds: list[float]) -> dict:
 
 
 def clock(section: Section, function: Callable, *arguments, calls: int = 20, graph: bool = True) -> dict:
-    """`spread` of one call, after calls that warm it up.
+    """`percentiles` of one call, after calls that warm it up.
 
     On a GPU calls are replayed from a CUDA graph, so the time that Python takes to launch them is left out. graph False
     is for what waits for the GPU and cannot be captured: then launches count.
@@ -87,7 +87,7 @@ def clock(section: Section, function: Callable, *arguments, calls: int = 20, gra
     if not section.cuda:
         began = time.perf_counter()
         function(*arguments)
-        return spread([time.perf_counter() - began])
+        return percentiles([time.perf_counter() - began])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -119,4 +119,4 @@ def clock(section: Section, function: Callable, *arguments, calls: int = 20, gra
             again()
             mark.record()
         torch.cuda.synchronize()
-    return spread([a.elapsed_time(b) / 1e3 / calls for a, b in pairwise(marks)])
+    return percentiles([a.elapsed_time(b) / 1e3 / calls for a, b in pairwise(marks)])

@@ -4,7 +4,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,7 @@ def machine(section: Section) -> None:
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     source = torch.empty(2**16 if section.smoke else 2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    facts = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
+    facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     if section.cuda:
         import triton
 
@@ -70,7 +72,7 @@ def checks(section: Section, jobs: int, *names: str) -> tuple[list[str], dict[st
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **interpret}
     passed, failed, name = [], {}, None
     with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
-        for line in run.stdout:
+        for line in run.stdout or ():
             word, _, rest = line.rstrip().partition(" ")
             if word == "ok":
                 passed.append(rest)
@@ -91,9 +93,12 @@ def checks(section: Section, jobs: int, *names: str) -> tuple[list[str], dict[st
 
 def inputs(section: Section, batch, length, heads, kv_heads, width):
     """Queries, keys and values as the model makes them, one tensor, the sharpness, and an upstream gradient."""
-    shape, options = (batch, length, heads + 2 * kv_heads, width), dict(dtype=torch.bfloat16, device=section.device)
-    qkv, sharpness = torch.randn(shape, **options), torch.full((1,), 1.5, device=section.device)
-    return qkv.requires_grad_(), sharpness.requires_grad_(), torch.randn(batch, length, heads, width, **options)
+
+    def draw(heads: int):
+        return torch.randn(batch, length, heads, width, dtype=torch.bfloat16, device=section.device)
+
+    qkv, sharpness = draw(heads + 2 * kv_heads), torch.full((1,), 1.5, device=section.device)
+    return qkv.requires_grad_(), sharpness.requires_grad_(), draw(heads)
 
 
 def varlen(q, k, v, window):
@@ -105,10 +110,12 @@ def varlen(q, k, v, window):
     group = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(group, 2) for x in (k, v))
     flat = [x.flatten(0, 1) for x in (q, k, v)]
-    return varlen_attn(*flat, ends, ends, length, length, window_size=(window, 0)).view_as(q)
+    out = varlen_attn(*flat, ends, ends, length, length, window_size=(window, 0))
+    assert isinstance(out, torch.Tensor), "it was not asked for the log-sum-exp"
+    return out.view_as(q)
 
 
-def attend(backend, qkv, sharpness, heads, window):
+def attend_by(backend, qkv, sharpness, heads, window):
     """By its first word; then "alone" is without QK-norm, "after" with torch's."""
     name, _, how = backend.partition(", ")
     if how == "after torch's QK-norm":
@@ -119,11 +126,11 @@ def attend(backend, qkv, sharpness, heads, window):
 
 
 def forward(backend, qkv, sharpness, upstream, window):
-    return attend(backend, qkv, sharpness, upstream.shape[2], window).detach()
+    return attend_by(backend, qkv, sharpness, upstream.shape[2], window).detach()
 
 
 def both(backend, qkv, sharpness, upstream, window):
-    return torch.autograd.grad(attend(backend, qkv, sharpness, upstream.shape[2], window), qkv, upstream)
+    return torch.autograd.grad(attend_by(backend, qkv, sharpness, upstream.shape[2], window), qkv, upstream)
 
 
 OWN = ("triton", "triton, alone", "triton, after torch's QK-norm")
@@ -132,27 +139,27 @@ YARDSTICKS = {"flex, alone": 4, "varlen": 2}  # in so many of the layers: each s
 
 def attention_speed(section: Section) -> None:
     """One layer's attention, forward and with backward, beside what memory or matmul allows (of_limit is 1 at best)."""
-    torch._dynamo.config.recompile_limit = 64  # flex is compiled for every shape
     own, yardsticks = (OWN, YARDSTICKS) if section.cuda else (("blocked", "blocked, alone"), {})
     entries: dict[str, dict] = {}
-    for backend, layers in [(backend, len(LAYERS)) for backend in own] + [*yardsticks.items()]:
-        for name in list(LAYERS)[:layers]:
-            for run in (forward, both):
-                key = f"{name}, {'forward' if run is forward else 'forward and backward'}"
-                entry = entries.setdefault(key, limits(section, LAYERS[name], run is both))
-                entry[backend] = section.attempt(layer, section, run, backend, LAYERS[name])
-                if "ms" in entry[backend]:
-                    entry[backend]["of_limit"] = round(entry["limit_ms"] / entry[backend]["ms"], 3)
-                flex, triton = entry.get("flex, alone", {}), entry.get("triton, alone", {})
-                if "ms" in flex and "ms" in triton:
-                    entry["flex_over_triton"] = round(flex["ms"] / triton["ms"], 2)
-                section.note(**{key: entry})
+    with torch._dynamo.config.patch(recompile_limit=64):  # flex is compiled for every shape
+        for backend, layers in [(backend, len(LAYERS)) for backend in own] + [*yardsticks.items()]:
+            for name in list(LAYERS)[:layers]:
+                for run in (forward, both):
+                    key = f"{name}, {'forward' if run is forward else 'forward and backward'}"
+                    entry = entries.setdefault(key, limits(section, LAYERS[name], run is both))
+                    entry[backend] = section.attempt(layer, section, run, backend, LAYERS[name])
+                    if "ms" in entry[backend]:
+                        entry[backend]["of_limit"] = round(entry["limit_ms"] / entry[backend]["ms"], 3)
+                    flex, triton = entry.get("flex, alone", {}), entry.get("triton, alone", {})
+                    if "ms" in flex and "ms" in triton:
+                        entry["flex_over_triton"] = round(flex["ms"] / triton["ms"], 2)
+                    section.note(**{key: entry})
 
 
 def layer(section: Section, run, backend: str, shape: tuple) -> dict:
     """The time of one layer of LAYERS."""
-    *shape, window = (1, 40, *shape[2:]) if section.smoke else shape
-    qkv, sharpness, upstream = inputs(section, *shape)
+    *sizes, window = (1, 40, *shape[2:]) if section.smoke else shape
+    qkv, sharpness, upstream = inputs(section, *sizes)
     return clock(section, run, backend, qkv, sharpness, upstream, window)
 
 
@@ -272,7 +279,7 @@ def routed_rows(section: Section) -> None:
         def gradients(function, x=x, weight=weight, upstream=upstream):
             return torch.autograd.grad(function(), (x, weight), upstream)
 
-        ways = {"torch": indexed}
+        ways: dict[str, Callable] = {"torch": indexed}
         if section.cuda:
             ways |= {"torch, compiled": torch.compile(indexed, dynamic=False), "triton": fused}
         section.note(**{f"gather and scatter {dim}": {
@@ -294,8 +301,7 @@ def losses(section: Section) -> None:
 
         def plain(hidden=hidden, weight=weight, targets=targets):
             logits = torch.stack([x @ w.to(x.dtype).T for x, w in zip(hidden, weight.chunk(heads))], 2)
-            wanted = targets.unfold(1, heads, 1)
-            return F.cross_entropy(logits.flatten(0, 2), wanted.flatten())
+            return F.cross_entropy(logits.flatten(0, 2), targets.unfold(1, heads, 1).flatten())
 
         def gradients(function, inputs=(*hidden, weight)):
             return torch.autograd.grad(function(), inputs)

@@ -8,6 +8,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -17,10 +18,10 @@ from pico.base.shapes import ModelConfig, preset
 from pico.data.prefetch import Batch
 from pico.data.stories import stories
 from pico.decode.generation import generate
-from pico.lab.gpu_clock import Section, read, spread
+from pico.lab.gpu_clock import Section, percentiles, read_report
 from pico.model.cost import flops_per_symbol
 from pico.model.pico import Pico
-from pico.runs.export import export
+from pico.runs.export import export_run
 from pico.runs.folder import create
 from pico.train import parallel
 from pico.train.loop import train
@@ -40,11 +41,10 @@ PIECE = 15 << 20  # bytes of a piece of the exported model
 
 def story_text(size: int) -> bytes:
     """At least so many bytes of the built-in stories."""
-    text = bytearray()
-    for story in stories(0):
-        text += story.text.encode() + b"\n"
-        if len(text) > size:
-            return bytes(text)
+    text, corpus = bytearray(), stories(0)
+    while len(text) <= size:
+        text += next(corpus).text.encode() + b"\n"
+    return bytes(text)
 
 
 class Trainer:
@@ -100,7 +100,7 @@ def training(section: Section, name: str, runs: list[tuple[str, str]], profiled:
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=1024, batch_size=64)
     took = {}
     for mode, optimizer in runs:
-        settings = TrainConfig(optimizer="soap" if optimizer == "none" else optimizer, **size, **MODES[mode])
+        settings = TrainConfig.build(optimizer="soap" if optimizer == "none" else optimizer, **size, **MODES[mode])
         entry = section.attempt(timed, section, name, settings, text, optimizer == "none", needs=10)
         section.note(**{f"{mode}, {optimizer}": entry})
         took[mode, optimizer] = entry.get("ms_per_step")
@@ -110,12 +110,12 @@ def training(section: Section, name: str, runs: list[tuple[str, str]], profiled:
             torch.cuda.empty_cache()
     if profiled:
         for mode in (BEST, "eager"):
-            settings = TrainConfig(**size, **MODES[mode])
+            settings = TrainConfig.build(**size, **MODES[mode])
             entry = section.attempt(profile, section, name, mode, settings, text, needs=10)
             section.note(**{f"profile of {mode}": entry})
 
 
-def shape(section: Section, name: str) -> ModelConfig:
+def model_config(section: Section, name: str) -> ModelConfig:
     small = dict(dim=32, latent_num_blocks=1, fb_num_blocks=1, ngram_rows=256) if section.smoke else {}
     return preset(name, **small)
 
@@ -127,14 +127,14 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     """
     if section.cuda:
         torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(section, shape(section, name), settings, text)
+    trainer = Trainer(section, model_config(section, name), settings, text)
     if rests:
         for optimizer in trainer.optimizers:
             optimizer.step = lambda: None
     began = time.perf_counter()
     for number in range(2 if section.smoke else WARM_UP):
         trainer.train(number % 5 / 5)
-    wait(section)
+    synchronize(section)
     warm_up, marks = time.perf_counter() - began, []
 
     def mark(part: str) -> None:
@@ -149,7 +149,7 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     for number in range(3 if section.smoke else STEPS):
         trainer.train(number % 5 / 5, mark)
     mark("data")
-    wait(section)
+    synchronize(section)
     seconds = (time.perf_counter() - began) / (3 if section.smoke else STEPS)
     size, flops = settings.step_bytes, flops_per_symbol(trainer.config, settings.context_len)[1]
     starts = [event for part, event in marks if part == "data"]
@@ -157,7 +157,7 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
         "ms_per_step": round(seconds * 1e3, 2),
         "kB_per_second": round(size / seconds / 1e3),
         "fraction_of_peak": round(flops * size / seconds / section.peak("flops"), 4),
-        "step": spread([between(a, b) for a, b in pairwise(starts)]),
+        "step": percentiles([between(a, b) for a, b in pairwise(starts)]),
         "warm_up_seconds": round(warm_up, 1),
     }
     parts = ("forward", "backward", "optimizer")
@@ -171,7 +171,7 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     return figures
 
 
-def wait(section: Section) -> None:
+def synchronize(section: Section) -> None:
     if section.cuda:
         torch.cuda.synchronize()
 
@@ -185,16 +185,16 @@ def profile(section: Section, name: str, mode: str, settings: TrainConfig, text:
     """Kernels and launches a step; the 25 kernels that take longest go to profile.txt."""
     from torch.autograd import DeviceType
 
-    trainer = Trainer(section, shape(section, name), settings, text)
+    trainer = Trainer(section, model_config(section, name), settings, text)
     steps = 1 if section.smoke else 10
     for number in range(1 if section.smoke else WARM_UP):
         trainer.train(number % 5 / 5)
-    wait(section)
+    synchronize(section)
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CUDA if section.cuda else kinds.CPU]) as profiler:
         for number in range(steps):
             trainer.train(number % 5 / 5)
-        wait(section)
+        synchronize(section)
     rows = profiler.key_averages()
     order = "self_cuda_time_total" if section.cuda else "self_cpu_time_total"
     table = rows.table(sort_by=order, row_limit=25, max_name_column_width=90)
@@ -221,11 +221,11 @@ def generation(section: Section) -> None:
     """
     text = story_text(3_000 if section.smoke else 4_000_000)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=512, batch_size=64)
-    trainer = Trainer(section, shape(section, "s"), TrainConfig(**size), text)
+    trainer = Trainer(section, model_config(section, "s"), TrainConfig.build(**size), text)
     began, seconds = time.monotonic(), 0.5 if section.smoke else min(30.0, section.left() / 2)
     while (progress := (time.monotonic() - began) / seconds) < 1:
         result = trainer.train(progress)
-        wait(section)  # with it the clock of the host is the GPU's
+        synchronize(section)  # with it the clock of the host is the GPU's
     section.note(trained_steps=trainer.step, training_bpb=round(result.get().bits_per_byte, 3))
     for batch in (1, 2) if section.smoke else (1, 64):
         for cuda_graph in (True, False):
@@ -245,14 +245,14 @@ def generated(section: Section, model, batch: int, cuda_graph: bool, speculative
     `steady` leaves out each text's first forwards, which read the prompt and capture the graph: what a long text costs.
     """
     length, times = (48, 1) if section.smoke else (512, 4) if cuda_graph else (64, 2)
-    options, runs = dict(num_samples=batch, speculative=speculative, cuda_graph=cuda_graph), []
+    options = {"num_samples": batch, "speculative": speculative, "cuda_graph": cuda_graph}
+    settings: dict[str, Any] = {"max_bytes": length, "temperature": 0.8, "stop_symbols": frozenset(), **options}
+    runs: list[dict] = []
     for seed in range(times):
-        run = generate(
-            model, b"One day", max_bytes=length, temperature=0.8, seed=seed, stop_symbols=frozenset(), **options
-        )
-        begun = None
+        run = generate(model, b"One day", seed=seed, **settings)
+        begun: dict = {}
         for _ in run:
-            if begun is None and run.stats["forwards"] > FIRST_FORWARDS:
+            if not begun and run.stats["forwards"] > FIRST_FORWARDS:
                 begun = run.stats
         runs.append(run.stats | {"steady": rate(begun, run.stats)})
         if section.left() < 10:
@@ -306,15 +306,15 @@ def speculative_equals_plain(section: Section, model, batch: int) -> str | bool:
 # --- a model to take home ---------------------------------------------------------------------------------------------
 
 
-def story(section: Section) -> None:
+def story_model(section: Section) -> None:
     """Trains a story model with `train` by the clock, then exports it in pieces that are small files."""
     minutes = 5 / 60 if section.smoke else min(3.0, (section.left() - 22) / 60)
     name, mode = story_choice(section)
     size = dict(context_len=64, batch_size=2) if section.smoke else dict(context_len=512, batch_size=128)
     never = dict(validation_interval=10**6, sample_interval=10**6, checkpoint_interval=10**6)
-    settings = TrainConfig(max_minutes=minutes, **size, **never, **MODES[mode])
+    settings = TrainConfig.build(max_minutes=minutes, **size, **never, **MODES[mode])
     home = Path(tempfile.mkdtemp())
-    create(home / "models", shape(section, name))
+    create(home / "models", model_config(section, name))
     summary = train(home / "models", "stories", DataConfig(), settings, device=str(section.device))
     sample = (home / "models" / "stories" / "samples.txt").read_text()
     section.note(
@@ -322,14 +322,14 @@ def story(section: Section) -> None:
         seconds=round(summary.seconds, 1), kB_per_second=round(summary.bytes / summary.seconds / 1e3),
         sample=sample[-600:],
     )  # fmt: skip
-    export(home / "models", "stories", home / f"stories-{name}", step=-1)
-    pack(home / f"stories-{name}", section.folder)
+    export_run(home / "models", "stories", home / f"stories-{name}", step=-1)
+    split_archive(home / f"stories-{name}", section.folder)
     section.note(pieces=sorted(file.name for file in section.folder.glob("story.tar.gz.*")))
 
 
 def story_choice(section: Section) -> tuple[str, str]:
     """(preset, mode): `s` where what was measured promises enough steps to beat `tiny`, and the fastest mode."""
-    report = read(section.folder)
+    report = read_report(section.folder)
     speeds = {
         (name, mode): report.get(f"train_{name}", {}).get(f"{mode}, soap", {}).get("ms_per_step", float("inf"))
         for name in ("s", "tiny")
@@ -343,7 +343,7 @@ def story_choice(section: Section) -> tuple[str, str]:
     return "tiny", min(MODES, key=lambda mode: speeds["tiny", mode])
 
 
-def pack(model: Path, folder: Path) -> None:
+def split_archive(model: Path, folder: Path) -> None:
     """The model's folder as folder/story.tar.gz.0, .1 ... and story.txt, which says how to join them."""
     whole = model.with_suffix(".tar.gz")
     with tarfile.open(whole, "w:gz", compresslevel=1) as archive:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,12 +30,14 @@ from pico.base.log import log
 from pico.base.memory import require_weights
 from pico.base.shapes import ModelConfig
 from pico.runs.folder import checkpoints, differences, read_alphabet, read_config, run_folder
-from pico.runs.state import pack, unpack
+from pico.runs.state import pack_state, unpack_state
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FLOATS = {"F16", "BF16", "F32", "F64"}  # dtypes of weights, as safetensors names them
 UNREADABLE = SafetensorError, OSError, RuntimeError  # the last by torch, which opens the file once more to map it
 TRIES = 5  # at reading a checkpoint while a training saves and prunes
+
+T = TypeVar("T")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -43,8 +46,8 @@ TRIES = 5  # at reading a checkpoint while a training saves and prunes
 def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
     """Writes checkpoint run/<step, eight digits> whole or not at all, and returns its folder.
 
-    model: a Pico, for its config and state_dict; optimizer_state: any tree for pack; state: a tree that becomes part
-    of state.json. Raises PicoError when the disk is full or not writable; older checkpoints are untouched.
+    model: a Pico, for its config and state_dict; optimizer_state: any tree for pack_state; state: a tree that becomes
+    part of state.json. Raises PicoError when the disk is full or not writable; older checkpoints are untouched.
     """
     target = run / f"{step:08d}"
     beside = run / f".{target.name}.tmp"
@@ -52,8 +55,8 @@ def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
         remove(beside)
         beside.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
-        record = {"step": step, "model": model.config.model_dump(), **pack(state, "state", tensors)}
-        record["optimizer"] = pack(optimizer_state, "optimizer", tensors)
+        record = {"step": step, "model": model.config.model_dump(), **pack_state(state, "state", tensors)}
+        record["optimizer"] = pack_state(optimizer_state, "optimizer", tensors)
         save_file({key: value.detach().contiguous() for key, value in model.state_dict().items()}, beside / WEIGHTS)
         save_file(tensors, beside / OPTIMIZER)
         write_state(beside, record, (WEIGHTS, OPTIMIZER))
@@ -113,8 +116,8 @@ def discard(folder: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _checked(folder: Path, marks: tuple) -> str | None:
-    """`verify`, once while nothing is written to the files: a training prunes often."""
-    return verify(folder)
+    """`verify_checkpoint`, once while nothing is written to the files: a training prunes often."""
+    return verify_checkpoint(folder)
 
 
 def _marks(folder: Path) -> tuple:
@@ -147,7 +150,7 @@ def read_state(folder: Path) -> dict:
     return record
 
 
-def verify(folder: Path, weights_only: bool = False) -> str | None:
+def verify_checkpoint(folder: Path, weights_only: bool = False) -> str | None:
     """None for a whole checkpoint, else what is wrong with it in one line."""
     try:
         record = read_state(folder)
@@ -158,7 +161,7 @@ def verify(folder: Path, weights_only: bool = False) -> str | None:
                 if _sha256(folder / name) != digest:
                     return f"{folder.name}: {name} does not match its checksum"
                 found = tensors_in(folder / name)
-                if name == WEIGHTS and (wrong := misfits(_shapes(ModelConfig.build(**record["model"])), found)):
+                if name == WEIGHTS and (wrong := mismatches(_shapes(ModelConfig.build(**record["model"])), found)):
                     return f"{folder.name}: {name} is not of its model: {wrong}"
     except FileNotFoundError as error:
         return f"{folder.name}: {Path(error.filename).name} is missing"
@@ -179,7 +182,7 @@ def tensors_in(file: Path) -> dict[str, tuple[list[int], str]]:
         raise PicoError(f"{file.parent.name}: {file.name} cannot be read ({reason(error)})") from None
 
 
-def misfits(shapes: dict[str, list[int]], found: dict[str, tuple[list[int], str]]) -> str:
+def mismatches(shapes: dict[str, list[int]], found: dict[str, tuple[list[int], str]]) -> str:
     """In what tensors differ from a model's weights, the first three differences; '' where they fit."""
     wrong = [f"no {name}" for name in shapes if name not in found]
     wrong += [f"unknown {name}" for name in found if name not in shapes]
@@ -217,7 +220,7 @@ def newest(run: Path, weights_only: bool = False) -> tuple[Path | None, list[str
     for _ in range(TRIES):
         skipped, pruned = [], False
         for folder in reversed(checkpoints(run)):
-            problem = verify(folder, weights_only)
+            problem = verify_checkpoint(folder, weights_only)
             if problem is None:
                 return folder, skipped
             if os.path.lexists(folder):
@@ -229,7 +232,7 @@ def newest(run: Path, weights_only: bool = False) -> tuple[Path | None, list[str
     return None, skipped
 
 
-def find(run: Path, checkpoint: int | str = -1, weights_only: bool = True) -> Path:
+def find_checkpoint(run: Path, checkpoint: int | str = -1, weights_only: bool = True) -> Path:
     """The checkpoint folder meant: -1 the newest valid one (skipped ones are named on stderr), 'best', or a step."""
     if str(checkpoint) in ("-1", "best"):
         folder, skipped = newest(run, weights_only)
@@ -247,7 +250,7 @@ def find(run: Path, checkpoint: int | str = -1, weights_only: bool = True) -> Pa
         problem = f"checkpoint {checkpoint!r}: expected -1 (newest), 'best' or a step number; {run} has"
     else:
         folder = run / f"{int(checkpoint):08d}"
-        problem = verify(folder, weights_only)
+        problem = verify_checkpoint(folder, weights_only)
         if problem is None:
             return folder
         missing = f"{run} has no checkpoint of step {checkpoint}; it has"
@@ -255,16 +258,17 @@ def find(run: Path, checkpoint: int | str = -1, weights_only: bool = True) -> Pa
     raise PicoError(f"{problem}: {', '.join(str(int(p.name)) for p in checkpoints(run)) or 'none'}")
 
 
-def reading(run: Path, checkpoint: int | str, read: Callable[[Path], object], weights_only: bool = True) -> object:
+def read_checkpoint(run: Path, checkpoint: int | str, read: Callable[[Path], T], weights_only: bool = True) -> T:
     """read(folder) of the checkpoint meant, looked for again where a training removes it before it is read."""
-    for attempt in range(TRIES):
-        folder = None
+    tries = TRIES
+    while True:
+        folder, tries = None, tries - 1
         try:
-            folder = find(run, checkpoint, weights_only)
+            folder = find_checkpoint(run, checkpoint, weights_only)
             return read(folder)
         except PicoError:
             gone = not os.path.lexists(folder) if folder else str(checkpoint) == "best"
-            if not gone or attempt == TRIES - 1:
+            if not gone or not tries:
                 raise
 
 
@@ -284,7 +288,7 @@ def saved_config(path: str | Path, folder: Path) -> ModelConfig:
 
 def load_weights(model, folder: Path) -> None:
     """Copies a checkpoint's weights into the model. Raises PicoError when names, shapes or dtypes do not match."""
-    if wrong := misfits(shapes_of(model), tensors_in(folder / WEIGHTS)):
+    if wrong := mismatches(shapes_of(model), tensors_in(folder / WEIGHTS)):
         raise PicoError(f"{folder / WEIGHTS} is of another architecture: {wrong}")
     model.load_state_dict(read_tensors(folder / WEIGHTS))
 
@@ -303,7 +307,7 @@ def load_training(folder: Path) -> tuple[object, dict]:
         raise PicoError(f"{folder} was exported without optimizer state: start a new run with --base-weights {folder}")
     tensors = read_tensors(folder / OPTIMIZER)
     try:
-        record = unpack(read_state(folder), tensors)
+        record = unpack_state(read_state(folder), tensors)
         return record.pop("optimizer"), record
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise PicoError(f"{folder / STATE} does not describe what {OPTIMIZER} holds ({error!r})") from None
@@ -333,7 +337,7 @@ def load(
         model.alphabet = read_alphabet(path, config)
         return model
 
-    return reading(run_folder(path, run), checkpoint, read).to(device).eval()
+    return read_checkpoint(run_folder(path, run), checkpoint, read).to(device).eval()
 
 
 def _sha256(file: Path) -> str:

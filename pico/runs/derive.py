@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pico.base.errors import PicoError
 from pico.runs import checkpoint
-from pico.runs.export import export
+from pico.runs.export import export_run
 from pico.runs.folder import checkpoints, run_folder
 
 PRETRAINED = "pretrained"
@@ -20,12 +20,12 @@ def derive(source: str | Path, target: str | Path) -> Path:
     source: a model with one run, a run's folder, or a checkpoint's; the best checkpoint where there is a choice, the
     newest of a run that was never validated. Raises PicoError where there is none, or `target` is a model already.
     """
-    path, run, step = find(source)
-    made = export(path, run, target, step)
+    path, run, step = find_source(source)
+    made = export_run(path, run, target, step)
     return made.parent.rename(Path(target) / PRETRAINED) / made.name
 
 
-def find(source: str | Path) -> tuple[Path, str, str]:
+def find_source(source: str | Path) -> tuple[Path, str, str]:
     """(model's folder, run, step) of a model, a run or a checkpoint."""
     source = Path(source)
     for path in source, *source.parents[:2]:
@@ -33,7 +33,7 @@ def find(source: str | Path) -> tuple[Path, str, str]:
             run, step = (*source.relative_to(path).parts, "", "")[:2]
             folder = run_folder(path, run)
             if not step:
-                newest = checkpoint.find(folder)
+                newest = checkpoint.find_checkpoint(folder)
                 step = "best" if checkpoint.read_state(newest).get("best") else newest.name
             return path, folder.name, step
     raise PicoError(f"no model at --from {source}: give the folder of a model, of its run or of a checkpoint")

@@ -23,7 +23,7 @@ from pico.runs.metrics import read_metrics
 KNOWN = ("step", "model", "seconds", "bytes", "best", "validation_bpb")  # of a checkpoint's state, what is told
 
 
-def export(path: str | Path, run: str, target: str | Path, step: int | str = "best") -> Path:
+def export_run(path: str | Path, run: str, target: str | Path, step: int | str = "best") -> Path:
     """Writes target/model.json and target/<run>/, which `run`, `eval` and `--base-weights` read as any other run.
 
     A tokenizer goes with it. Weights are fp16. Of the metrics the validations stay, of paths the last part. Returns the
@@ -33,9 +33,9 @@ def export(path: str | Path, run: str, target: str | Path, step: int | str = "be
     source, target = run_folder(path, run), Path(target)
     if os.path.lexists(target / "model.json") or os.path.lexists(target / source.name):
         raise PicoError(f"{target} already exists and holds a model: choose another path, or remove that folder first")
-    record = shared(read_record(source))
+    record = public_record(read_record(source))
     scored = [line for line in read_metrics(source / "metrics.jsonl") if "validation_bpb" in line]
-    config, state, weights = checkpoint.reading(source, step, lambda folder: _halves(path, folder))
+    config, state, weights = checkpoint.read_checkpoint(source, step, lambda folder: _halves(path, folder))
 
     new = [folder for folder in (target, *target.parents) if not os.path.lexists(folder)]
     beside = target / f".{source.name}.tmp"
@@ -71,7 +71,7 @@ def _halves(path: str | Path, folder: Path) -> tuple[ModelConfig, dict, dict[str
     return checkpoint.saved_config(path, folder), checkpoint.read_state(folder), weights
 
 
-def shared(record: dict) -> dict:
+def public_record(record: dict) -> dict:
     """What of train.json is told to others: how the run was made, and nothing of the machine's folders and accounts."""
     if not record:
         return {}
@@ -100,6 +100,6 @@ def last_part(path: str) -> str:
     return PureWindowsPath(path).name or path
 
 
-def size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -223,7 +223,7 @@ class Locked(PicoError):
 
 
 @contextmanager
-def lock(run: Path) -> Iterator[str | None]:
+def lock(run: Path) -> Generator[str | None]:
     """Keeps a run folder (made if missing) for one live training, which finds it without what others left half-done.
 
     Yields None, or why nothing is locked, in a line to show. A training that wrote nothing leaves nothing, not even the
@@ -281,11 +281,12 @@ def _locked(run: Path) -> tuple[int, str | None]:
 
 
 def _unlock(file: Path, descriptor: int) -> None:
+    removed = False
     with suppress(OSError):
         file.unlink()  # while it is held, so that no other's is removed; Windows refuses, and needs it closed first
-        file = None
+        removed = True
     os.close(descriptor)
-    if file:
+    if not removed:
         with suppress(OSError):
             file.unlink()
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from pico.base.errors import PicoError
 from pico.base.files import writing
@@ -219,10 +220,10 @@ def svg(plot: Plot) -> str:
     import matplotlib
 
     style = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 12, "text.parse_math": False}
-    with matplotlib.rc_context(style):  # text stays text, and the same plot is drawn the same each time
+    with matplotlib.rc_context(dict[Any, Any](style)):  # text stays text, and the same plot is drawn the same each time
         figure, drawn = _bars(plot) if plot.bars else _lines(plot), io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True)
-    box, body = re.search('<svg.*?(viewBox=".*?").*?>(.*)', drawn.getvalue(), re.S).groups()
+    box, body = re.findall('<svg.*?(viewBox=".*?").*?>(.*)', drawn.getvalue(), re.S)[0]
     body = re.sub("<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.S)
     body = re.sub(f'<g id="{DOT}([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r' id="[\w.]+_\d+"| transform="rotate\(-0 [^"]*"|font-family: [^;]*; ', "", body)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def pack(tree, name: str, tensors: dict[str, torch.Tensor]):
+def pack_state(tree, name: str, tensors: dict[str, torch.Tensor]):
     """A state_dict as JSON, its tensors moved into `tensors` under their path in the tree.
 
     Memory order is kept: the Q of a QR is column-major, and a matmul of the row-major copy rounds differently, which
@@ -19,20 +19,20 @@ def pack(tree, name: str, tensors: dict[str, torch.Tensor]):
         return {"$tensor": name} | ({"order": order} if order != sorted(order) else {})
     if isinstance(tree, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in tree):
-            return {key: pack(value, f"{name}/{key}", tensors) for key, value in tree.items()}
-        return {"$items": [[key, pack(value, f"{name}/{key}", tensors)] for key, value in tree.items()]}
+            return {key: pack_state(value, f"{name}/{key}", tensors) for key, value in tree.items()}
+        return {"$items": [[key, pack_state(value, f"{name}/{key}", tensors)] for key, value in tree.items()]}
     if isinstance(tree, (list, tuple)):
-        items = [pack(value, f"{name}/{i}", tensors) for i, value in enumerate(tree)]
+        items = [pack_state(value, f"{name}/{i}", tensors) for i, value in enumerate(tree)]
         return {"$tuple": items} if isinstance(tree, tuple) else items
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     raise TypeError(f"{name}: a {type(tree).__name__} cannot be stored in a checkpoint")
 
 
-def unpack(tree, tensors: dict[str, torch.Tensor]):
-    """The inverse of pack: the same tree, with tensors of their own, aligned memory."""
+def unpack_state(tree, tensors: dict[str, torch.Tensor]):
+    """The inverse of pack_state: the same tree, with tensors of their own, aligned memory."""
     if isinstance(tree, list):
-        return [unpack(value, tensors) for value in tree]
+        return [unpack_state(value, tensors) for value in tree]
     if not isinstance(tree, dict):
         return tree
     if "$tensor" in tree:
@@ -40,10 +40,10 @@ def unpack(tree, tensors: dict[str, torch.Tensor]):
         order = tree.get("order", range(tensor.dim()))
         return tensor.permute(sorted(range(tensor.dim()), key=order.__getitem__))
     if "$items" in tree:
-        return {key: unpack(value, tensors) for key, value in tree["$items"]}
+        return {key: unpack_state(value, tensors) for key, value in tree["$items"]}
     if "$tuple" in tree:
-        return tuple(unpack(value, tensors) for value in tree["$tuple"])
-    return {key: unpack(value, tensors) for key, value in tree.items()}
+        return tuple(unpack_state(value, tensors) for value in tree["$tuple"])
+    return {key: unpack_state(value, tensors) for key, value in tree.items()}
 
 
 def set_seed(seed: int, rank: int = 0) -> None:
@@ -56,14 +56,15 @@ def set_seed(seed: int, rank: int = 0) -> None:
 
 
 def rng_state() -> dict:
-    """The state of every random generator of this process, as a tree for pack."""
+    """The state of every random generator of this process, as a tree for pack_state."""
     version, words, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    keys = torch.tensor(numpy["state"]["key"].astype(np.int64))
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, torch.tensor(words), gauss],
-        "numpy": [kind, torch.tensor(keys.astype(np.int64)), *rest],
+        "numpy": [numpy["bit_generator"], keys, numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]],
     }
 
 

@@ -27,7 +27,7 @@ from pico.base.files import append, size_of
 from pico.base.memory import keep_memory
 from pico.base.shapes import check_context
 from pico.data.prefetch import Prefetch
-from pico.data.reading import counted, outlook
+from pico.data.reading import plural, training_plan
 from pico.decode.generation import generate
 from pico.decode.text import marked, underscored
 from pico.evaluate.score import score
@@ -120,8 +120,8 @@ class Training:
         """Before the first step: what was read, what is to come, and what cannot be meant so."""
         self.announced, parts, reading = True, self.parts, self.parts.reading
         batches = parts.batches
-        coming = outlook(self.config, parts.total_steps, batches.chunks_per_epoch, batches.alphabet.unit)
-        reading.tell("to come", *coming)
+        coming = training_plan(self.config, parts.total_steps, batches.chunks_per_epoch, batches.alphabet.unit)
+        reading.note("to come", *coming)
         for line in reading.lines():
             self.display.log(line)
         for warning in reading.warnings:
@@ -129,14 +129,14 @@ class Training:
         if self.state.step and self.progress() >= 1:
             self.display.warn(
                 f"nothing is left to train at step {self.state.step}, after {self.state.seconds / 60:.1f} min: the "
-                f"run was given {', '.join(reading.told['to come'])}; give more to go on"
+                f"run was given {', '.join(reading.notes['to come'])}; give more to go on"
             )
         elif parts.total_steps and parts.total_steps <= self.config.warmup:
             self.warn_of_warmup(parts.total_steps)
 
     def warn_of_warmup(self, steps: int) -> None:
         self.display.warn(
-            f"a run of {counted(steps, 'step')} ends in its warm-up of {self.config.warmup} steps: the learning "
+            f"a run of {plural(steps, 'step')} ends in its warm-up of {self.config.warmup} steps: the learning "
             f"rate does not reach its peak; train longer, or give --warmup-steps"
         )
 

@@ -7,7 +7,7 @@ GPU is fast at; in fp64 and done twice it is as good up to a condition of 1e10.
 import torch
 from torch import Tensor
 
-LEAF = 128  # widest block that is factored by itself; everything wider is matmuls
+LEAF: int = 128  # widest block that is factored by itself; everything wider is matmuls
 
 
 def eigenvectors(gram: Tensor) -> Tensor:

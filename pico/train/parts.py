@@ -154,7 +154,7 @@ def build(
 
     # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
     numbers = math.prod(model.ngrams.table.weight.shape) if model.ngrams else 0
-    short_text = text.documents.repeats and text.documents.bytes < numbers
+    short_text = text.documents.repeats and text.documents.size < numbers
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)
     tracker_run = origin.record.get("tracker_run") or secrets.token_hex(4)
     about = {
@@ -196,9 +196,9 @@ def open_text(data: DataConfig, seed: int, alphabet: Alphabet, reading: Reading,
         made = []  # by the main process, alone; the others find it in the cache
         on_main(lambda: made.append(tokenized(documents, alphabet, display.log)))
         documents = made[0] if made else tokenized(documents, alphabet)
-        reading.tell("tokens", *documents.told())
+        reading.note("tokens", *documents.notes())
     scored = validation.first(VALIDATION_BYTES) if len(validation) else validation
-    floor = scored.floor_bits / scored.bytes if scored.floor_bits is not None else None
+    floor = scored.floor_bits / scored.size if scored.floor_bits is not None else None
     return Text(documents, validation, scored, floor)
 
 

@@ -78,7 +78,7 @@ def take_base(model, path: str | Path, base: str) -> dict:
             folder, step = folder.absolute().parent, folder.absolute().name
         elif not os.path.isdir(folder) or not checkpoints(folder):
             continue
-        step, digest = checkpoint.reading(folder, step, lambda found: _load(model, found))
+        step, digest = checkpoint.read_checkpoint(folder, step, lambda found: _load(model, found))
         where = folder.resolve()
         own = where.parent == Path(path).resolve()
         return {"run": where.name if own else str(where), "step": step, "sha256": digest}
@@ -90,7 +90,7 @@ def load_base(model, path: str | Path, base: dict) -> None:
     """Gives the model the weights that a run began with, by its train.json. Raises PicoError if they are gone."""
     try:
         folder = Path(path) / base["run"] / f"{base['step']:08d}"
-        problem = checkpoint.verify(folder, weights_only=True)
+        problem = checkpoint.verify_checkpoint(folder, weights_only=True)
         if not problem and _load(model, folder)[1] != base["sha256"]:
             problem = f"{folder.name}: {checkpoint.WEIGHTS} is another one now"
     except (KeyError, TypeError, ValueError):

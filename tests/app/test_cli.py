@@ -432,10 +432,10 @@ def test_a_training_too_short_to_learn_says_so_once(minutes, speed, said, capsys
 @pytest.mark.slow
 def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     from pico.app import demo
-    from pico.data import open as data
+    from pico.data import corpus
 
-    monkeypatch.setattr(data, "STORIES_PER_EPOCH", 20)
-    monkeypatch.setattr(data, "VALIDATION_STORIES", 5)
+    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 20)
+    monkeypatch.setattr(corpus, "VALIDATION_STORIES", 5)
     monkeypatch.setattr(demo, "preset", lambda name: read_config(home / "model"))
     small = TrainConfig(max_steps=20, batch_size=2, context_len=32)  # however fast the machine is
     monkeypatch.setattr(demo, "TrainConfig", SimpleNamespace(build=lambda max_minutes: small))

@@ -5,7 +5,7 @@ from pathlib import Path
 from pico import generate, load
 from pico.evaluate.score import score
 from pico.runs import checkpoint
-from pico.runs.export import size
+from pico.runs.export import folder_size
 from pico.runs.folder import checkpoints
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tinystories"
@@ -17,8 +17,8 @@ STORY = (
 
 def test_it_is_small_and_whole():
     (folder,) = checkpoints(SHIPPED / "best")
-    assert checkpoint.verify(folder) is None
-    assert size(SHIPPED) < 25e6
+    assert checkpoint.verify_checkpoint(folder) is None
+    assert folder_size(SHIPPED) < 25e6
     assert not any(file.name == "optimizer.safetensors" for file in folder.iterdir())
 
 

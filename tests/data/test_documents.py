@@ -23,7 +23,7 @@ def test_collected_documents_read_back(texts):
     documents = collect(texts)
     kept = [text for text in texts if text]
     assert list(documents) == kept and len(documents) == len(kept)
-    assert documents.bytes == sum(map(len, kept))
+    assert documents.size == sum(map(len, kept))
     with pytest.raises(IndexError):
         documents[len(kept)]
 

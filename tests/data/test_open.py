@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
-from pico.data import open as module
+from pico.data import corpus
 from pico.data.documents import collect
 from pico.data.open import Batches, hold_out, open_data, open_evaluation
 
@@ -118,13 +118,13 @@ def test_holding_out_loses_and_shares_nothing(texts, size):
     if len(texts) == 1 and len(texts[0]) == 1:
         texts = [b"ab"]
     documents = collect(texts)
-    whole = len(texts) if len(texts) > 1 else documents.bytes
+    whole = len(texts) if len(texts) > 1 else documents.size
     if round(size * whole) == whole:
         with pytest.raises(PicoError, match=r"cannot hold out|leaves nothing to train on"):
             hold_out(documents, size)
         return
     train, validation = hold_out(documents, size)
-    assert len(train) and len(validation) and train.bytes + validation.bytes == documents.bytes
+    assert len(train) and len(validation) and train.size + validation.size == documents.size
     if len(texts) == 1:
         assert train[0] + validation[0] == texts[0]
     else:
@@ -154,8 +154,8 @@ def test_code_folder(tmp_path):
 
 
 def test_stories_are_fresh_every_epoch_and_never_validated_on(monkeypatch):
-    monkeypatch.setattr(module, "STORIES_PER_EPOCH", 40)
-    monkeypatch.setattr(module, "VALIDATION_STORIES", 30)
+    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 40)
+    monkeypatch.setattr(corpus, "VALIDATION_STORIES", 30)
     config = DataConfig()
     train, validation = open_data(config, seed=0)
     other, same = open_data(config, seed=1)
@@ -169,17 +169,17 @@ def test_stories_are_fresh_every_epoch_and_never_validated_on(monkeypatch):
 
 
 def test_stories_know_their_entropy_and_recalls(monkeypatch):
-    monkeypatch.setattr(module, "STORIES_PER_EPOCH", 5)
+    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 5)
     train, validation = open_data(DataConfig(validation_size=20), seed=0)
     assert validation.floor_bits == pytest.approx(sum(story.bits for story in validation.stories))
-    assert 0.1 < validation.floor_bits / validation.bytes < 2
+    assert 0.1 < validation.floor_bits / validation.size < 2
     for document, story in zip(validation, validation.stories, strict=True):
         assert document == story.text.encode()
     assert train.block(1).floor_bits > 0
 
 
 def test_story_batches_resume_in_a_later_block(monkeypatch):
-    monkeypatch.setattr(module, "STORIES_PER_EPOCH", 3)
+    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 3)
     train, _ = open_data(DataConfig(), seed=0)
     whole = Batches(train, 64, 2, 8, seed=0)
     while whole.number < 2:

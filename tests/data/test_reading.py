@@ -8,9 +8,9 @@ from training import SMALL, config
 
 from pico import ModelConfig
 from pico.base.config import DataConfig
-from pico.data import open as module
+from pico.data import corpus
 from pico.data.open import open_data, open_evaluation
-from pico.data.reading import Reading, outlook, size
+from pico.data.reading import Reading, byte_size, training_plan
 from pico.lab.compare import compare
 from pico.lab.experiment import read_experiment
 from pico.runs.folder import create
@@ -103,7 +103,7 @@ def test_what_is_held_out(tmp_path):
 
 
 def test_stories(monkeypatch):
-    monkeypatch.setattr(module, "STORIES_PER_EPOCH", 40)
+    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 40)
     said, _ = opened("stories", validation_size=3)
     assert said["training"] == "stories without end, new ones every epoch of 40"
     assert said["validation"].startswith("3 documents, ") and said["validation"].endswith("never trained on")
@@ -120,10 +120,15 @@ def test_a_separator_that_never_occurs_is_warned_of(tmp_path):
 
 def test_sizes_and_what_is_to_come():
     sizes = ["1 byte", "9,999 bytes", "10.0 kB", "12.3 MB", "10.0 GB"]
-    assert [size(n) for n in (1, 9999, 10_000, 12_345_678, 10**10)] == sizes
+    assert [byte_size(n) for n in (1, 9999, 10_000, 12_345_678, 10**10)] == sizes
     settings = config(batch_size=4, grad_accumulation_steps=2, context_len=32, max_minutes=3, max_flops=1e12)
-    assert outlook(settings, 100, 400) == ["100 steps of 256 bytes", "2 epochs", "at most 3 min", "at most 1e+12 FLOP"]
-    assert outlook(settings, None, 399)[0] == "an epoch is 50 steps"
+    assert training_plan(settings, 100, 400) == [
+        "100 steps of 256 bytes",
+        "2 epochs",
+        "at most 3 min",
+        "at most 1e+12 FLOP",
+    ]
+    assert training_plan(settings, None, 399)[0] == "an epoch is 50 steps"
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

@@ -99,13 +99,13 @@ def test_a_file_that_is_replaced_or_removed_is_read_on(tmp_path):
 def test_files_that_change_while_they_are_copied_are_an_error(tmp_path, monkeypatch, name):
     first, second = tmp_path / name, write(tmp_path / "b.txt", b"more")
     write(first, b'{"text": "one"}\n' if name.endswith("jsonl") else b"text\none\n")
-    real = storage.Copy.write
+    real = storage.Spool.write
 
     def meanwhile(self, piece):
         real(self, piece)
         rewrite(first, b'{"text": "another"}\n', seconds=5)
 
-    monkeypatch.setattr(storage.Copy, "write", meanwhile)
+    monkeypatch.setattr(storage.Spool, "write", meanwhile)
     with pytest.raises(PicoError, match=rf"{name} changed while it was being read"):
         read_files([first, second])
 
@@ -295,7 +295,7 @@ def test_what_killed_processes_left_in_the_cache_goes_and_what_others_are_at_sta
     (cache / "pipe-live").mkdir()
     for file in left:
         file.write_bytes(b"half of it")
-    live = [storage.held(cache / name) for name in ("b.bytes.18.part", "pipe-live/text")]
+    live = [storage.create_held(cache / name) for name in ("b.bytes.18.part", "pipe-live/text")]
     kept = write(cache / "c.bytes", b"whole")
     collect([b"x" * 200], key="these")
     assert not any(file.exists() for file in left) and not (cache / "pipe-dead").exists()

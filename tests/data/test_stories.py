@@ -16,12 +16,12 @@ from pico.data.stories import (
     TABLES,
     Choice,
     Draw,
+    Expand,
     Remember,
-    Rule,
     Say,
     Story,
-    floor,
-    read,
+    entropy_floor,
+    parse,
     stories,
     story,
     tell,
@@ -68,7 +68,7 @@ def opened(pieces: list) -> list[list]:
         return [[*alternative, *rest] for alternative in head]
     if type(head) is Remember:
         return [rest]
-    if type(head) is Rule:
+    if type(head) is Expand:
         if not head.word:
             return [[*RULES[head.name], *rest]]
         return [[*line, *rest] for (_, name), line in PROPERTIES.items() if name == head.name]
@@ -84,7 +84,7 @@ def clash(a: list, b: list, seen: str = "") -> str | None:
     if not a or not b:
         return seen
     x, y = a[0], b[0]
-    if x is y or (x == y and type(x) in (Say, Rule, Draw)):
+    if x is y or (x == y and type(x) in (Say, Expand, Draw)):
         return clash(a[1:], b[1:], seen + "~")
     for here, there in ((a, b), (b, a)):
         ways = opened(here)
@@ -122,7 +122,7 @@ def test_tables_are_prefix_codes_of_distinct_words():
 
 def test_no_rule_table_or_property_is_dead():
     pieces = list(grammar_pieces())
-    used = {piece.name for piece in pieces if type(piece) is Rule} | {"story"}
+    used = {piece.name for piece in pieces if type(piece) is Expand} | {"story"}
     assert {name for name in RULES if "." not in name} <= used
     assert {name for _, name in PROPERTIES} <= used
     undrawn = {table for _, table in TABLES} - {piece.table for piece in pieces if type(piece) is Draw}
@@ -146,16 +146,16 @@ def told(seed: int) -> tuple[list[tuple[int, int]], Story]:
 @pytest.mark.parametrize("seed", range(25))
 def test_reading_a_story_finds_its_choices_and_no_others(seed):
     choices, one = told(seed)
-    reading = read(one.text)
-    assert reading.length == len(one.text)
-    assert reading.derivations == [[choice for choice, _ in choices]]
+    parsed = parse(one.text)
+    assert parsed.length == len(one.text)
+    assert parsed.derivations == [[choice for choice, _ in choices]]
     assert isclose(one.bits, sum(log2(n) for _, n in choices))
     # each choice shows in the text as a place where it could have gone on otherwise
-    assert len(choices) / 2 < len(reading.forks) < len(one.text) / 4
+    assert len(choices) / 2 < len(parsed.forks) < len(one.text) / 4
     # a recalled word is certain, and stands where it is said to stand
     assert len(one.recalls) > 3
     for position, length, distance, kind in one.recalls:
-        assert not reading.forks & set(range(position, position + length))
+        assert not parsed.forks & set(range(position, position + length))
         word = one.text[position : position + length]
         assert one.text[position - distance :].startswith(word)
         assert kind != "hero" or word not in one.text[position - distance + length : position]
@@ -163,7 +163,7 @@ def test_reading_a_story_finds_its_choices_and_no_others(seed):
 
 def test_the_end_of_a_story_is_certain():
     text = story(1, 1).text
-    longer, shorter = read(text + " "), read(text[:-1])
+    longer, shorter = parse(text + " "), parse(text[:-1])
     assert longer.length == len(text) and not longer.derivations
     assert shorter.length == len(text) - 1 and not shorter.derivations
 
@@ -174,7 +174,7 @@ def test_a_story_that_forgets_is_not_read_past_the_mistake():
     position, length, _, _ = next(recall for recall in one.recalls if recall.kind == "colour")
     other = min(colours - {one.text[position : position + length]})
     wrong = one.text[:position] + other + one.text[position + length :]
-    assert position <= read(wrong).length < position + len(other)
+    assert position <= parse(wrong).length < position + len(other)
 
 
 def test_choices_are_uniform():
@@ -205,7 +205,7 @@ def test_a_story_depends_only_on_seed_and_index(seed, index):
 
 def test_floor_is_bits_over_bytes():
     some = list(itertools.islice(stories(4), 50))
-    assert isclose(floor(some), sum(one.bits for one in some) / sum(len(one.text.encode()) for one in some))
+    assert isclose(entropy_floor(some), sum(one.bits for one in some) / sum(len(one.text.encode()) for one in some))
 
 
 def test_the_corpus_reads_like_text():
@@ -220,7 +220,7 @@ def test_the_corpus_reads_like_text():
         assert one.text[-1] in '.!?"'
     lengths = sorted(len(one.text) for one in some)
     assert lengths[0] > 600 and 900 < lengths[1000] < 1250 and lengths[-1] < 1700
-    assert 0.1 < floor(some) < 0.5
+    assert 0.1 < entropy_floor(some) < 0.5
     assert min(one.bits for one in some) > 60
     # most stories ask for something said 400 bytes before, and for much that was said 100 bytes before
     far = [max(recall.distance for recall in one.recalls) for one in some]

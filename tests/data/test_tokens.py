@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import DataError
 from pico.data import bpe, storage, tokens
+from pico.data.corpus import Stories
 from pico.data.documents import Documents, collect, open_file
-from pico.data.open import Stories, open_data
+from pico.data.open import open_data
 from pico.data.packing import Batches, OnDevice
 from pico.data.prefetch import Prefetch
-from pico.data.reading import outlook
+from pico.data.reading import training_plan
 from pico.data.tokens import tokenized
 
 TEXT = b"the cat sat on the mat, and the dog sat on the cat. caf\xc3\xa9 \xff\xfe\n" * 20
@@ -72,7 +73,7 @@ def test_an_epoch_holds_every_document_and_counts_its_bytes(documents, context_l
     string = chunks[:, :context_len].ravel()
     string = np.append(string, chunks[-1, context_len:])
     assert sorted(read_back(string[string >= 0].tolist())) == sorted(documents)
-    assert batches.documents.bytes == batches.counted(chunks[:, 1:]) == sum(map(len, documents))  # law 6
+    assert batches.documents.size == batches.counted(chunks[:, 1:]) == sum(map(len, documents))  # law 6
 
 
 @given(texts, st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3]), st.integers(0, 9), st.integers(0, 3))
@@ -169,7 +170,7 @@ def test_large_vocabularies_take_four_bytes():
 
 
 def test_stories_are_tokenized_epoch_by_epoch(monkeypatch):
-    monkeypatch.setattr("pico.data.open.STORIES_PER_EPOCH", 20)
+    monkeypatch.setattr("pico.data.corpus.STORIES_PER_EPOCH", 20)
     endless = tokenized(Stories(seed=1), ALPHABET)
     batches = Batches(endless, 64, 1, 2, seed=0)
     for _ in range(batches.chunks // 2 + 1):
@@ -218,9 +219,9 @@ def test_what_is_told(tmp_path):
     train, _ = open_data(DataConfig(dataset=str(tmp_path / "text.txt")), seed=0)
     made = tokenized(train, ALPHABET)
     count = len(ALPHABET.encode(bytes(train[0])))
-    assert made.told() == [f"{count:,} of {ALPHABET.size} kinds", f"{train.bytes / count:.2f} bytes each"]
-    assert "as the text comes" in tokenized(Stories(0), ALPHABET).told()[0]
-    assert outlook(TrainConfig(max_steps=3), 3, None, "token")[0] == "3 steps of 4,096 tokens"
+    assert made.notes() == [f"{count:,} of {ALPHABET.size} kinds", f"{train.size / count:.2f} bytes each"]
+    assert "as the text comes" in tokenized(Stories(0), ALPHABET).notes()[0]
+    assert training_plan(TrainConfig(max_steps=3), 3, None, "token")[0] == "3 steps of 4,096 tokens"
 
 
 def test_bytes_are_left_as_they_are():

@@ -13,8 +13,8 @@ from pico.base.config import DataConfig, TrainConfig
 from pico.base.files import write_json
 from pico.base.routers import ROUTERS, BestScored, Nothing, Random, RouterInput, Space, Stride
 from pico.base.symbols import BOS, VOCABULARY
+from pico.data.corpus import story_documents
 from pico.data.documents import Documents
-from pico.data.open import story_documents
 from pico.data.stories import Recall
 from pico.decode.generation import generate
 from pico.evaluate import analysis
@@ -144,7 +144,7 @@ def test_recalls_and_distances_are_sums_over_bytes(model, texts):
     )
     assert figures["first_byte_accuracy"] == pytest.approx(np.mean([t.correct[r.position] for t, r in words]))
     assert sum(tally.block_bits) == pytest.approx(sum(tally.score.document_bits))
-    assert sum(tally.block_bytes) == texts.bytes
+    assert sum(tally.block_bytes) == texts.size
 
 
 def test_a_recalled_word_is_right_when_all_its_bytes_are():
@@ -199,12 +199,12 @@ def test_the_report_agrees_with_plain_scoring_and_is_json(model, texts):
     assert report["bits_per_byte"] == on.bits_per_byte
     assert report["bits_per_byte_disable_latent"] == off.bits_per_byte
     assert report["disable_latent"]["difference"] == pytest.approx(off.bits_per_byte - on.bits_per_byte)
-    assert report["bytes"] == texts.bytes and report["documents"] == 3
-    assert report["entropy_floor"] == pytest.approx(texts.floor_bits / texts.bytes)
+    assert report["bytes"] == texts.size and report["documents"] == 3
+    assert report["entropy_floor"] == pytest.approx(texts.floor_bits / texts.size)
     low, high = report["bits_per_byte_interval"]
     assert low < report["bits_per_byte"] < high
     assert set(report["replaced_routing"]) >= {"random", "stride", "space", "topk_sees_the_future"}
-    assert len(report["heads"]) == 3 and report["heads"][0]["targets"] == texts.bytes + 3
+    assert len(report["heads"]) == 3 and report["heads"][0]["targets"] == texts.size + 3
     assert 0 <= report["routing"]["topk_agreement"]["fraction"] <= 1
     assert [e.data for e in examples] == list(texts)
     assert json.loads(json.dumps(report))["stride"] == 32

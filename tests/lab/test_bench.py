@@ -14,7 +14,7 @@ from pico import Pico
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.shapes import preset
-from pico.lab.bench import KINDS, bench, bench_long, bench_spelling, peak_memory, take_turns, written
+from pico.lab.bench import KINDS, bench_long, bench_spelling, peak_memory, run_benchmark, take_turns, written
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def run(kind):
     settings = TrainConfig(context_len=32, batch_size=2, precision="fp32")
-    return bench(kind, preset("tiny", **SMALL), CPU, settings, seconds=0.1)
+    return run_benchmark(kind, preset("tiny", **SMALL), CPU, settings, seconds=0.1)
 
 
 @pytest.mark.slow

@@ -294,11 +294,11 @@ def test_the_shipped_experiments_are_valid():
 
 @pytest.mark.slow
 def test_the_floor_is_that_of_the_stories_that_are_scored(tmp_path, values):
-    from pico.data.open import story_documents
-    from pico.data.stories import floor
+    from pico.data.corpus import story_documents
+    from pico.data.stories import entropy_floor
 
     values["configurations"] = values["configurations"][:1]
     data = {"dataset": "stories", "validation_size": 10}
     results, _, _ = run(experiment(tmp_path, values, data=data, seeds=1, validation_bytes=2000), tmp_path / "out")
     stories = story_documents(0, 0, 10).first(2000).stories
-    assert 0 < len(stories) < 10 and results["entropy_floor"] == pytest.approx(floor(stories))
+    assert 0 < len(stories) < 10 and results["entropy_floor"] == pytest.approx(entropy_floor(stories))

@@ -14,7 +14,7 @@ import pytest
 
 from pico import load
 from pico.lab import gpu
-from pico.lab.gpu_clock import read
+from pico.lab.gpu_clock import read_report
 
 ROOT = Path(__file__).parents[2]
 SURE = "torch triton numpy accelerate safetensors einops pydantic typer rich"
@@ -96,11 +96,11 @@ def test_sections_share_the_time():
     for given in (0, 100, wanted, 2 * wanted):
         left = given
         for number in range(len(names)):  # each takes all that it may
-            spent = gpu.share(names[number:], left)
+            spent = gpu.time_share(names[number:], left)
             assert 0 <= spent <= left and (given == 0 or spent > 0)
             left -= spent
         assert abs(left) < 1e-6
-    assert gpu.share(names, wanted) == gpu.SECTIONS[names[0]][1] and gpu.share(["story"], -1) == 0
+    assert gpu.time_share(names, wanted) == gpu.SECTIONS[names[0]][1] and gpu.time_share(["story"], -1) == 0
 
 
 def test_a_section_that_fails_dies_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch):
@@ -117,8 +117,8 @@ def test_a_section_that_fails_dies_or_hangs_does_not_stop_the_next(tmp_path, mon
     monkeypatch.setattr(gpu, "GRACE", 0.2)
     monkeypatch.setattr(gpu, "SECTIONS", {name: (function, 1) for name, function in sections.items()})
     for name in sections:
-        gpu.run(name, tmp_path, 1.5 if name == "hangs" else 60, True)
-    report = read(tmp_path)
+        gpu.run_section(name, tmp_path, 1.5 if name == "hangs" else 60, True)
+    report = read_report(tmp_path)
     errors = {name: figures.get("error") for name, figures in report.items()}
     assert errors == {
         "raises": "ZeroDivisionError: division by zero",
@@ -134,4 +134,4 @@ def test_a_section_that_fails_dies_or_hangs_does_not_stop_the_next(tmp_path, mon
 def test_the_table_fits_and_tells_what_was_not_measured():
     assert set(gpu.measured({})) == set(gpu.BARS) and not any(gpu.measured({}).values())
     report = {"micro": {f"entry {i}": {"ms": 1.0, "p10": 1.0, "p90": 1.0} for i in range(999)}}
-    assert len(gpu.table(report)) < 12_000 and "None" in gpu.table({})
+    assert len(gpu.report_text(report)) < 12_000 and "None" in gpu.report_text({})

@@ -21,7 +21,7 @@ from pico.decode.generation import generate
 from pico.decode.sampling import torch_draw
 from pico.decode.torch_reader import widest
 from pico.evaluate.score import score
-from pico.lab.bench import wait
+from pico.lab.bench import synchronized_clock
 from pico.model.pico import Pico
 from pico.train.optimizers import build_optimizers
 
@@ -146,6 +146,6 @@ def test_the_clock_waits_for_any_device(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     for name in ("mps", "cuda", "cpu"):
-        wait(torch.device(name))
+        synchronized_clock(torch.device(name))
     assert waited == [torch.device("mps"), torch.device("cuda")]
     assert [widest(torch.device(name)) for name in ("mps", "cpu")] == [torch.float32, torch.float64]

@@ -19,9 +19,9 @@ from pico import PicoError, load, preset
 from pico.base import files
 from pico.model.pico import Pico
 from pico.runs import checkpoint as ck
-from pico.runs.export import export
+from pico.runs.export import export_run
 from pico.runs.folder import checkpoints, create, read_config
-from pico.runs.state import pack, rng_state, set_rng_state, unpack
+from pico.runs.state import pack_state, rng_state, set_rng_state, unpack_state
 from pico.train.resume import take_base
 
 SMALL = dict(
@@ -66,8 +66,8 @@ trees = st.recursive(
 @given(trees)
 @settings(max_examples=100, deadline=None)
 def test_pack_round_trips_through_json(tree):
-    packed = json.loads(json.dumps(pack(tree, "t", {})))
-    assert unpack(packed, {}) == tree
+    packed = json.loads(json.dumps(pack_state(tree, "t", {})))
+    assert unpack_state(packed, {}) == tree
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
@@ -75,7 +75,7 @@ def test_pack_keeps_tensors_their_dtype_and_memory_order(dtype):
     base = torch.arange(24).reshape(2, 3, 4).to(dtype)
     variants = [base, base.permute(2, 0, 1), base[0], base[:, 1], base[0].T, torch.tensor(3).to(dtype), base[:0]]
     tensors = {}
-    back = unpack(json.loads(json.dumps(pack(variants, "t", tensors))), tensors)
+    back = unpack_state(json.loads(json.dumps(pack_state(variants, "t", tensors))), tensors)
     for before, after in zip(variants, back):
         assert before.dtype == after.dtype and torch.equal(before, after)
         if before.numel() == before.untyped_storage().nbytes() // before.element_size():
@@ -85,7 +85,7 @@ def test_pack_keeps_tensors_their_dtype_and_memory_order(dtype):
 
 def test_pack_refuses_what_would_need_pickle():
     with pytest.raises(TypeError, match="cannot be stored"):
-        pack({"a": object()}, "t", {})
+        pack_state({"a": object()}, "t", {})
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Muon", "SGD"])
@@ -106,15 +106,15 @@ def test_optimizer_state_round_trips_exactly(tmp_path, name):
 
     half = trained(3)
     tensors = {}
-    packed = json.loads(json.dumps(pack(half[1], "o", tensors)))
-    assert torch.equal(trained(3, (half[0], unpack(packed, tensors)))[0], trained(6)[0])
+    packed = json.loads(json.dumps(pack_state(half[1], "o", tensors)))
+    assert torch.equal(trained(3, (half[0], unpack_state(packed, tensors)))[0], trained(6)[0])
 
 
 def test_random_state_round_trips():
     tensors = {}
-    packed = json.loads(json.dumps(pack(rng_state(), "rng", tensors)))
+    packed = json.loads(json.dumps(pack_state(rng_state(), "rng", tensors)))
     first = torch.rand(3).tolist(), random.gauss(0, 1), np.random.randn(3).tolist()
-    set_rng_state(unpack(packed, tensors))
+    set_rng_state(unpack_state(packed, tensors))
     assert first == (torch.rand(3).tolist(), random.gauss(0, 1), np.random.randn(3).tolist())
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(saved, damage, name):
     assert folder == saved / "r" / "00000002"
     assert len(skipped) == 1 and skipped[0].startswith(f"00000003: {name}")
     with pytest.raises(PicoError, match=f"00000003: {name}"):
-        ck.find(saved / "r", 3, weights_only=False)
+        ck.find_checkpoint(saved / "r", 3, weights_only=False)
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +183,14 @@ def whole(tmp_path_factory):
 @settings(max_examples=60, deadline=None)
 def test_any_flipped_bit_of_state_json_is_noticed(whole, position):
     before = (whole / "state.json").read_bytes()
-    assert ck.verify(whole) is None
+    assert ck.verify_checkpoint(whole) is None
     try:
         flip(whole / "state.json", position % len(before))
         try:
             same = json.loads((whole / "state.json").read_bytes()) == json.loads(before)  # only white space changed
         except ValueError:
             same = False
-        assert same or ck.verify(whole) is not None
+        assert same or ck.verify_checkpoint(whole) is not None
     finally:
         (whole / "state.json").write_bytes(before)
 
@@ -290,8 +290,8 @@ def test_create_refuses_to_overwrite(saved):
     [
         ("{", "cannot be read as JSON"),
         ("[1]", "not a JSON object"),
-        ('{"dim": 16, "depth": 3}', "unknown key 'depth': valid: dim, "),
-        ('{"dims": 16}', "unknown key 'dims': did you mean dim\\? valid: dim, "),
+        ('{"dim": 16, "depth": 3}', "unknown key 'depth': valid: kind, dim, "),
+        ('{"dims": 16}', "unknown key 'dims': did you mean dim\\? valid: kind, dim, "),
         ('{"cls": 16}', "unknown key 'cls'"),
         ('{"dim": -4, "att_q_heads": 0}', "dim = -4.*att_q_heads = 0"),
         ("\xff", "cannot be read as JSON"),
@@ -452,7 +452,7 @@ def test_whatever_is_wrong_with_the_newest_the_next_is_taken(saved, damage, capf
     assert "\n" not in str(error.value)
     model, state = Pico(read_config(saved)), {"best": None}
     ck.save(run, 3, model, [], state)  # written again, it is whole
-    assert ck.verify(last) is None and not last.is_symlink()
+    assert ck.verify_checkpoint(last) is None and not last.is_symlink()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
@@ -477,7 +477,7 @@ def test_half_precision_is_no_damage(saved):
             tensors[name] = tensors[name].bfloat16()
 
     weights_with(saved / "r" / "00000003", halve)
-    assert ck.verify(saved / "r" / "00000003") is None
+    assert ck.verify_checkpoint(saved / "r" / "00000003") is None
 
 
 def test_training_state_that_does_not_fit_is_one_line(saved):
@@ -587,7 +587,7 @@ def test_a_step_asked_for_by_number_is_not_replaced(saved, meanwhile, place):
 
 def test_export_and_base_weights_look_again(saved, meanwhile, tmp_path):
     meanwhile(ck, "read_tensors", 2)
-    made = export(saved, "r", tmp_path / "out", -1)
+    made = export_run(saved, "r", tmp_path / "out", -1)
     assert made.name in ("00000004", "00000005")
     base = take_base(Pico(read_config(saved)), saved, "r")
     assert base["step"] == names(saved / "r")[-1] and len(base["sha256"]) == 64

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from pico import DataConfig, PicoError, TrainConfig, load, preset
 from pico.base import files
 from pico.runs import checkpoint, folder
-from pico.runs.export import export, size
+from pico.runs.export import export_run, folder_size
 from pico.runs.folder import create
 from pico.train import loop as training
 from pico.train.loop import train
@@ -34,17 +34,17 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_an_exported_model_is_the_same_in_half_precision(trained, tmp_path):
-    made = export(trained, "r", tmp_path / "out", -1)
+    made = export_run(trained, "r", tmp_path / "out", -1)
     one, two = load(trained, "r"), load(tmp_path / "out", "r")
     tokens = torch.randint(256, (1, 40))
     torch.testing.assert_close(one(tokens).logits, two(tokens).logits, atol=0.02, rtol=0.02)
     assert {p.dtype for p in two.parameters()} == {torch.float32}
     assert sorted(file.name for file in made.iterdir()) == ["model.safetensors", "state.json"]
-    assert size(tmp_path / "out") < size(trained) / 3
+    assert folder_size(tmp_path / "out") < folder_size(trained) / 3
 
 
 def test_an_exported_model_tells_no_paths(trained, tmp_path):
-    export(trained, "r", tmp_path / "out")
+    export_run(trained, "r", tmp_path / "out")
     for file in (tmp_path / "out").rglob("*.json*"):
         assert str(tmp_path) not in file.read_text(), file
     lines = [json.loads(line) for line in (tmp_path / "out/r/metrics.jsonl").read_text().splitlines()]
@@ -88,7 +88,7 @@ def test_nothing_of_the_maker_s_machine_is_told(trained, tmp_path):
     file.write_text(json.dumps(record))
     with open(trained / "r" / "metrics.jsonl", "a") as lines:
         lines.write(json.dumps({"step": 7, "validation_bpb": 2.0, "file": "/home/jane"}) + "\n")
-    export(trained, "r", tmp_path / "out", -1)
+    export_run(trained, "r", tmp_path / "out", -1)
     assert told(tmp_path / "out", ["jane", str(tmp_path)]) == []
     kept = json.loads((tmp_path / "out" / "r" / "train.json").read_text())
     assert [kept["data"][key] for key in ("dataset", "train_file", "validation_file")] == ["texts", "a.txt", "b.txt"]
@@ -118,9 +118,9 @@ def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, pla
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
         with pytest.raises(KeyboardInterrupt if place == "interrupt" else PicoError, match=r"full|^$") as error:
-            export(trained, "r", out)
+            export_run(trained, "r", out)
     assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
-    export(trained, "r", out)
+    export_run(trained, "r", out)
     assert load(out).config == load(trained).config
 
 
@@ -128,21 +128,21 @@ def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, pla
 def test_an_odd_train_json_is_one_line(trained, tmp_path, content):
     (trained / "r" / "train.json").write_text(content)
     with pytest.raises(PicoError, match=r"train.json|DataConfig|TrainConfig") as error:
-        export(trained, "r", tmp_path / "out")
+        export_run(trained, "r", tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
     assert load(trained, "r") is not None
 
 
 def test_an_exported_model_starts_a_new_run_but_continues_none(trained, tmp_path):
-    made = export(trained, "r", tmp_path / "out", -1)
+    made = export_run(trained, "r", tmp_path / "out", -1)
     config = TrainConfig(context_len=32, batch_size=4, max_steps=8, precision="fp32")
     data = DataConfig(dataset=str(tmp_path / "texts.jsonl"))
     assert train(tmp_path / "out", "more", data, config, base_weights="r", quiet=True, device="cpu").steps == 8
     with pytest.raises(PicoError, match="--base-weights"):
         train(tmp_path / "out", "r", data, config, resume=True, quiet=True, device="cpu")
-    assert checkpoint.verify(made) is None
+    assert checkpoint.verify_checkpoint(made) is None
 
 
 def test_exporting_over_a_model_is_refused(trained):
     with pytest.raises(PicoError, match="already exists"):
-        export(trained, "r", trained)
+        export_run(trained, "r", trained)

@@ -293,11 +293,12 @@ def test_windows_has_a_lock_too(tmp_path, monkeypatch):
             raise OSError(errno.EACCES, "Permission denied")
         held.add(found)
 
-    monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="LK_NBLCK"))
     spec = importlib.util.find_spec("pico.base.files")
     windows = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(windows)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        spec.loader.exec_module(windows)
     monkeypatch.setattr(folder, "hold", windows.hold)
     with lock(tmp_path / "r") as note:
         assert note is None

@@ -13,8 +13,8 @@ import torch
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
 from pico import DataConfig, PicoError, TrainConfig, preset
-from pico.data.open import story_documents
-from pico.data.stories import floor
+from pico.data.corpus import story_documents
+from pico.data.stories import entropy_floor
 from pico.evaluate.score import Score
 from pico.model.cost import flops_per_symbol
 from pico.model.pico import Pico
@@ -282,7 +282,7 @@ def test_the_floor_of_stories_is_known_and_printed(path, capfd):
     err = capfd.readouterr().err
     assert 0 < summary.floor < 2 < summary.bpb
     stories = story_documents(0, 0, 20).stories
-    assert summary.floor == pytest.approx(floor(stories))
+    assert summary.floor == pytest.approx(entropy_floor(stories))
     assert f"(floor {summary.floor:.3f})" in err and f"the floor is {summary.floor:.4f}" in err
 
 
@@ -295,13 +295,13 @@ def test_the_floor_is_that_of_the_stories_that_are_scored(path, monkeypatch):
     summary = go(path, "r", DataConfig(dataset="stories", validation_size=20), config(max_steps=1))
     stories = story_documents(0, 0, len(texts)).stories
     assert texts == [story.text.encode() for story in stories] and 0 < len(texts) < 20
-    assert sum(map(len, texts)) <= 4000 and summary.floor == pytest.approx(floor(stories))
+    assert sum(map(len, texts)) <= 4000 and summary.floor == pytest.approx(entropy_floor(stories))
 
 
 def test_stories_and_streams_are_never_read_again():
+    from pico.data.corpus import Stories
     from pico.data.documents import Documents
     from pico.data.hub import Stream
-    from pico.data.open import Stories
 
     assert (Documents.repeats, Stories.repeats, Stream.repeats) == (True, False, False)
 

@@ -122,7 +122,7 @@ def test_resume_skips_a_damaged_checkpoint_and_names_it(path, data, capfd):
     go(path, "r", data, resume=True)
     assert "skipped checkpoint 00000008: model.safetensors" in capfd.readouterr().err
     assert torch.equal(weights(path, "r", 12)["heads.weight"], load(path, "r").heads.weight)
-    assert checkpoint.verify(path / "r" / "00000012") is None
+    assert checkpoint.verify_checkpoint(path / "r" / "00000012") is None
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ equally likely, and a line that ends in a backslash goes on. "name: a, b, c" is 
 a reader who knows the grammar can name each choice once its text has passed. A text therefore has one derivation, its
 probability is the product of 1 / (number of alternatives), and no story is the beginning of another: the end of a
 document costs no further bits. test_stories.py proves it on the tables. Story.bits counts the bits of the text,
-so `floor`, bits over bytes, is what a perfect model reaches, control symbols included.
+so `entropy_floor`, bits over bytes, is what a perfect model reaches, control symbols included.
 
     from pico.data.stories import stories
     first = next(stories(seed=0))
@@ -58,10 +58,10 @@ class Story(NamedTuple):
 
 
 class Choice(tuple):
-    """Alternatives, each a list of pieces (str, Choice, Rule, Say, Draw, Remember)."""
+    """Alternatives, each a list of pieces (str, Choice, Expand, Say, Draw, Remember)."""
 
 
-class Rule(NamedTuple):
+class Expand(NamedTuple):
     """Expands the pieces of a rule, or of a property of a remembered word when `word` is set."""
 
     word: str
@@ -110,7 +110,7 @@ def _parse(text: str) -> list:
 def _piece(token: str):
     body = token[1:-1]
     if token[0] == "<":
-        return Rule("", body)
+        return Expand("", body)
     if token[0] != "{":
         return token
     if "=" in body:
@@ -120,8 +120,8 @@ def _piece(token: str):
     if ":" in body:
         return Remember(*body.split(":"))
     if "." in body:
-        return Rule(*body.split("."))
-    return Rule("hero", body) if body in PRONOUNS else Say(body)
+        return Expand(*body.split("."))
+    return Expand("hero", body) if body in PRONOUNS else Say(body)
 
 
 def _rules(*grammars: str) -> dict[str, list]:
@@ -130,7 +130,7 @@ def _rules(*grammars: str) -> dict[str, list]:
     text = re.sub(r"\s*\\\n\s*", " ", "\n".join(grammars))
     for name, words, body in re.findall(r"^(\S+):(.*)\n((?:\n| .*\n)*)", text, re.MULTILINE):
         assert name not in rules, f"two rules named {name}"
-        pieces = rules[name] = [Choice(_parse(word.strip()) for word in words.split(","))] if words else []
+        pieces: list = [Choice(_parse(word.strip()) for word in words.split(","))] if words else []
         for beat in re.split(r"\n\s*\n", body.strip()) if body.strip() else []:
             lines = [_parse(line.strip()) for line in beat.splitlines()]
             if lines == [["~"]]:
@@ -139,6 +139,7 @@ def _rules(*grammars: str) -> dict[str, list]:
             if pieces and pieces[-1] != "\n\n":
                 pieces.append(" ")
             pieces += lines[0] if len(lines) == 1 else [Choice(lines)]
+        rules[name] = pieces
     return rules
 
 
@@ -159,7 +160,8 @@ def _properties() -> None:
                     PROPERTIES[word, name] = _parse(value)
     for name, pieces in RULES.items():
         if "." in name:
-            PROPERTIES[tuple(name.split("."))] = pieces
+            word, _, key = name.partition(".")
+            PROPERTIES[word, key] = pieces
 
 
 _properties()
@@ -189,7 +191,7 @@ def tell(choose: Callable[[int], int], out: list[str] | None = None) -> Story:
                 bits += log2(n)
                 fixed = position
                 expand(piece[choose(n)])
-            elif kind is Rule:
+            elif kind is Expand:
                 word, name = piece
                 expand(PROPERTIES[told[word], name] if word else RULES[name])
             elif kind is Remember:
@@ -227,7 +229,7 @@ def stories(seed: int, start: int = 0) -> Iterator[Story]:
     return (story(seed, index) for index in count(start))
 
 
-class Reading(NamedTuple):
+class Parse(NamedTuple):
     """What the grammar says of a text.
 
     length: how many bytes of it some story begins with; derivations: every list of choices that tells all of it;
@@ -239,12 +241,12 @@ class Reading(NamedTuple):
     forks: set[int]
 
 
-def read(text: str) -> Reading:
+def parse(text: str) -> Parse:
     """The inverse of tell. A text of the corpus is read to its end and has one derivation.
 
     The text of a model is coherent up to `length`: a wrong name, colour or place is where no story goes on.
     """
-    reading = Reading(0, [], set())
+    parsed = Parse(0, [], set())
 
     def visit(choices: list[int]) -> int:
         """Reads on from some choices; returns how far the text agrees."""
@@ -262,17 +264,17 @@ def read(text: str) -> Reading:
         begun = "".join(out)
         agreed = next((i for i, pair in enumerate(zip(begun, text)) if pair[0] != pair[1]), min(len(begun), len(text)))
         if agreed < len(begun):
-            reading.forks.add(agreed)
+            parsed.forks.add(agreed)
         elif asked:
             return max(visit([*choices, choice]) for choice in range(asked[0]))
         elif begun == text:
-            reading.derivations.append(choices)
+            parsed.derivations.append(choices)
         return agreed
 
-    return reading._replace(length=visit([]))
+    return parsed._replace(length=visit([]))
 
 
-def floor(some: Iterable[Story]) -> float:
+def entropy_floor(some: Iterable[Story]) -> float:
     """Bits per byte that no model can beat on these stories: their exact entropy, -log2 p, over their bytes."""
     total, length = 0.0, 0
     for each in some:

@@ -2,18 +2,15 @@
 
 import errno
 import json
-import os
-import random
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
+from checkpointed import SMALL, embedding, flip
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from pico import PicoError, load, preset
 from pico.base import files
@@ -21,102 +18,7 @@ from pico.model.pico import Pico
 from pico.runs import checkpoint as ck
 from pico.runs.export import export_run
 from pico.runs.folder import checkpoints, create, read_config
-from pico.runs.state import pack_state, rng_state, set_rng_state, unpack_state
 from pico.train.resume import take_base
-
-SMALL = dict(
-    dim=16, next_tokens=2, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
-    latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=64, ngram_dim=4,
-)  # fmt: skip
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A model folder with run `r` and checkpoints of steps 1, 2 and 3, each with weights of its own."""
-    path = create(tmp_path / "m", preset("tiny", **SMALL))
-    config = read_config(path)
-    for step in (1, 2, 3):
-        torch.manual_seed(step)
-        ck.save(path / "r", step, Pico(config), {"momentum": torch.ones(step)}, {"best": {"step": 2}, "seconds": 0.1})
-    return path
-
-
-def embedding(step):
-    torch.manual_seed(step)
-    return Pico(preset("tiny", **SMALL)).embedding.weight
-
-
-def flip(file, at=-1):
-    data = bytearray(file.read_bytes())
-    data[at] ^= 1
-    file.write_bytes(data)
-
-
-# --- trees ------------------------------------------------------------------------------------------------------------
-
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-keys = st.text() | st.integers() | st.just("$tensor")
-trees = st.recursive(
-    leaves,
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(keys, inner),
-    max_leaves=20,
-)
-
-
-@given(trees)
-@settings(max_examples=100, deadline=None)
-def test_pack_round_trips_through_json(tree):
-    packed = json.loads(json.dumps(pack_state(tree, "t", {})))
-    assert unpack_state(packed, {}) == tree
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
-def test_pack_keeps_tensors_their_dtype_and_memory_order(dtype):
-    base = torch.arange(24).reshape(2, 3, 4).to(dtype)
-    variants = [base, base.permute(2, 0, 1), base[0], base[:, 1], base[0].T, torch.tensor(3).to(dtype), base[:0]]
-    tensors = {}
-    back = unpack_state(json.loads(json.dumps(pack_state(variants, "t", tensors))), tensors)
-    for before, after in zip(variants, back):
-        assert before.dtype == after.dtype and torch.equal(before, after)
-        if before.numel() == before.untyped_storage().nbytes() // before.element_size():
-            assert before.stride() == after.stride()
-        assert after.data_ptr() % 64 == 0 or after.numel() == 0
-
-
-def test_pack_refuses_what_would_need_pickle():
-    with pytest.raises(TypeError, match="cannot be stored"):
-        pack_state({"a": object()}, "t", {})
-
-
-@pytest.mark.parametrize("name", ["AdamW", "Muon", "SGD"])
-def test_optimizer_state_round_trips_exactly(tmp_path, name):
-    def trained(steps, state=None):
-        torch.manual_seed(0)
-        weight = torch.nn.Parameter(torch.randn(4, 3))
-        options = {"momentum": 0.9} if name == "SGD" else {}
-        optimizer = getattr(torch.optim, name)([weight], lr=0.1, **options)
-        if state:
-            weight.data.copy_(state[0])
-            optimizer.load_state_dict(state[1])
-        for _ in range(steps):
-            optimizer.zero_grad()
-            (weight**2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(7))).sum().backward()
-            optimizer.step()
-        return weight.data, optimizer.state_dict()
-
-    half = trained(3)
-    tensors = {}
-    packed = json.loads(json.dumps(pack_state(half[1], "o", tensors)))
-    assert torch.equal(trained(3, (half[0], unpack_state(packed, tensors)))[0], trained(6)[0])
-
-
-def test_random_state_round_trips():
-    tensors = {}
-    packed = json.loads(json.dumps(pack_state(rng_state(), "rng", tensors)))
-    first = torch.rand(3).tolist(), random.gauss(0, 1), np.random.randn(3).tolist()
-    set_rng_state(unpack_state(packed, tensors))
-    assert first == (torch.rand(3).tolist(), random.gauss(0, 1), np.random.randn(3).tolist())
-
 
 # --- saving and loading -----------------------------------------------------------------------------------------------
 
@@ -343,154 +245,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(saved):
     other = Pico(preset("tiny", **{**SMALL, "latent_num_blocks": 2, "next_tokens": 3}))
     with pytest.raises(PicoError, match=r"another architecture: no latent.1.*more"):
         ck.load_weights(other, saved / "r" / "00000003")
-
-
-# --- damage of every kind ---------------------------------------------------------------------------------------------
-
-
-def reseal(folder, **changes):
-    """state.json with other content (None takes a key out) and checksums that are right."""
-    record = json.loads((folder / "state.json").read_text())
-    record = {key: value for key, value in {**record, **changes}.items() if value is not None}
-    files = record.get("files")
-    if isinstance(files, dict):
-        record["files"] = {name: ck._sha256(folder / name) for name in files if (folder / name).is_file()}
-    record["checksum"] = ck._checksum(record)
-    (folder / "state.json").write_text(json.dumps(record))
-
-
-def weights_with(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    reseal(folder)
-
-
-def replace_by(make):
-    def damage(folder):
-        (folder / "model.safetensors").unlink()
-        make(folder / "model.safetensors")
-
-    return damage
-
-
-def replace_folder(make):
-    def damage(folder):
-        shutil.rmtree(folder)
-        make(folder)
-
-    return damage
-
-
-def write(name, content, sealed=False):
-    def damage(folder):
-        (folder / name).write_bytes(content)
-        if sealed:
-            reseal(folder)
-
-    return damage
-
-
-def without_state(folder):
-    (folder / "state.json").unlink()
-
-
-DAMAGES = {
-    "state deep": write("state.json", b"[" * 100_000),
-    "state deep in the middle": write("state.json", b'{"a":' * 90 + b"1" + b"}" * 90),
-    "state a list": write("state.json", b"[]"),
-    "state empty": write("state.json", b""),
-    "state binary": write("state.json", bytes(range(256))),
-    "state missing": without_state,
-    "no step": lambda folder: reseal(folder, step=None),
-    "step a text": lambda folder: reseal(folder, step="3"),
-    "another step": lambda folder: reseal(folder, step=4),
-    "no files": lambda folder: reseal(folder, files=None),
-    "files a list": lambda folder: reseal(folder, files=["model.safetensors"]),
-    "files empty": lambda folder: reseal(folder, files={}),
-    "no model": lambda folder: reseal(folder, model=None),
-    "model of another kind": lambda folder: reseal(folder, model={"width": 3}),
-    "weights empty": write("model.safetensors", b"", sealed=True),
-    "weights no safetensors": write("model.safetensors", b"x" * 1000, sealed=True),
-    "header cut": write("model.safetensors", (10**6).to_bytes(8, "little") + b'{"a"', sealed=True),
-    "header of nonsense": write("model.safetensors", (4).to_bytes(8, "little") + b"null", sealed=True),
-    "header deep": write("model.safetensors", (10**5).to_bytes(8, "little") + b"[" * 10**5, sealed=True),
-    "integers": lambda folder: weights_with(
-        folder, lambda x: x.update({"embedding.weight": x["embedding.weight"].to(torch.int32)})
-    ),
-    "other shapes": lambda folder: weights_with(
-        folder, lambda x: x.update({"embedding.weight": x["embedding.weight"][1:].clone()})
-    ),
-    "a tensor missing": lambda folder: weights_with(folder, lambda x: x.pop("embedding.weight")),
-    "a tensor too many": lambda folder: weights_with(folder, lambda x: x.update({"more": torch.ones(1)})),
-    "weights a folder": replace_by(lambda place: place.mkdir()),
-    "folder a file": replace_folder(lambda place: place.write_text("")),
-}
-if os.name != "nt":
-    DAMAGES |= {
-        "weights a fifo": replace_by(os.mkfifo),
-        "weights a loop": replace_by(lambda place: place.symlink_to(place.name)),
-        "weights a device": replace_by(lambda place: place.symlink_to("/dev/zero")),
-        "state a fifo": lambda folder: (without_state(folder), os.mkfifo(folder / "state.json")),
-        "folder a fifo": replace_folder(os.mkfifo),
-        "folder a loop": replace_folder(lambda place: place.symlink_to(place.name)),
-    }
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_whatever_is_wrong_with_the_newest_the_next_is_taken(saved, damage, capfd):
-    run, last = saved / "r", saved / "r" / "00000003"
-    damage(last)
-    for weights_only in (True, False):
-        folder, skipped = ck.newest(run, weights_only)
-        assert folder == run / "00000002" and len(skipped) == 1 and skipped[0].startswith("00000003: ")
-        assert "\n" not in skipped[0] and len(skipped[0]) < 500
-    assert torch.equal(load(saved).embedding.weight, embedding(2))
-    assert capfd.readouterr().err == f"skipped checkpoint {skipped[0]}\n"
-    with pytest.raises(PicoError, match=r"checkpoint .*00000003: ") as error:
-        load(saved, checkpoint=3)
-    assert "\n" not in str(error.value)
-    model, state = Pico(read_config(saved)), {"best": None}
-    ck.save(run, 3, model, [], state)  # written again, it is whole
-    assert ck.verify_checkpoint(last) is None and not last.is_symlink()
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
-@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
-def test_what_the_system_will_not_read_is_passed_over(saved, monkeypatch, number, name):
-    opened = os.open
-
-    def broken(file, *rest, **more):
-        if str(file).endswith(f"00000003/{name}"):
-            raise OSError(number, os.strerror(number), str(file))
-        return opened(file, *rest, **more)
-
-    monkeypatch.setattr(files.os, "open", broken)
-    folder, (problem,) = ck.newest(saved / "r")
-    assert folder.name == "00000002"
-    assert problem.startswith(f"00000003: {name} cannot be read") and os.strerror(number) in problem
-
-
-def test_half_precision_is_no_damage(saved):
-    def halve(tensors):
-        for name in list(tensors):
-            tensors[name] = tensors[name].bfloat16()
-
-    weights_with(saved / "r" / "00000003", halve)
-    assert ck.verify_checkpoint(saved / "r" / "00000003") is None
-
-
-def test_training_state_that_does_not_fit_is_one_line(saved):
-    folder = saved / "r" / "00000003"
-    reseal(folder, optimizer={"momentum": {"$tensor": "nowhere"}})
-    with pytest.raises(PicoError, match="does not describe what optimizer"):
-        ck.load_training(folder)
-
-
-def test_running_needs_neither_settings_nor_metrics(saved):
-    for name in ("train.json", "metrics.jsonl"):
-        (saved / "r" / name).write_bytes(b"\xff[" * 1000)
-    assert torch.equal(load(saved, "r").embedding.weight, embedding(3))
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

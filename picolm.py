@@ -43,7 +43,7 @@ from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.log import log
-from pico.base.shapes import PRESETS, preset
+from pico.base.shapes import PRESETS, check_routes, preset
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
@@ -204,6 +204,10 @@ def run(
     start = read_prompt(prompt, prompt_file)
     from pico import generate, load
     from pico.base.device import pick_device
+    from pico.runs.folder import read_config
+
+    routing = dict(disable_latent=disable_latent, show_router_decisions=show_router_decisions)
+    check_routes(read_config(path), **routing)
 
     model = load(path, run, checkpoint, device=pick_device(device))
     generation = generate(

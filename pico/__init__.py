@@ -15,6 +15,7 @@ _HOME = {
     "PicoError": "base.errors",
     "preset": "base.shapes",
     "Pico": "model.pico",
+    "GPT": "model.gpt",
     "load": "runs.checkpoint",
     "generate": "decode.generation",
 }

@@ -93,7 +93,7 @@ def trained(router="threshold", **changes) -> Pico:
         optimizer.zero_grad()
         (out.loss + 0.1 * out.router_loss).backward()
         optimizer.step()
-        model.update_router()
+        model.end_step()
     return model.eval()
 
 

@@ -19,6 +19,11 @@ def pick_dtype(precision: str, device: str | torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """The device of that name, or the best there is. Raises PicoError for one that cannot be used here."""
     if name is None:

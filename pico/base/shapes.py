@@ -92,6 +92,11 @@ class ModelConfig(Sizes):
     routes: ClassVar[bool] = True  # some symbols go another way than others
 
     @property
+    def trains_all(self) -> bool:
+        """Whether every parameter gets a gradient in every step: a router that has nothing to route gets none."""
+        return self.latent_blocks > 0
+
+    @property
     def vocabulary(self) -> int:
         """Ids V that a model reads and predicts: bytes and control symbols."""
         return VOCABULARY
@@ -225,6 +230,7 @@ class GPTConfig(Sizes):
     next_tokens: ClassVar[int] = 1  # it predicts one symbol, and drafts none
     drafts: ClassVar[int] = 0
     routes: ClassVar[bool] = False
+    trains_all: ClassVar[bool] = True
 
     @property
     def unit(self) -> str:
@@ -353,6 +359,12 @@ def shape(values: dict) -> Shape:
     if foreign := [name for name in values if name in every and name not in fields]:
         raise ConfigError(KINDS[kind], [f"{name} = {values[name]!r}: a {kind} has none" for name in foreign])
     return KINDS[kind].build(**values)
+
+
+def check_routes(config: Shape, **flags) -> None:
+    """Raises PicoError for flags that are set, of what only a model that routes can do."""
+    for name in (name for name, value in flags.items() if value and not config.routes):
+        raise PicoError(f"--{name.replace('_', '-')} is for a Pico: this model is a gpt, which routes nothing")
 
 
 def check_context(config: Shape, context_len: int) -> None:

@@ -248,6 +248,6 @@ def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_grap
     """
     size, device = batch * cache_bytes(model.config, model.dtype, feed), next(model.parameters()).device
     require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
-    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32:
+    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32 and model.config.routes:
         return NumpyReader(model, disable_latent)
     return TorchReader(model, batch, feed, disable_latent, cuda_graph)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pico.base.graphs import Graphed, run
 from pico.decode.sampling import Sampling, torch_draft, torch_verify
-from pico.model.cache import MAX_FEED, Cache
+from pico.model.cache import MAX_FEED
 
 
 class TorchReader:
@@ -25,7 +25,7 @@ class TorchReader:
     def __init__(self, model, batch: int, feed: int = MAX_FEED, disable_latent: bool = False, cuda_graph: bool = True):
         self.model, self.device = cast(model), next(model.parameters()).device
         self.alphabet, self.disable_latent, self.cuda_graph = model.alphabet, disable_latent, cuda_graph
-        self.cache = Cache(model.config, batch, model.dtype, self.device, feed)
+        self.cache = self.model.new_cache(batch, feed)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor):
@@ -94,7 +94,7 @@ class TorchDecoder:
 
 def cast(model):
     """The model with what every forward would cast cast once; all else is shared."""
-    fp32 = {id(p) for p in (*model.router.parameters(), *model.parameter_groups()["tables"])}
+    fp32 = {id(p) for p in model.uncast_parameters()}
     shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
     for p in model.parameters():
         if model.dtype != p.dtype and id(p) not in fp32:

@@ -17,6 +17,7 @@ from pico.base.device import pick_device
 from pico.base.errors import PicoError
 from pico.base.log import log
 from pico.base.routers import ROUTERS, BestScored, spacelike
+from pico.base.shapes import check_context
 from pico.base.threads import pick_threads
 from pico.data.documents import Documents
 from pico.data.open import open_data, open_evaluation
@@ -25,7 +26,7 @@ from pico.evaluate.compressors import last_bytes, yardsticks
 from pico.evaluate.score import Score, Trace, traces
 from pico.evaluate.statistics import bootstrap
 from pico.runs import checkpoint
-from pico.runs.folder import read_record, run_folder
+from pico.runs.folder import read_config, read_record, run_folder
 
 RULE = (
     "each document is BOS, its bytes, EOS; windows of context_len bytes advance by stride; each byte is scored once, "
@@ -216,17 +217,17 @@ def analyse(
 
     status("scoring the text")
     on = read(watch)
-    status("again, latent blocks off")
-    off = read(disable_latent=True)
+    off = None
+    if model.config.routes:
+        status("again, latent blocks off")
+        off = read(disable_latent=True)
     whole = [len(texts[i]) for i in range(len(stories))][: len(on.score.document_bytes)]
     whole = whole if whole == on.score.document_bytes else whole[:-1]  # max_bytes cut the last one
     bits, size = on.units
     report = {
         "bits_per_byte": on.score.bits_per_byte,
         "bits_per_byte_interval": bootstrap(bits, size),
-        "bits_per_byte_disable_latent": off.score.bits_per_byte,
         "entropy_floor": sum(story.bits for story in stories[: len(whole)]) / sum(whole) if whole else None,
-        "routed_fraction": on.score.routed_fraction,
         "bytes": on.score.bytes,
         "documents": len(on.score.document_bytes),
         "context_len": context_len,
@@ -239,18 +240,22 @@ def analyse(
             for k, (b, c, n) in enumerate(zip(on.score.head_bits, on.score.head_correct, on.score.head_count))
             if n
         ],
-        "disable_latent": off.against(on),
-        "by_distance": [
-            {"from": a, "to": b, "bytes": n, "bits_per_byte": x, "bits_per_byte_disable_latent": y}
-            for (a, b, x, n), (_, _, y, _) in zip(on.by_distance(), off.by_distance())
-        ],
-        "routing": routed.report(model.config.rule.target),
+        "by_distance": [{"from": a, "to": b, "bytes": n, "bits_per_byte": x} for a, b, x, n in on.by_distance()],
     }
     if stories:
-        report["recalls"] = [
-            {"from": a, "to": b, **x, "disable_latent": y}
-            for (a, b, x), (_, _, y) in zip(on.by_recall(), off.by_recall())
-        ]
+        report["recalls"] = [{"from": a, "to": b, **x} for a, b, x in on.by_recall()]
+    if off is None:
+        return report, examples
+    report |= {
+        "bits_per_byte_disable_latent": off.score.bits_per_byte,
+        "disable_latent": off.against(on),
+        "routed_fraction": on.score.routed_fraction,
+        "routing": routed.report(model.config.rule.target),
+    }
+    for row, (_, _, bits, _) in zip(report["by_distance"], off.by_distance()):
+        row["bits_per_byte_disable_latent"] = bits
+    for row, (_, _, figures) in zip(report.get("recalls", ()), off.by_recall()):
+        row["disable_latent"] = figures
     if full:
         report |= replaced(model, read, on, chosen, report["routing"], status)
     return report, examples
@@ -263,7 +268,7 @@ def replaced(model, read, on: Tally, chosen: list, routing: dict, status) -> dic
     the best scores in each window, as expert choice trains: it sees the future, so its bits are no prediction.
     """
     rate, own, out = on.score.routed_fraction, model.config.rule, {}
-    if not len(model.latent) or not 0 < rate < 1:
+    if not model.config.latent_blocks or not 0 < rate < 1:
         return {"replaced_routing": out}
     for name, rule in ((name, kind(rate)) for name, kind in ROUTERS.items()):
         if name != model.config.router and not rule.learned and 0 < rule.rate < 1:
@@ -312,6 +317,7 @@ def evaluate_run(
         record = {}
     known = {key: value for key, value in record.get("train", {}).items() if key in ("context_len", "seed")}
     training = TrainConfig.build(**known | ({} if context_len is None else {"context_len": context_len}))
+    check_context(read_config(path), training.context_len)
     where = pick_device(device)
     model = checkpoint.load(path, folder.name, step, device=where)
     if where.type == "cpu":

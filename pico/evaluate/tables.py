@@ -36,7 +36,7 @@ def share(value: float | None) -> str:
 
 
 def report_table(report: dict) -> Group:
-    """What `eval` prints: four groups of name, figure and what the figure is; then the conclusion."""
+    """What `eval` prints: groups of name, figure and what the figure is; then the conclusion."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -49,6 +49,8 @@ def report_table(report: dict) -> Group:
 
     def row(name: str, value, note: str) -> None:
         table.add_row(f"  {name}", f"{value:.4f}" if isinstance(value, float) else value, note)
+
+    routes = "routing" in report  # the report of a model that does not has nothing about it
 
     group("How good")
     row("bits per byte", report["bits_per_byte"], f"lower is better; 95% {interval(report['bits_per_byte_interval'])}")
@@ -64,12 +66,21 @@ def report_table(report: dict) -> Group:
 
     group("Where")
     for low, high, bits, off in by_place(report["by_distance"]):
-        row(f"bytes {low} to {high - 1}", bits, f"of each document; latent blocks off {off:.4f}")
+        row(f"bytes {low} to {high - 1}", bits, "of each document" + f"; latent blocks off {off:.4f}" * routes)
     for found in report.get("recalls", ()):
-        off = share(found["disable_latent"]["word_accuracy"])
-        note = f"right, last said {found['from']} to {found['to'] - 1} bytes before; latent blocks off {off}"
+        note = f"right, last said {found['from']} to {found['to'] - 1} bytes before"
+        note += f"; latent blocks off {share(found['disable_latent']['word_accuracy'])}" if routes else ""
         row(f"{found['words']} recalled words", share(found["word_accuracy"]), note)
+    if routes:
+        routing_rows(report, group, row)
 
+    size = f"{report['bytes']:,} bytes in {report['documents']:,} documents of {report['dataset']}"
+    windows = f"context {report['context_len']}, stride {report['stride']}; interval: {report['interval']}"
+    return Group(table, "", Text(f"{size}; {windows}", style="dim"), "", Text(conclusion(report)))
+
+
+def routing_rows(report: dict, group, row) -> None:
+    """Where a model routes: what, and what that is worth."""
     group("The router")
     routing = report["routing"]
     target = routing["target_fraction"]
@@ -96,10 +107,6 @@ def report_table(report: dict) -> Group:
         note = f"{_more(figures)}, {share(figures['routed_fraction'])} routed"
         row(f"by {NAMES.get(name, name)}", figures["bits_per_byte"], note)
 
-    size = f"{report['bytes']:,} bytes in {report['documents']:,} documents of {report['dataset']}"
-    windows = f"context {report['context_len']}, stride {report['stride']}; interval: {report['interval']}"
-    return Group(table, "", Text(f"{size}; {windows}", style="dim"), "", Text(conclusion(report)))
-
 
 def _more(figures: dict) -> str:
     return f"{figures['difference']:+.4f} ({interval(figures['difference_interval'], sign=True)})"
@@ -110,7 +117,8 @@ def by_place(rows: list[dict]) -> list[tuple[int, int, float, float]]:
     out = []
     for pair in (rows[i : i + 2] for i in range(0, len(rows), 2)):
         size = sum(r["bytes"] for r in pair)
-        on, off = (sum(r["bytes"] * r[f"bits_per_byte{key}"] for r in pair) / size for key in ("", "_disable_latent"))
+        keys = "bits_per_byte", "bits_per_byte_disable_latent"
+        on, off = (sum(r["bytes"] * r.get(key, math.nan) for r in pair) / size for key in keys)
         out.append((pair[0]["from"], pair[-1]["to"], on, off))
     return out
 
@@ -120,6 +128,8 @@ def conclusion(report: dict) -> str:
     pair = report["bits_per_byte_interval"]
     sure = "{:.3f} to {:.3f}".format(*outwards(pair)) if pair else "too little text for an interval"
     start = f"The model needs {report['bits_per_byte']:.3f} bits per byte ({sure})"
+    if "routing" not in report:
+        return f"{start}."
     if not report["routing"]["realised_fraction"]:
         return f"{start} and routed no byte."
     pair = report["disable_latent"]["difference_interval"]
@@ -169,11 +179,13 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
         tiles["95% interval"] = "{:.3f} to {:.3f}".format(*outwards(pair))
     if report["entropy_floor"] is not None:
         tiles["entropy floor"] = report["entropy_floor"]
-    tiles["latent blocks off"] = report["bits_per_byte_disable_latent"]
-    tiles["routed"] = f"{report['routed_fraction']:.1%}"
+    tables = {}
+    if "routing" in report:
+        tiles["latent blocks off"] = report["bits_per_byte_disable_latent"]
+        tiles["routed"] = f"{report['routed_fraction']:.1%}"
+        tables["Routing"] = _routing_rows(report["routing"])
     tiles["bytes scored"] = report["bytes"]
-    tables = {
-        "Routing": _routing_rows(report["routing"]),
+    tables |= {
         "How this was measured": {
             "dataset": report["dataset"],
             "documents": report["documents"],
@@ -223,8 +235,10 @@ def plots(report: dict) -> list[Plot]:
     }
     for name, figures in report.get("replaced_routing", {}).items():
         bars[NAMES.get(name, name)] = figures["bits_per_byte"]
-    bars["latent blocks off"] = report["bits_per_byte_disable_latent"]
-    made.append(Plot("Bits per byte, the same model routed otherwise", bars=bars, levels=floor))
+    routes = "routing" in report
+    if routes:
+        bars["latent blocks off"] = report["bits_per_byte_disable_latent"]
+        made.append(Plot("Bits per byte, the same model routed otherwise", bars=bars, levels=floor))
     if yardsticks := report.get("yardsticks"):
         bars = {"this model": report["bits_per_byte"]}
         for name, figures in yardsticks.items():
@@ -237,19 +251,21 @@ def plots(report: dict) -> list[Plot]:
         lines = {
             "word": [(d, r["word_accuracy"]) for d, r in x],
             "first byte": [(d, r["first_byte_accuracy"]) for d, r in x],
-            "word, no latent": [(d, r["disable_latent"]["word_accuracy"]) for d, r in x],
         }
+        if routes:
+            lines["word, no latent"] = [(d, r["disable_latent"]["word_accuracy"]) for d, r in x]
         made.append(Plot("Recalled words right, by distance", "bytes back to the last mention", lines, log=True))
     x = [(max(1, (r["from"] + r["to"]) / 2), r) for r in report["by_distance"]]
     lines = {"as trained": [(d, r["bits_per_byte"]) for d, r in x]}
-    lines["no latent"] = [(d, r["bits_per_byte_disable_latent"]) for d, r in x]
+    if routes:
+        lines["no latent"] = [(d, r["bits_per_byte_disable_latent"]) for d, r in x]
     made.append(Plot("Bits per byte, by place in the document", "bytes from its start", lines, log=True))
     if len(report["heads"]) > 1:
         lines = {"bits": [(h["head"], h["bits"]) for h in report["heads"]]}
         made.append(Plot("Bits of each head, after right drafts", "head: bytes ahead, less one", lines))
         lines = {"accuracy": [(h["head"], h["accuracy"]) for h in report["heads"]]}
         made.append(Plot("Likeliest byte right, by head, after right drafts", "head: bytes ahead, less one", lines))
-    if "gaps" in report["routing"]:
+    if "gaps" in report.get("routing", {}):
         rate = report["routing"]["realised_fraction"]
         share_of = report["routing"]["gaps"]["histogram"][:24]
         lines = {

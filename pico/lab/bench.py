@@ -25,11 +25,11 @@ from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
 from pico.base.errors import PicoError
 from pico.base.memory import keep_memory, require_weights
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.data.prefetch import Prefetch
 from pico.model.attention import attention, available_backends
+from pico.model.build import Model, build_model, sparse_tables
 from pico.model.cost import flops_per_symbol
-from pico.model.pico import Pico
 
 KINDS = ("train", "generate", "long", "spelling", "attention", "optimizer")
 WORD = re.compile(rb"[A-Za-z]+")
@@ -37,7 +37,7 @@ WORD = re.compile(rb"[A-Za-z]+")
 
 def run_benchmark(
     kind: str,
-    config: ModelConfig,
+    config: Shape,
     device: torch.device,
     settings: TrainConfig,
     model=None,
@@ -47,10 +47,12 @@ def run_benchmark(
     """One benchmark for about so many seconds, except `spelling`, which always writes the same texts.
 
     model: the trained one whose text is measured. dataset: its training text, for `spelling`.
-    Raises PicoError for an unknown kind.
+    Raises PicoError for an unknown kind, and for one that this kind of model has no use for.
     """
     if kind not in KINDS:
         raise PicoError(f"unknown benchmark '{kind}': expected one of {', '.join(KINDS)}")
+    if kind == "attention" and not config.routes:
+        raise PicoError("bench attention times Pico's windows: a gpt has torch's attention alone; take --preset tiny")
     require_weights(config, device)
     keep_memory()
     torch.manual_seed(0)
@@ -58,7 +60,7 @@ def run_benchmark(
     if kind == "attention":
         return facts | bench_attention(config, device, settings, seconds)
     if kind in ("generate", "long", "spelling"):
-        model = (model or Pico(config).to(device)).eval()
+        model = (model or build_model(config).to(device)).eval()
         if kind == "spelling":
             return facts | bench_spelling(model, dataset)
         return facts | (bench_generate if kind == "generate" else bench_long)(model, seconds)
@@ -114,7 +116,7 @@ def peak_memory() -> int:
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)  # there bytes, else kilobytes
 
 
-def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
+def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Whole training steps on the built-in stories, split into data, forward, backward and optimizer."""
     from pico.data.open import open_data
     from pico.data.packing import Batches
@@ -157,25 +159,24 @@ def bench_train(config: ModelConfig, device: torch.device, settings: TrainConfig
         "parameters": sum(p.numel() for p in model.parameters()),
         "batch": [batch, length],
         "optimizer": settings.optimizer,
-        "bytes_per_second": round(rate),
+        f"{config.unit}s_per_second": round(rate),
         "fraction_of_peak": round(rate * flops / peak, 4),
         "matmul_peak_tflops": round(peak / 1e12, 3),
-        "training_mflops_per_byte": round(flops / 1e6, 2),
+        f"training_mflops_per_{config.unit}": round(flops / 1e6, 2),
         "optimizer_share": round(parts["optimizer"]["median"] / step["median"], 4),
         "ms_per_step": step | {"parts": parts},
         "peak_memory_mb": round(memory),
     }
 
 
-def trainable(config: ModelConfig, device: torch.device, settings: TrainConfig) -> Pico:
+def trainable(config: Shape, device: torch.device, settings: TrainConfig) -> Model:
     """A new model as a training on one process makes it."""
-    model = Pico(config, settings.attention_backend, pick_dtype(settings.precision, device)).to(device).train()
-    if model.ngrams:
-        model.ngrams.table.sparse = device.type != "mps"
+    model = build_model(config, settings.attention_backend, pick_dtype(settings.precision, device)).to(device).train()
+    sparse_tables(model, device.type != "mps")
     return model
 
 
-def bench_generate(model: Pico, seconds: float) -> dict:
+def bench_generate(model: Model, seconds: float) -> dict:
     """Plain and speculative generation of the same length, at temperature 0 and 0.8, and one reading of the weights."""
     from pico.decode.generation import generate
 
@@ -212,7 +213,7 @@ def bench_generate(model: Pico, seconds: float) -> dict:
     return result
 
 
-def bench_long(model: Pico, seconds: float, block: int = 1000, least: int = 20) -> dict:
+def bench_long(model: Model, seconds: float, block: int = 1000, least: int = 20) -> dict:
     """Does a long text cost more than a short one? The first and the last ten blocks of one that never ends."""
     from pico.decode.generation import generate
 
@@ -240,7 +241,7 @@ def bench_long(model: Pico, seconds: float, block: int = 1000, least: int = 20) 
     return result
 
 
-def bench_spelling(model: Pico, dataset: str, texts: int = 20, size: int = 500) -> dict:
+def bench_spelling(model: Model, dataset: str, texts: int = 20, size: int = 500) -> dict:
     """Does a model spell without its latent blocks? Share of the words it writes that its training text has."""
     from pico.data.hub import Stream
     from pico.data.open import open_data
@@ -250,14 +251,15 @@ def bench_spelling(model: Pico, dataset: str, texts: int = 20, size: int = 500) 
         raise PicoError("spelling needs the words of all training text, which a stream does not show: download it")
     known = {word.lower() for document in documents for word in WORD.findall(document)}
     result: dict = {"dataset": dataset, "texts": texts, "bytes_per_text": size}
-    for name, disable_latent in (("with_latent_blocks", False), ("without_latent_blocks", True)):
+    ways = {"with_latent_blocks": False, "without_latent_blocks": True} if model.config.routes else {"written": False}
+    for name, disable_latent in ways.items():
         words = [word for text in written(model, texts, size, disable_latent) for word in WORD.findall(text)[:-1]]
         share = sum(word.lower() in known for word in words) / max(1, len(words))
         result[name] = {"words": len(words), "known": round(share, 4)}
     return result
 
 
-def written(model: Pico, texts: int, size: int, disable_latent: bool) -> Iterable[bytes]:
+def written(model: Model, texts: int, size: int, disable_latent: bool) -> Iterable[bytes]:
     """Texts of `size` bytes at temperature 0.8; the last word of each may be cut off."""
     from pico.decode.generation import generate
 
@@ -266,7 +268,7 @@ def written(model: Pico, texts: int, size: int, disable_latent: bool) -> Iterabl
         yield b"".join(step.bytes for step in steps)
 
 
-def bench_attention(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
+def bench_attention(config: Shape, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Forward and backward of each backend at growing lengths and the same number of bytes, with the local window."""
     dtype, total, heads = pick_dtype(settings.precision, device), 4096, config.att_q_heads
     rows = []
@@ -285,7 +287,7 @@ def bench_attention(config: ModelConfig, device: torch.device, settings: TrainCo
     return {"precision": str(dtype).removeprefix("torch."), "bytes": total, "forward_backward": rows}
 
 
-def bench_optimizer(config: ModelConfig, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
+def bench_optimizer(config: Shape, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """One step of every optimizer on this model's parameters, SOAP in its exact mode too."""
     from pico.train.optimizers import build_optimizers
 

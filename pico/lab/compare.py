@@ -21,7 +21,7 @@ from pico.base.config import Config, DataConfig, TrainConfig
 from pico.base.device import pick_device
 from pico.base.errors import PicoError
 from pico.base.files import read_json, write_json
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.data.open import open_data
 from pico.data.reading import Reading
 from pico.evaluate.analysis import Tally
@@ -222,7 +222,7 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
                 missing.append(name)
                 continue
             try:
-                runs[seed] = run_facts(folder / name, settings, score)
+                runs[seed] = run_facts(folder / name, shape, settings, score)
             except PicoError as error:
                 failed[name] = str(error)
         row = {"name": configuration.name, "parameters": model_facts(shape)["parameters"], "runs": runs}
@@ -257,13 +257,13 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
     }
 
 
-def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str]:
+def doubts(row: dict, shape: Shape, settings: TrainConfig) -> Iterator[str]:
     """Why a row may not show what it seems to."""
-    runs, wanted, warmup = row["runs"].values(), shape.latent_capacity_factor, settings.warmup
+    runs, warmup = row["runs"].values(), settings.warmup
     if len(runs) < FEWEST_SEEDS:
         yield f"fewer than {FEWEST_SEEDS} seeds, too few to tell a difference from chance: raise seeds"
-    routed = row["routed_fraction"]["mean"]
-    if shape.rule.rate == wanted and abs(routed - wanted) > FAR * wanted:
+    routed, wanted = row["routed_fraction"]["mean"], shape.latent_capacity_factor if shape.routes else 0.0
+    if shape.routes and shape.rule.rate == wanted and abs(routed - wanted) > FAR * wanted:
         yield f"routed {routed:.1%} of the bytes where latent_capacity_factor asks for {wanted:.1%}"
     steps = min(facts["steps"] for facts in runs)
     if steps <= warmup:
@@ -272,20 +272,22 @@ def doubts(row: dict, shape: ModelConfig, settings: TrainConfig) -> Iterator[str
         yield f"{warmup} of {steps} steps are warm-up: lower warmup_steps or raise the budget"
 
 
-def run_facts(run: Path, settings: TrainConfig, score: dict) -> dict:
-    """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks."""
+def run_facts(run: Path, shape: Shape, settings: TrainConfig, score: dict) -> dict:
+    """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks; of a model
+    of tokens, whose positions are no bytes, of what it read."""
     file, wanted = run / "metrics.jsonl", {"step", "executed_flops", *COSTS}
     lines = [line for line in read_metrics(file) if line.keys() >= wanted]
     if not lines:
         raise PicoError(f"{file} does not say what the run has spent: remove {run} to train it again")
-    end, positions = lines[-1], lines[-1]["step"] * settings.step_bytes
+    end = lines[-1]
+    read = end["step"] * settings.step_bytes if shape.unit == "byte" else end["bytes"]
     return {
         "bits_per_byte": score["bits_per_byte"],
         "routed_fraction": score["routed_fraction"],
         "steps": end["step"],
         **{cost: end[cost] for cost in COSTS},
-        "charged_flops_per_byte": end["flops"] / positions,
-        "executed_flops_per_byte": end["executed_flops"] / positions,
+        "charged_flops_per_byte": end["flops"] / read,
+        "executed_flops_per_byte": end["executed_flops"] / read,
         "curve": [
             {cost: line[cost] for cost in COSTS} | {"bits_per_byte": line["validation_bpb"]}
             for line in lines

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from pico.base.config import Config, Count, DataConfig, Positive, TrainConfig, meant, part
 from pico.base.errors import PicoError
 from pico.base.files import read_json
-from pico.base.shapes import PRESETS, ModelConfig, preset
+from pico.base.shapes import PRESETS, GPTConfig, ModelConfig, Shape, check_context, check_routes, preset
 from pico.runs.folder import name_problem
 
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set
@@ -57,11 +57,11 @@ class Budget(Config):
 
 
 class Configuration(Config):
-    """Differences: a preset, fields of ModelConfig and of TrainConfig."""
+    """Differences: a preset, fields of its shape and of TrainConfig."""
 
     name: str = Field("base", description="its folder and its row")
     preset: str | None = Field(None, description=f"one of {', '.join(PRESETS)}; tiny where none is given")
-    model: dict = Field({}, description=any_of(ModelConfig))
+    model: dict = Field({}, description=f"{any_of(ModelConfig)}; of a gpt {any_of(GPTConfig)}")
     train: dict = Field({}, description=any_of(TrainConfig, without=BY_BUDGET))
 
     @field_validator("name")
@@ -96,19 +96,26 @@ class Experiment(Config):
     def data_config(self) -> DataConfig:
         return DataConfig.build(**self.data)
 
-    def shape(self, configuration: Configuration) -> ModelConfig:
+    def shape(self, configuration: Configuration) -> Shape:
         values = {**self.base.model, **configuration.model}
         return preset(configuration.preset or self.base.preset or "tiny", **values)
 
     def settings(self, configuration: Configuration, seed: int) -> TrainConfig:
         from pico.train.budget import step_flops
 
-        values = {**self.base.train, **configuration.train}
+        shape = self.shape(configuration)
+        values = {"context_len": shape.context_len, **self.base.train, **configuration.train}
+        if self.budget.bytes and shape.unit != "byte":
+            raise PicoError(
+                "a budget of bytes needs models of bytes: how many a step of tokens reads, the text decides"
+            )
         limit = self.budget.limit(values)
         plain = TrainConfig.build(**{**values, **limit, "seed": seed})
+        check_context(shape, max(plain.context_len, self.context_len or 0))
+        check_routes(shape, attention_backend=plain.attention_backend)
         steps = plain.max_steps or CHECKS * NEVER
         if plain.max_flops:  # about: what is routed decides
-            steps = plain.max_flops / step_flops(self.shape(configuration), plain)
+            steps = plain.max_flops / step_flops(shape, plain)
         quiet = {"validation_interval": math.ceil(steps / CHECKS), "sample_interval": NEVER, "keep_last": 1}
         return TrainConfig.build(**{**quiet, **plain.model_dump(include={*values, *limit, "seed"})})
 

@@ -14,13 +14,13 @@ import torch
 
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
-from pico.base.shapes import ModelConfig, preset
+from pico.base.shapes import Shape, preset
 from pico.data.prefetch import Batch
 from pico.data.stories import stories
 from pico.decode.generation import generate
 from pico.lab.gpu_clock import Section, percentiles, read_report
+from pico.model.build import build_model
 from pico.model.cost import flops_per_symbol
-from pico.model.pico import Pico
 from pico.runs.export import export_run
 from pico.runs.folder import create
 from pico.train import parallel
@@ -50,10 +50,10 @@ def story_text(size: int) -> bytes:
 class Trainer:
     """A model, its optimizers and a text on the device, for the steps that pico/train/loop.py takes."""
 
-    def __init__(self, section: Section, config: ModelConfig, settings: TrainConfig, text: bytes):
+    def __init__(self, section: Section, config: Shape, settings: TrainConfig, text: bytes):
         torch.manual_seed(0)
         self.config, self.settings, self.device, self.step = config, settings, section.device, 0
-        self.model = Pico(config, settings.attention_backend, pick_dtype("auto", section.device)).train()
+        self.model = build_model(config, settings.attention_backend, pick_dtype("auto", section.device)).train()
         alone = SimpleNamespace(device=section.device, num_processes=1, prepare=lambda model: model)
         self.forward, self.optimizers = parallel.prepare(self.model, settings, alone)
         self.graphs = step_graphs(self.model, self.optimizers, settings, print)
@@ -115,7 +115,7 @@ def training(section: Section, name: str, runs: list[tuple[str, str]], profiled:
             section.note(**{f"profile of {mode}": entry})
 
 
-def model_config(section: Section, name: str) -> ModelConfig:
+def model_config(section: Section, name: str) -> Shape:
     small = dict(dim=32, latent_num_blocks=1, fb_num_blocks=1, ngram_rows=256) if section.smoke else {}
     return preset(name, **small)
 

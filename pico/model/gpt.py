@@ -140,7 +140,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig, dtype=torch.float32):
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.attention_backend = config, dtype, None
         self.gradient_checkpointing = False  # training keeps only what goes into each block, and runs it again
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
         self.ngrams = NGrams(config) if config.ngram_max else None
@@ -277,16 +277,17 @@ class GPT(nn.Module):
         """Nothing here is counted."""
 
     def new_cache(self, batch: int, feed: int) -> Cache:
+        """For a batch of texts, of each of which a forward reads at most `feed` symbols."""
         return Cache(self.config, batch, self.dtype, self.embedding.weight.device, feed, self.alphabet.bos)
-
-    def uncast_parameters(self) -> list[nn.Parameter]:
-        """Those that the forward reads in fp32, whatever the dtype of its activations."""
-        return self.parameter_groups()["tables"]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All but the n-gram tables, of which a step touches some thousand rows."""
         tables = {id(p) for p in self.parameter_groups()["tables"]}
         return [p for p in self.parameters() if id(p) not in tables]
+
+    def uncast_parameters(self) -> list[nn.Parameter]:
+        """Those that the forward reads in fp32, whatever the dtype of its activations."""
+        return self.parameter_groups()["tables"]
 
     def parts(self) -> dict[str, int]:
         """Parameters of each part."""

@@ -236,14 +236,33 @@ class Pico(nn.Module):
         if self.ngrams:
             self.ngrams.dropout = lookups
 
-    def update_router(self, gate: Tensor | None = None) -> None:
+    def begin_step(self, progress: float) -> bool:
+        """Call before every training step, after this fraction of the run: how much the stream looks ahead, and
+        whether generation's rule routes from now on, which is returned."""
+        self.lookahead.fill_(1 - progress)
+        self.router.causal = progress >= self.router.rule.causal_from
+        return self.router.causal
+
+    def end_step(self, gate: Tensor | None = None) -> None:
         """Call after every optimizer step: lets the rule move its threshold to keep the routed fraction."""
         self.router.update(gate)
+
+    def forget_step(self) -> None:
+        """Call after a step that moves nothing: what the router saw in it does not count."""
+        self.router.seen.zero_()
+
+    def new_cache(self, batch: int, feed: int) -> Cache:
+        """For a batch of texts, of each of which a forward reads at most `feed` bytes."""
+        return Cache(self.config, batch, self.dtype, self.embedding.weight.device, feed)
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All but the n-gram tables, of which a step touches some thousand rows."""
         tables = {id(p) for p in self.parameter_groups()["tables"]}
         return [p for p in self.parameters() if id(p) not in tables]
+
+    def uncast_parameters(self) -> list[nn.Parameter]:
+        """Those that the forward reads in fp32, whatever the dtype of its activations."""
+        return [*self.router.parameters(), *self.parameter_groups()["tables"]]
 
     def parts(self) -> dict[str, int]:
         """Parameters of each part."""

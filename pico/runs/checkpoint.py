@@ -28,13 +28,14 @@ from pico.base.errors import PicoError
 from pico.base.files import open_regular, read_json, reason, remove, sync
 from pico.base.log import log
 from pico.base.memory import require_weights
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape, shape
 from pico.runs.folder import checkpoints, differences, read_alphabet, read_config, run_folder
 from pico.runs.state import pack_state, unpack_state
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FLOATS = {"F16", "BF16", "F32", "F64"}  # dtypes of weights, as safetensors names them
 UNREADABLE = SafetensorError, OSError, RuntimeError  # the last by torch, which opens the file once more to map it
+LARGE = 20_000_000  # weights: to draw them takes longer than to import what a meta device needs
 TRIES = 5  # at reading a checkpoint while a training saves and prunes
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ T = TypeVar("T")
 def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
     """Writes checkpoint run/<step, eight digits> whole or not at all, and returns its folder.
 
-    model: a Pico, for its config and state_dict; optimizer_state: any tree for pack_state; state: a tree that becomes
+    model: for its config and state_dict; optimizer_state: any tree for pack_state; state: a tree that becomes
     part of state.json. Raises PicoError when the disk is full or not writable; older checkpoints are untouched.
     """
     target = run / f"{step:08d}"
@@ -161,7 +162,7 @@ def verify_checkpoint(folder: Path, weights_only: bool = False) -> str | None:
                 if _sha256(folder / name) != digest:
                     return f"{folder.name}: {name} does not match its checksum"
                 found = tensors_in(folder / name)
-                if name == WEIGHTS and (wrong := mismatches(_shapes(ModelConfig.build(**record["model"])), found)):
+                if name == WEIGHTS and (wrong := mismatches(_shapes(shape(record["model"])), found)):
                     return f"{folder.name}: {name} is not of its model: {wrong}"
     except FileNotFoundError as error:
         return f"{folder.name}: {Path(error.filename).name} is missing"
@@ -201,13 +202,14 @@ def shapes_of(model) -> dict[str, list[int]]:
 
 
 @lru_cache(maxsize=8)
-def _shapes(config: ModelConfig) -> dict[str, list[int]]:
-    from pico.model.pico import Pico
+def _shapes(config: Shape) -> dict[str, list[int]]:
+    from pico.model.build import build_model
 
     require_weights(config)
+    small = sum(config.parameters.values()) < LARGE
     try:
-        with torch.random.fork_rng(devices=[]):  # on the CPU: a meta device takes longer to import than this
-            return shapes_of(Pico(config))
+        with torch.random.fork_rng(devices=[]), torch.device("cpu" if small else "meta"):
+            return shapes_of(build_model(config))
     except (RuntimeError, MemoryError, ValueError) as error:
         raise PicoError(f"its model cannot be built ({str(error).splitlines()[0]})") from None
 
@@ -275,10 +277,10 @@ def read_checkpoint(run: Path, checkpoint: int | str, read: Callable[[Path], T],
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def saved_config(path: str | Path, folder: Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint. Raises PicoError if it differs from model.json."""
+def saved_config(path: str | Path, folder: Path) -> Shape:
+    """The shape of a checkpoint's model. Raises PicoError if it differs from model.json."""
     try:
-        config = ModelConfig.build(**read_state(folder)["model"])
+        config = shape(read_state(folder)["model"])
     except PicoError as error:
         raise PicoError(f"{folder}: {error}") from None
     if difference := differences(read_config(path), config):
@@ -321,18 +323,18 @@ def load(
     dtype: torch.dtype = torch.float32,
     attention_backend: str | None = None,
 ):
-    """A trained Pico in eval mode. `run` may be left out where there is only one.
+    """A trained model in eval mode. `run` may be left out where there is only one.
 
     checkpoint: -1 the newest valid, 'best', or a step number; dtype: that of the activations (weights stay fp32).
     Raises PicoError for anything missing, broken or of another architecture, and says what there is instead.
     """
-    from pico.model.pico import Pico
+    from pico.model.build import Model, build_model
 
-    def read(folder: Path) -> Pico:
+    def read(folder: Path) -> Model:
         config = saved_config(path, folder)
         require_weights(config, device)
         with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
-            model = Pico(config, attention_backend=attention_backend, dtype=dtype)
+            model = build_model(config, attention_backend, dtype)
         load_weights(model, folder)
         model.alphabet = read_alphabet(path, config)
         return model

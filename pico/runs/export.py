@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.files import reason, remove, write_json, write_whole, writing
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape, shape
 from pico.runs import checkpoint
 from pico.runs.folder import TOKENIZER, create, read_record, run_folder
 from pico.runs.metrics import read_metrics
@@ -63,7 +63,7 @@ def export_run(path: str | Path, run: str, target: str | Path, step: int | str =
     return target / source.name / made.name
 
 
-def _halves(path: str | Path, folder: Path) -> tuple[ModelConfig, dict, dict[str, torch.Tensor]]:
+def _halves(path: str | Path, folder: Path) -> tuple[Shape, dict, dict[str, torch.Tensor]]:
     """(config, state, fp16 weights) of a checkpoint."""
     weights = {name: x.half() for name, x in checkpoint.read_tensors(folder / checkpoint.WEIGHTS).items()}
     if wrong := [name for name, x in weights.items() if not x.isfinite().all()]:
@@ -79,7 +79,7 @@ def public_record(record: dict) -> dict:
     for key in ("dataset", "train_file", "validation_file"):
         data[key] = data[key] and last_part(data[key])
     train = TrainConfig.build(**record.get("train", {})).model_dump(exclude={"tracker", "tracker_project_name"})
-    model = ModelConfig.build(**record.get("model", {})).model_dump()
+    model = shape(record.get("model", {})).model_dump()
     out = {"train": train, "data": data, "model": model}
     out |= only(record, "fingerprint", "processes", "device", "git_revision")
     out["device"] = str(out.get("device", "")).split(":")[0]

@@ -10,11 +10,11 @@ import math
 
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.model.cost import flops_per_symbol
 
 
-def step_flops(model: ModelConfig, config: TrainConfig, routed: float | None = None) -> int:
+def step_flops(model: Shape, config: TrainConfig, routed: float | None = None) -> int:
     """FLOPs of an optimizer step whose latent blocks ran on that fraction of the positions (None: the nominal one)."""
     return round(config.step_bytes * flops_per_symbol(model, config.context_len, routed)[1])
 

@@ -22,10 +22,12 @@ from accelerate.utils import gather_object
 
 from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
+from pico.base.device import device_of
 from pico.base.errors import DataError, PicoError
 from pico.base.files import append, size_of
 from pico.base.memory import keep_memory
-from pico.base.shapes import check_context
+from pico.base.shapes import check_context, check_routes
+from pico.base.symbols import VOCABULARY
 from pico.data.prefetch import Prefetch
 from pico.data.reading import plural, training_plan
 from pico.decode.generation import generate
@@ -74,10 +76,11 @@ def train(
     model_config = read_config(path)
     alphabet = read_alphabet(path, model_config)
     check_context(model_config, config.context_len)
+    check_routes(model_config, attention_backend=config.attention_backend)
     if not resume and base_weights is None:
         base_weights = pretrained(path)
     path = Path(path)
-    accelerator = make_accelerator(config, path / run, device, not model_config.latent_blocks)
+    accelerator = make_accelerator(config, path / run, device, not model_config.trains_all)
     if accelerator.device.type == "cpu":
         keep_memory()
     with ExitStack() as stack:
@@ -314,7 +317,7 @@ class Training:
         model = whole_model(self.parts.model)
 
         def check() -> None:
-            numbers = [*model.state_dict().values(), every_byte(model)]
+            numbers = [*model.state_dict().values(), one_text(model)]
             if not torch.stack([x.isfinite().all() for x in numbers]).all():
                 step = self.state.step
                 raise self.diverged(f"the weights of step {step} are not finite, or too large to compute with")
@@ -407,11 +410,11 @@ class Training:
 
 
 @torch.inference_mode()
-def every_byte(model) -> torch.Tensor:
-    """Logits (1, V, N, V) of a text in which every symbol stands once."""
+def one_text(model) -> torch.Tensor:
+    """Logits (1, T, N, V) of a text in which every symbol of a byte model stands once."""
     training = model.training
     model.eval()
     try:
-        return model(torch.arange(model.config.vocabulary, device=model.router.threshold.device)[None]).logits
+        return model(torch.arange(min(model.config.vocabulary, VOCABULARY), device=device_of(model))[None]).logits
     finally:
         model.train(training)

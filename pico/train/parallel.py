@@ -24,9 +24,10 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pico.base.config import TrainConfig
+from pico.base.device import device_of
 from pico.base.errors import PicoError
+from pico.model.build import build_model, sparse_tables
 from pico.model.casts import cast_together
-from pico.model.pico import Pico
 from pico.model.regions import compile_regions
 from pico.train.optimizers import build_optimizers
 
@@ -119,9 +120,8 @@ def prepare(model, config: TrainConfig, accelerator):
     model.to(accelerator.device)
     if accelerator.device.type == "cuda" and accelerator.num_processes == 1 and model.dtype != torch.float32:
         cast_together(model)  # several processes average each gradient while the rest of backward runs
-    if model.ngrams:
-        # sparse gradients cannot be averaged everywhere, and MPS has few operators for them
-        model.ngrams.table.sparse = accelerator.num_processes == 1 and accelerator.device.type != "mps"
+    # sparse gradients cannot be averaged everywhere, and MPS has few operators for them
+    sparse_tables(model, accelerator.num_processes == 1 and accelerator.device.type != "mps")
     return accelerator.prepare(model), build_optimizers(model, config)
 
 
@@ -141,7 +141,7 @@ def shard(model, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # embedding, router and heads
+    fully_shard(model, mesh=mesh)  # what is in no block
 
 
 def total(x: Tensor) -> Tensor:
@@ -184,9 +184,9 @@ def whole_model(model):
     if dist.get_rank() > 0:
         return None
     with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
-        copy = Pico(model.config, model.attention_backend, model.dtype)
+        copy = build_model(model.config, model.attention_backend, model.dtype)
     copy.load_state_dict(weights)
-    return copy.to(model.router.threshold.device)
+    return copy.to(device_of(model))
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def whole_model(model):
 
 def sharded_optimizers(model, config: TrainConfig) -> list["Sliced | Owned"]:
     """build_optimizers for a sharded model. Their state_dict is complete on the main process alone."""
-    if config.optimizer == "adamw" and not model.ngrams:
+    if config.optimizer == "adamw" and not model.parameter_groups()["tables"]:
         return [Sliced(optimizer) for optimizer in build_optimizers(model, config)]
     owners = Owners(model)
     return [Owned(optimizer, owners) for optimizer in build_optimizers(owners, config)]

@@ -4,7 +4,6 @@ The order matters. The run is claimed before anything is opened; random numbers 
 of the weights first; and a checkpoint is restored last, so that nothing after it draws.
 """
 
-import math
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from pico.base.device import pick_dtype
 from pico.base.errors import PicoError
 from pico.base.files import write_json
 from pico.base.memory import require, require_weights, training_bytes
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.base.symbols import BYTES, Alphabet
 from pico.base.threads import pick_threads, threads_chosen
 from pico.data.documents import Documents
@@ -29,7 +28,7 @@ from pico.data.hub import Stream
 from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
 from pico.data.tokens import EndlessTokens, Tokens, tokenized
-from pico.model.pico import Pico
+from pico.model.build import Model, build_model
 from pico.runs import checkpoint
 from pico.runs.folder import lock, read_record, run_folder
 from pico.runs.metrics import cut_back
@@ -87,7 +86,7 @@ class Parts:
     reading: Reading  # what was read, in words
     text: Text
     origin: Origin
-    model: Pico
+    model: Model
     forward: Callable  # the model as it is called, which may be wrapped in DDP
     optimizers: list
     batches: Batches
@@ -114,7 +113,7 @@ def claim(path: Path, run: str, resume: bool, stack: ExitStack, display: Display
 def build(
     path: Path,
     run: str,
-    model_config: ModelConfig,
+    model_config: Shape,
     alphabet: Alphabet,
     data: DataConfig,
     config: TrainConfig,
@@ -140,7 +139,7 @@ def build(
 
     set_seed(config.seed)
     dtype = pick_dtype(config.precision, accelerator.device)
-    model = Pico(model_config, config.attention_backend, dtype)
+    model = build_model(model_config, config.attention_backend, dtype)
     model.alphabet = alphabet
     base = first_weights(model, path, origin, base_weights, display, main=not rank)
     forward, optimizers = parallel.prepare(model.train(), config, accelerator)
@@ -153,7 +152,7 @@ def build(
     choose_threads(model, config, accelerator, origin, display)
 
     # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
-    numbers = math.prod(model.ngrams.table.weight.shape) if model.ngrams else 0
+    numbers = sum(table.numel() for table in model.parameter_groups()["tables"])
     short_text = text.documents.repeats and text.documents.size < numbers
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)
     tracker_run = origin.record.get("tracker_run") or secrets.token_hex(4)
@@ -181,7 +180,7 @@ def build(
     )  # fmt: skip
 
 
-def check_memory(model_config: ModelConfig, config: TrainConfig, accelerator) -> None:
+def check_memory(model_config: Shape, config: TrainConfig, accelerator) -> None:
     """Raises PicoError for a model that does not fit into memory, with its gradients and optimizer."""
     require_weights(model_config)
     size = training_bytes(model_config, config.optimizer)
@@ -215,7 +214,7 @@ def find_origin(folder: Path, model_config, data, config, fingerprint: str, disp
 
 
 def first_weights(
-    model: Pico, path: Path, origin: Origin, base_weights: str | None, display, main: bool
+    model: Model, path: Path, origin: Origin, base_weights: str | None, display, main: bool
 ) -> dict | None:
     """Gives a new model the weights that its training starts from; returns what train.json remembers of another run's.
 
@@ -249,7 +248,7 @@ def restore(source: Path, optimizers: list, batches: Batches, rank: int) -> Stat
         raise PicoError(f"{source} is of another version of Pico or this run: {error!r}") from None
 
 
-def choose_threads(model: Pico, config: TrainConfig, accelerator, origin: Origin, display: Display) -> None:
+def choose_threads(model: Model, config: TrainConfig, accelerator, origin: Origin, display: Display) -> None:
     """On a CPU: what is faster for a new run, as many as before for a resumed one: sums round in their order."""
     if accelerator.device.type != "cpu":
         return
@@ -266,4 +265,4 @@ def choose_threads(model: Pico, config: TrainConfig, accelerator, origin: Origin
 
         pick_threads(work, display.log)
         model.zero_grad()
-        model.router.seen.zero_()
+        model.forget_step()

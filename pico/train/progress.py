@@ -113,10 +113,10 @@ class Display:
         if self.quiet or (not self._progress and time.monotonic() < self._due):
             return
         beside = f" (floor {floor:.3f})" if floor is not None else ""
+        routed = f"  routed {line['routed']:.1%}" if line["routed"] else ""
         text = (
             f"step {line['step']}  loss {line['loss']:.3f}  bpb {line['train_bpb']:.3f}{beside}  "
-            f"{line['kB_per_s']:.1f} kB/s  routed {line['routed']:.1%}"
-            + (f"  ETA {duration(remaining)}" if remaining is not None else "")
+            f"{line['kB_per_s']:.1f} kB/s{routed}" + (f"  ETA {duration(remaining)}" if remaining is not None else "")
         )
         if self._progress:
             self._progress.update(self._task, completed=done, line=text)

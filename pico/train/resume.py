@@ -9,7 +9,7 @@ import torch
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.files import entries
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape, shape
 from pico.runs import checkpoint
 from pico.runs.folder import checkpoints, differences, git_revision, read_record
 from pico.runs.folder import runs as runs_of
@@ -23,7 +23,7 @@ def check_new(folder: Path) -> None:
 
 
 def check_resume(
-    path, folder: Path, model: ModelConfig, data: DataConfig, config: TrainConfig, fingerprint: str
+    path, folder: Path, model: Shape, data: DataConfig, config: TrainConfig, fingerprint: str
 ) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint (None if the run has none yet), and what had to be skipped.
 
@@ -35,7 +35,7 @@ def check_resume(
         raise PicoError(f"{folder} holds no train.json, so there is nothing to resume: leave out --resume")
     if missing := [key for key in ("train", "data", "model", "fingerprint") if key not in before]:
         raise PicoError(f"{folder}/train.json has no {', '.join(missing)}: mend it from another run's")
-    changed = [differences(ModelConfig.build(**before["model"]), model, name="model.json's {}".format)]
+    changed = [differences(shape(before["model"]), model, name="model.json's {}".format)]
     if before["fingerprint"] != fingerprint:
         changed.append(differences(DataConfig.build(**before["data"]), data, name=DataConfig.flag))
         changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
@@ -54,7 +54,7 @@ def check_resume(
     return source, skipped
 
 
-def record(model: ModelConfig, data: DataConfig, config: TrainConfig, **more) -> dict:
+def record(model: Shape, data: DataConfig, config: TrainConfig, **more) -> dict:
     """train.json: what it takes to repeat a run."""
     return {
         "train": config.model_dump(),

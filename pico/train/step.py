@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pico.base.config import TrainConfig
+from pico.base.device import device_of
 from pico.base.graphs import StepGraphs
 from pico.data.prefetch import Batch
-from pico.model.pico import Pico
+from pico.model.build import Model
 from pico.train import parallel
 from pico.train.optimizers import gated, set_learning_rate
 
@@ -54,7 +55,7 @@ class Pending:
 
 
 def optimizer_step(
-    model: Pico,
+    model: Model,
     forward: Callable,
     optimizers: Sequence,
     config: TrainConfig,
@@ -73,13 +74,12 @@ def optimizer_step(
     then there is dropout. tell: numbers that the processes share on the way. mark: told the name of each part when it
     ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
     """
-    # 1. Where the run is decides how far a step goes, how much the stream looks ahead, and which rule routes.
+    # 1. Where the run is decides how far a step goes, and what the model does in it.
     rate = set_learning_rate(optimizers, config, step, progress)
-    model.lookahead.fill_(1 - progress)
-    model.router.causal = progress >= model.router.rule.causal_from
+    phase = model.begin_step(progress)
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
-    device, share = model.lookahead.device, config.router_loss_weight
+    device, share = device_of(model), config.router_loss_weight * model.config.routes
     again = [short_text and batch.position["epoch"] > 0 for batch in batches]
     tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
     tick = mark if graphs is None else lambda part: None
@@ -111,7 +111,7 @@ def optimizer_step(
             if gate is not None:
                 optimizer.gate = gate
             optimizer.step()
-        model.update_router(gate)
+        model.end_step(gate)
         forget()
 
     def forget() -> None:
@@ -127,7 +127,7 @@ def optimizer_step(
     if graphs is None:
         seen = gradients(*tensors)
     else:
-        seen = graphs((model.router.causal, *again), whole_step, tensors)
+        seen = graphs((phase, *again), whole_step, tensors)
 
     # 3. All that the host must know, on its way there in one transfer.
     mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *tell()], dtype=seen.dtype)
@@ -160,14 +160,14 @@ def optimizer_step(
     elif pending.get().finite:
         move(None)
     else:
-        model.router.seen.zero_()  # what it saw is not finite either
+        model.forget_step()  # what it saw is not finite either
         forget()
     mark("optimizer")
     return pending
 
 
-def step_graphs(model: Pico, optimizers: Sequence, config: TrainConfig, warn=lambda _: None) -> StepGraphs | None:
+def step_graphs(model: Model, optimizers: Sequence, config: TrainConfig, warn=lambda _: None) -> StepGraphs | None:
     """The graphs of a training's steps, where they can be had: on one GPU, with optimizers that need no host."""
-    device = model.lookahead.device
+    device = device_of(model)
     alone = parallel.PartialState().num_processes == 1
     return StepGraphs(device, optimizers, warn) if config.cuda_graph and alone and gated(device, optimizers) else None

@@ -107,7 +107,7 @@ def test_training_runs_on_mps(mps, optimizer):
         for each in optimizers:
             each.step()
             each.zero_grad()
-        model.update_router()
+        model.end_step()
     assert {"mm", "linalg_vector_norm", "embedding_dense_backward"} <= mps.called
     assert ("geqrf" in mps.called) == (optimizer == "soap")
 
@@ -116,7 +116,7 @@ def test_training_runs_on_mps(mps, optimizer):
 def test_evaluation_and_generation_run_on_mps(mps, router):
     model = tiny(router).train()
     model(random_tokens(2, 40)).router_weight.sum().backward()
-    model.update_router()
+    model.end_step()
     assert score(model, [b"abc" * 30, b""], 32).bits_per_byte > 0
     for options in (dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01)):
         assert len(texts(generate(model, [b"a", b"bcd"], max_bytes=20, **options))) == 2

@@ -227,7 +227,7 @@ def test_every_parameter_learns_within_two_steps(router, dtype):
         out = model(tokens[:, :60], targets=tokens[:, 1:])
         (0.9 * out.loss + 0.1 * out.router_loss).backward()
         optimizer.step()
-        model.update_router()
+        model.end_step()
     for name, p in model.named_parameters():
         if router == "none" and name.startswith("router"):
             continue  # there is nothing to decide

@@ -196,7 +196,7 @@ def test_no_forward_of_training_waits_for_the_gpu(rule):
         model.router.share = 0.2  # of the first batch, which is waited for
         tokens = torch.zeros(2, 200, dtype=torch.long)
         out = model(tokens[:, :190], targets=tokens[:, 1:194])
-        model.update_router()
+        model.end_step()
         assert out.loss.is_cuda and (out.slots < 190 or rule == "all")
     alibi_slopes.cache_clear()  # it keeps the fake ones
 

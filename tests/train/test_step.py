@@ -54,7 +54,7 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
         for group in optimizer.param_groups:
             group["lr"] = 0.75 * 1e-2 * group.get("rate", 1.0)
         optimizer.step()
-    plain.update_router()
+    plain.end_step()
 
     parts = []
     result = step(model, read, tell=lambda: [3.0, 4.0], mark=parts.append).get()

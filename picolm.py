@@ -101,6 +101,7 @@ def init(
         )
     config = preset(preset_name, **model)
     from pico.app.tables import model_table
+    from pico.base.recipes import RECIPES
     from pico.model.cost import model_facts
     from pico.runs.folder import check_tokens, create, read_config, with_tokenizer
 
@@ -118,7 +119,8 @@ def init(
             file = bpe.find(tokenizer)
             config = with_tokenizer(config, bpe.read(file), "vocab_size" in model)
         facts, dataset = model_facts(config), "stories"
-        create(path, config, file)
+        recipe = RECIPES[preset_name](config) if preset_name in RECIPES else None
+        create(path, config, file, recipe)
     print_result(model_table(config, facts))
     if source:
         log(f"\nits runs start from the weights in {weights}")
@@ -146,19 +148,20 @@ def train(
 ):
     """Train the model at PATH on DATASET into PATH/RUN.
 
-    With --resume, settings that are not given are those of the run.
+    Settings that are not given are those of PATH/recipe.json, or with --resume those of the run.
     """
-    if resume:
-        from pico.runs.folder import read_record, run_folder
+    from pico.runs.folder import RECIPE, read_config, read_recipe, read_record, run_folder
 
+    defaults = {"context_len": read_config(path).context_len, **read_recipe(path)}
+    if resume:
         before = read_record(run_folder(path, run))
         training, data = {**before.get("train", {}), **training}, {**before.get("data", {}), **data}
-    from pico.runs.folder import read_config
-
-    config = TrainConfig.build(**{"context_len": read_config(path).context_len, **training})
+    config = TrainConfig.build(**{**defaults, **training})
     source = DataConfig.build(**{**data, "dataset": dataset})
     from pico.train.loop import train as start
 
+    if (taken := [f"{key} {value}" for key, value in read_recipe(path).items() if key not in training]) and not quiet:
+        log(f"of {RECIPE}: {', '.join(taken)}")
     summary = start(path, run, source, config, resume, base_weights, quiet, device)
     raise typer.Exit(summary.exit_code)
 

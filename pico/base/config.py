@@ -45,6 +45,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MOST_STEPS = 10**8 - 1  # a checkpoint's folder has eight digits
 MOST_RATE = 1e6  # far beyond what any run survives, and its products are still finite in fp32
+Rate = Annotated[Positive, Field(le=MOST_RATE)]
 
 
 class Config(BaseModel):
@@ -147,7 +148,11 @@ class TrainConfig(Config):
     grad_accumulation_steps: Size = Field(1, description="batches in an optimizer step")
     optimizer: Literal["soap", "adamw", "muon"] = Field("soap", description="how gradients become steps")
     soap_exact: bool = Field(False, description="SOAP to the letter of its paper, slow, to compare with")
-    learning_rate: Annotated[Positive, Field(le=MOST_RATE)] = Field(1e-2, description="peak learning rate")
+    learning_rate: Rate = Field(1e-2, description="peak learning rate")
+    embedding_rate: Rate | None = Field(None, description="peak of the embedding, if it differs")
+    head_rate: Rate | None = Field(None, description="of the heads")
+    vector_rate: Rate | None = Field(None, description="of gains, biases and the router")
+    muon_step: Literal["rms", "original"] = Field("rms", description="Muon's step: as long as AdamW's, or its author's")
     weight_decay: Annotated[NonNegative, Field(le=MOST_RATE)] = Field(
         0.01, description="decoupled; not on norms, biases, router"
     )

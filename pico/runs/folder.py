@@ -1,6 +1,7 @@
 """The folder of a model: model.json, and its runs with their names, settings and lock.
 
     models/my-model/model.json                 its shape, Pico's or a GPT's
+    models/my-model/recipe.json                settings that `train` takes where flags say nothing, if it has some
     models/my-model/my-run/train.json          how the run was started
     models/my-model/my-run/00001000/           a checkpoint, see pico/runs/checkpoint.py
 
@@ -17,6 +18,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.files import NO_LINKS, entries, hold, read_json, remove, write_json, write_whole, writing
 from pico.base.hints import command
@@ -25,16 +27,17 @@ from pico.base.symbols import BYTES, Alphabet
 
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what hold says of another's lock
 WRITTEN = ("train.json", "metrics.jsonl", "samples.txt", "loss.png", ".lock")  # by a training, besides checkpoints
-TOKENIZER = "tokenizer.json"
-TAKEN = ("model.json", TOKENIZER, "readme.md")
+TOKENIZER, RECIPE = "tokenizer.json", "recipe.json"
+TAKEN = ("model.json", TOKENIZER, RECIPE, "readme.md")
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10))}
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
-def create(path: str | Path, config: Shape, tokenizer: Path | None = None) -> Path:
-    """Writes path/model.json, and path/tokenizer.json: a copy of `tokenizer`, whose checksum the config has.
+def create(path: str | Path, config: Shape, tokenizer: Path | None = None, recipe: dict | None = None) -> Path:
+    """Writes path/model.json, and what goes with it: recipe.json, settings of training, and tokenizer.json, a copy of
+    `tokenizer`, whose checksum the config has.
 
     Raises PicoError where there is a model already, or nothing can be written: no folder is left half-made.
     """
@@ -51,10 +54,13 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None) -> Pa
             path.mkdir(parents=True, exist_ok=True)
         if copy:
             write_whole(copy, tokenizer.read_bytes())
+        if recipe:
+            write_json(path / RECIPE, recipe)
         write_json(file, config.model_dump())
     except BaseException:
-        if copy:
-            remove(copy)
+        for made in (copy, path / RECIPE if recipe else None):
+            if made:
+                remove(made)
         for folder in new:
             with suppress(OSError):
                 folder.rmdir()
@@ -78,6 +84,19 @@ def read_config(path: str | Path) -> Shape:
         return shape(values)
     except PicoError as error:
         raise PicoError(f"{file}: {error}") from None
+
+
+def read_recipe(path: str | Path) -> dict:
+    """The settings of training that go with a model, {} for most. Raises PicoError for what are no settings."""
+    file = Path(path) / RECIPE
+    try:
+        values = read_json(file)
+        TrainConfig.build(**values)
+    except FileNotFoundError:
+        return {}
+    except PicoError as error:
+        raise PicoError(f"{file}: {error}") from None
+    return values
 
 
 def read_alphabet(path: str | Path, config: Shape) -> Alphabet:

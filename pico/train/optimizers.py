@@ -11,12 +11,16 @@ TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
 
 
 def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
-    """Gives every group the rate of this step and returns it: a linear warm-up, times the schedule."""
+    """Gives every group its rate of this step: its peak, times a linear warm-up, times the schedule.
+
+    Returns that of `learning_rate`.
+    """
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    rate = config.learning_rate * warm * SCHEDULES[config.schedule](progress)
+    share = SCHEDULES[config.schedule](progress)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = rate * group.get("rate", 1.0)
-    return rate
+        peak = getattr(config, group.get("peak", "learning_rate")) or config.learning_rate
+        group["lr"] = peak * warm * share * group.get("rate", 1.0)
+    return config.learning_rate * warm * share
 
 
 def gated(device: torch.device, optimizers) -> bool:
@@ -26,27 +30,46 @@ def gated(device: torch.device, optimizers) -> bool:
 
 
 def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """An optimizer for each of the model's parameter groups; see `Pico.parameter_groups`.
+    """Optimizers for all of the model's parameter groups; see `Pico.parameter_groups`.
 
     SOAP or AdamW for everything, or Muon for the matrices and AdamW for the rest; never weight decay for what is
-    undecayed. The tables have an Adagrad that steps only the rows that were looked up, at a rate of its own. A group's
-    `rate` is what its learning rate is multiplied by.
+    undecayed. The tables have an Adagrad that steps only the rows that were looked up. What a group's learning rate is
+    of: `peak` names the setting that is its peak, and `rate` is what that is multiplied by.
     """
-    rate, decay = config.learning_rate, config.weight_decay
-    tables, symbols, matrices, undecayed = (
-        {"params": model.parameter_groups()[group]} for group in ("tables", "symbols", "matrices", "undecayed")
-    )
-    undecayed["weight_decay"] = 0.0
-    lookups = [RowAdagrad([tables | {"rate": TABLE_RATE}], rate)] if tables["params"] else []
+    parts, decay = model.parameter_groups(), config.weight_decay
+    embedding, *head = parts["symbols"]
+    symbols = [part([embedding], "embedding_rate", config), part(head, "head_rate", config)]
+    matrices = {"params": parts["matrices"]}
+    undecayed = part(parts["undecayed"], "vector_rate", config, weight_decay=0.0)
+    lookups = [RowAdagrad([{"params": parts["tables"], "rate": TABLE_RATE}], config.learning_rate)]
+    lookups = lookups if parts["tables"] else []
     if config.optimizer == "soap":
-        groups = [matrices, symbols | {"one_sided": True}, undecayed]
-        return [SOAP(groups, lr=rate, weight_decay=decay, exact=config.soap_exact), *lookups]
-    options = {"lr": rate, "betas": (0.9, 0.95), "weight_decay": decay}
+        groups = joined(matrices, *({**group, "one_sided": True} for group in symbols), undecayed)
+        return [SOAP(groups, lr=config.learning_rate, weight_decay=decay, exact=config.soap_exact), *lookups]
+    options = {"lr": config.learning_rate, "weight_decay": decay}
+    beside = [*symbols, undecayed] if config.optimizer == "muon" else [*symbols, matrices, undecayed]
+    rest = adamw(joined(*beside), **options, betas=(0.9, 0.95))
     if config.optimizer == "adamw":
-        decayed = {"params": symbols["params"] + matrices["params"]}
-        return [adamw([decayed, undecayed], **options), *lookups]
-    muon = torch.optim.Muon([matrices], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw([symbols, undecayed], **options), *lookups]
+        return [rest, *lookups]
+    length = {"rms": "match_rms_adamw", "original": "original"}[config.muon_step]
+    return [torch.optim.Muon([matrices], **options, adjust_lr_fn=length), rest, *lookups]
+
+
+def part(parameters: list, peak: str, config: TrainConfig, **options) -> dict:
+    """A param group whose peak is that setting; or the learning rate, where that is not set."""
+    own = {} if getattr(config, peak) is None else {"peak": peak}
+    return {"params": parameters, **own, **options}
+
+
+def joined(*groups: dict) -> list[dict]:
+    """The param groups, neighbours that are stepped alike as one, and none empty."""
+    out = []
+    for group in groups:
+        if out and {**out[-1], "params": 0} == {**group, "params": 0}:
+            out[-1] = {**group, "params": out[-1]["params"] + group["params"]}
+        elif group["params"]:
+            out.append(group)
+    return out
 
 
 def adamw(groups: list[dict], **options) -> torch.optim.AdamW:

@@ -14,6 +14,8 @@ from pico.runs import checkpoint
 from pico.runs.folder import checkpoints, differences, git_revision, read_record
 from pico.runs.folder import runs as runs_of
 
+OWN_RATES = ("embedding_rate", "head_rate", "vector_rate")  # set or not, they decide what an optimizer steps together
+
 
 def check_new(folder: Path) -> None:
     """Raises PicoError if there is already a run here: anything visible but a train.json."""
@@ -40,7 +42,9 @@ def check_resume(
         changed.append(differences(DataConfig.build(**before["data"]), data, name=DataConfig.flag))
         changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
     old = TrainConfig.build(**before["train"])
-    changed.append(differences(old, config, only=("optimizer", "seed", "context_len"), name=TrainConfig.flag))
+    rates = [name for name in OWN_RATES if (getattr(old, name) is None) != (getattr(config, name) is None)]
+    fixed = ("optimizer", "muon_step", "seed", "context_len", *rates)
+    changed.append(differences(old, config, only=fixed, name=TrainConfig.flag))
     if old.step_chunks != config.step_chunks:
         changed.append(f"--batch-size x --grad-accumulation-steps {old.step_chunks} -> {config.step_chunks}")
     if any(changed):

@@ -141,7 +141,7 @@ def test_settings_without_a_flag_arrive(cli, home):
 def test_the_help_of_train_fits_a_screen(cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     out = cli("train --help").out
-    assert max(map(len, out.splitlines())) <= 100 and out.count("\n") <= 70
+    assert max(map(len, out.splitlines())) <= 100 and out.count("\n") <= 71
 
 
 SPECIFIED = {
@@ -186,6 +186,25 @@ def test_data_and_training_flags_arrive(cli, monkeypatch):
     assert data == DataConfig(dataset="text.txt", column_name="story", document_separator="X", streaming=True)
     assert training == TrainConfig(epochs=2, learning_rate=0.5, compile=True)
     assert rest == [False, "a", True, "cpu"]
+
+
+def test_a_preset_brings_its_recipe_and_flags_win(cli, home, monkeypatch):
+    import pico.train.loop
+
+    seen = []
+    monkeypatch.setattr(pico.train.loop, "train", lambda *args: seen.append(args[3]) or SimpleNamespace(exit_code=0))
+    cli("init chat --preset picochat --dim 192 --num-blocks 1")
+    said = cli("train chat r text.txt --learning-rate 0.5").err
+    assert "of recipe.json: optimizer muon, muon_step original, embedding_rate 0.4" in said
+    assert "learning_rate" not in said
+    assert cli("train chat r text.txt --quiet --set head_rate=0.25").err == ""
+    rates = [(each.learning_rate, each.embedding_rate, each.head_rate) for each in seen]
+    assert rates == [(0.5, 0.4, 0.008), (0.02, 0.4, 0.25)]
+    assert seen[0].schedule == "warmdown" and seen[0].context_len == 1024
+    (home / "chat" / "recipe.json").write_text('{"rate": 1}')
+    refused(cli("train chat r text.txt"), "chat/recipe.json: TrainConfig: unknown key 'rate'")
+    cli("init plain --preset tiny")
+    assert sorted(p.name for p in (home / "plain").iterdir()) == ["model.json"]
 
 
 def test_resume_keeps_the_settings_of_the_run(cli, home):

@@ -87,9 +87,16 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
     assert_same_run(path, "whole", "killed")
 
 
-@pytest.mark.parametrize("schedule", ["steps", "warmdown", "cosine"])
-def test_resume_is_exact_for_every_schedule(path, data, monkeypatch, schedule):
-    settings = config(schedule=schedule)
+OWN_RATES = dict(embedding_rate=3e-2, head_rate=1e-3, vector_rate=2e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(schedule=name) for name in ("steps", "warmdown", "cosine")]
+    + [dict(optimizer=name, **OWN_RATES) for name in ("soap", "adamw", "muon")],
+)
+def test_resume_is_exact_for_every_schedule_and_with_own_rates(path, data, monkeypatch, settings):
+    settings = config(**settings)
     go(path, "whole", data, settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_at_step(patch, 6)
@@ -151,6 +158,7 @@ def snapshot(folder):
         (dict(context_len=16), {}, r"--context-len 32 -> 16; undo that, or start"),
         (dict(seed=1), {}, r"--seed 0 -> 1"),
         (dict(optimizer="adamw"), {}, r"--optimizer soap -> adamw"),
+        (dict(head_rate=1e-3), {}, r"--head-rate None -> 0.001"),
         (dict(batch_size=8), {}, r"--batch-size x --grad-accumulation-steps 4 -> 8"),
     ],
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 from pico.base.config import Config, DataConfig, TrainConfig
 from pico.base.device import pick_device
 from pico.base.errors import PicoError
-from pico.base.files import read_json, write_json
+from pico.base.files import read_json, write_json, write_whole
 from pico.base.shapes import Shape
 from pico.data.open import open_data
 from pico.data.reading import Reading
@@ -30,7 +30,7 @@ from pico.evaluate.statistics import bootstrap, holm, paired_test, summary
 from pico.lab.experiment import Configuration, Experiment
 from pico.model.cost import model_facts
 from pico.runs import checkpoint
-from pico.runs.folder import Locked, create, differences, read_config, read_record
+from pico.runs.folder import Locked, create, differences, read_config, read_record, with_tokenizer
 from pico.runs.metrics import read_metrics
 from pico.train.budget import progress
 
@@ -83,9 +83,8 @@ def compare(
         number, (configuration, seed) = turn = queue.popleft()
         path, run = folder / configuration.name, f"seed-{seed}"
         settings, head = experiment.settings(configuration, seed), f"[{number}/{len(plan)}] {configuration.name} {run}"
-        if not (path / "model.json").exists():
-            create(path, experiment.shape(configuration))
         try:
+            make_model(path, experiment.shape(configuration), data, folder, log)
             if done(path / run, settings) < 1:
                 if number not in elsewhere:
                     log(f"{head}: training")
@@ -112,6 +111,34 @@ def compare(
         log(f"warning: {warning}")
     write_report(results, folder)
     return results, "finished"
+
+
+def make_model(path: Path, shape: Shape, data: DataConfig, folder: Path, log: Callable = lambda text: None) -> None:
+    """Makes the model at `path`, if it is not there; one of tokens has a tokenizer learned from the training text.
+
+    `folder` keeps the tokenizers, one for each size.
+    """
+    if (path / "model.json").exists():
+        return
+    if shape.unit == "byte":
+        create(path, shape)
+        return
+    from pico.data import bpe
+
+    file = folder / f"tokenizer-{shape.vocab_size}.json"
+    if not file.exists():
+        log(f"making a tokenizer of {shape.vocab_size:,} ids from the training text")
+        made = bpe.train(open_data(data, 0, Reading())[0].block(0), shape.vocab_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, made.encode())
+    if not (path / "model.json").exists():  # another process may have been faster
+        create(path, with_tokenizer(shape, bpe.read(file)), file)
+
+
+def model_shape(experiment: Experiment, configuration: Configuration, folder: Path) -> Shape:
+    """As it was made: a text may give fewer tokens than were asked for."""
+    path = folder / configuration.name
+    return read_config(path) if (path / "model.json").exists() else experiment.shape(configuration)
 
 
 def open_validation(data: DataConfig, log: Callable = lambda text: None):
@@ -146,7 +173,9 @@ def check_run(experiment: Experiment, configuration: Configuration, seed: int, f
     path, run = folder / configuration.name, folder / configuration.name / f"seed-{seed}"
     changed = ""
     if (path / "model.json").exists():
-        changed = differences(read_config(path), experiment.shape(configuration))
+        made, wanted = read_config(path), experiment.shape(configuration)
+        same = {"vocab_size", "tokenizer_sha256"} if wanted.unit == "token" else set()  # what the text decides
+        changed = differences(made, wanted, only=[*({**made.model_dump(), **wanted.model_dump()}.keys() - same)])
     record = read_record(run)
     if record and not changed:
         before = TrainConfig.build(**record.get("train", {}))
@@ -212,7 +241,7 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
     rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, folder)
     failed = dict(failed)
     for configuration in experiment.configurations:
-        shape, runs = experiment.shape(configuration), {}
+        shape, runs = model_shape(experiment, configuration, folder), {}
         for seed in seeds:
             name, settings = f"{configuration.name}/seed-{seed}", experiment.settings(configuration, seed)
             score = read_score(folder / name, scoring_rule(experiment, settings, validation))

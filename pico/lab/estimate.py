@@ -14,9 +14,8 @@ import torch
 from pico.base.config import TrainConfig
 from pico.base.device import pick_device
 from pico.base.numbers import count
-from pico.lab.compare import Plan, check_folder, done, open_validation, read_score, scoring_rule
+from pico.lab.compare import Plan, check_folder, done, make_model, open_validation, read_score, scoring_rule
 from pico.lab.experiment import NEVER, Configuration, Experiment
-from pico.runs.folder import create
 from pico.runs.metrics import read_metrics
 from pico.train.loop import train
 from pico.train.parts import VALIDATION_BYTES
@@ -76,7 +75,7 @@ def estimate(
             lines += [(configuration.name, "", "", "", "0", "0")] * (todo is not None)
             continue
         log(f"{configuration.name}: measuring {STEPS} steps")
-        cost, settings = measure(experiment, configuration, device), experiment.settings(configuration, 0)
+        cost, settings = measure(experiment, configuration, device, folder), experiment.settings(configuration, 0)
         if isinstance(cost, str):
             return "", cost
         shares = min(validation.size, experiment.validation_bytes or math.inf) / min(validation.size, VALIDATION_BYTES)
@@ -91,14 +90,14 @@ def estimate(
     return f"{text}\nIn all: {runs} runs, {total / 60:.1f} minutes of one process here ({where}).\n", "finished"
 
 
-def measure(experiment: Experiment, configuration: Configuration, device: str) -> Cost | str:
-    """The cost of one configuration, or what stopped the measuring."""
+def measure(experiment: Experiment, configuration: Configuration, device: str, home: Path) -> Cost | str:
+    """The cost of one configuration, or what stopped the measuring. home: keeps the tokenizers."""
     settings = experiment.settings(configuration, 0).model_dump()
     settings |= dict(max_steps=STEPS, max_minutes=None, max_flops=None, warmup_steps=0, tracker="none")
     settings |= dict(validation_interval=COUNTED, checkpoint_interval=NEVER, sample_interval=NEVER)
     with TemporaryDirectory() as folder:
-        path = create(Path(folder) / "model", experiment.shape(configuration))
-        data = experiment.data_config()
+        path, data = Path(folder) / "model", experiment.data_config()
+        make_model(path, experiment.shape(configuration), data, home)
         stopped = train(path, "run", data, TrainConfig.build(**settings), quiet=True, device=device, head=False).stopped
         lines = read_metrics(path / "run/metrics.jsonl")
     if stopped != "finished":

@@ -7,7 +7,7 @@ import pytest
 
 from pico import PicoError
 from pico.base.config import TrainConfig
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.evaluate.score import score
 from pico.lab import compare as module
 from pico.lab.compare import compare
@@ -119,6 +119,20 @@ def test_a_comparison_end_to_end(tmp_path, values):
     assert markdown(results) == table and f"{first['bits_per_byte']['mean']:.4f} ± " in table
     assert (folder / "compare.png").stat().st_size > 10_000
     assert json.loads((folder / "compare.json").read_text())["title"] == "Cats"
+
+
+def test_models_of_tokens_share_a_tokenizer_made_from_the_training_text(tmp_path, values):
+    small = dict(dim=16, num_blocks=1, head_dim=8, vocab_size=270, max_context=32)
+    each = [{"name": name, "preset": "gpt-tiny", "model": small | {"mlp_ratio": x}} for name, x in (("a", 1), ("b", 2))]
+    plan = experiment(tmp_path, values, base={"train": QUICK}, configurations=each, seeds=1)
+    results, _, said = run(plan, tmp_path / "out")
+    made = (tmp_path / "out" / "tokenizer-270.json").read_bytes()
+    assert [(tmp_path / "out" / name / "tokenizer.json").read_bytes() for name in "ab"] == [made] * 2
+    assert sum("tokenizer" in line for line in said) == 1
+    model = checkpoint.load(tmp_path / "out" / "a", "seed-0")
+    assert model.alphabet.size == 270 == model.config.vocabulary
+    assert [row["runs"][0]["steps"] for row in results["configurations"]] == [4, 4]
+    assert run(plan, tmp_path / "out")[0]["configurations"] == results["configurations"]  # nothing is trained again
 
 
 def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, values, monkeypatch):
@@ -282,13 +296,14 @@ def test_the_mean_curve_averages_what_all_seeds_have():
 def test_the_shipped_experiments_are_valid():
     from pathlib import Path
 
-    files = [*Path(__file__).parents[2].glob("experiments/*/experiment.json")]
+    experiments = Path(__file__).parents[2] / "experiments"
+    files = [*experiments.glob("*/experiment.json"), *experiments.glob("twins/*.json")]
     assert len(files) >= 3
     for file in files:
         plan = read_experiment(file)
         for each in plan.configurations:
             shape, settings = plan.shape(each), plan.settings(each, 0)
-            assert isinstance(shape, ModelConfig) and isinstance(settings, TrainConfig)
+            assert isinstance(shape, Shape) and isinstance(settings, TrainConfig)
             assert settings.max_flops == plan.budget.flops
 
 

@@ -116,8 +116,8 @@ def init(
             from pico.data import bpe
 
             check_tokens(config)
-            file = bpe.find(tokenizer)
-            config = with_tokenizer(config, bpe.read(file), "vocab_size" in model)
+            file = bpe.find_tokenizer(tokenizer)
+            config = with_tokenizer(config, bpe.read_tokenizer(file), "vocab_size" in model)
         facts, dataset = model_facts(config), "stories"
         recipe = RECIPES[preset_name](config) if preset_name in RECIPES else None
         create(path, config, file, recipe)

@@ -65,9 +65,9 @@ def compare(
 
         text, stopped = estimate(file, out, device, log, plan)
     else:
-        from pico.lab.compare import compare as start
+        from pico.lab.compare import run_experiment
 
-        results, stopped = start(file, out, device, quiet, log, plan)
+        results, stopped = run_experiment(file, out, device, quiet, log, plan)
     if stopped != "finished":
         log("stopped" if dry_run else "stopped; the same command goes on from here")
         from pico.train.progress import EXIT_CODES
@@ -112,10 +112,10 @@ def tokenizer(
     for line in reading.lines() + reading.warnings:
         log(line)
     with Console(stderr=True).status("reading the text") as status:
-        made = bpe.train(training.block(0), vocab_size, status.update)
+        made = bpe.train_tokenizer(training.block(0), vocab_size, status.update)
         write_whole(out, made.encode())
         status.update("tokenizing the validation part")
-        facts = bpe.facts(bpe.read(out), validation)
+        facts = bpe.tokenizer_facts(bpe.read_tokenizer(out), validation)
     print_result(facts_table(facts))
     if facts["vocabulary"] < vocab_size:
         log(f"the text gives no more than {facts['vocabulary']} ids: no other pair in it occurs twice")

@@ -82,7 +82,7 @@ def _keys(config: type[Config], place: tuple) -> str:
     *way, key = place
     for step in way:
         if isinstance(step, str):  # a number is a place in a list of the same kind
-            config = part(config.model_fields[step].annotation)
+            config = nested_config(config.model_fields[step].annotation)
     return meant(key, config.model_fields)
 
 
@@ -92,11 +92,11 @@ def meant(name: str, valid) -> str:
     return "".join(f"did you mean {each}? " for each in near) + f"valid: {', '.join(valid)}"
 
 
-def part(annotation) -> type[Config] | None:
+def nested_config(annotation) -> type[Config] | None:
     """The Config inside of an annotation such as `list[Configuration]`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
-    return next(filter(None, map(part, get_args(annotation))), None)
+    return next(filter(None, map(nested_config, get_args(annotation))), None)
 
 
 class DataConfig(Config):

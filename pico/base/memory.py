@@ -14,7 +14,7 @@ from pico.base.shapes import Shape
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # the limit of a container, where there is one
 
 
-def available(device: str | torch.device) -> float:
+def free_bytes(device: str | torch.device) -> float:
     """Bytes that are free on a device, swap included on the CPU; infinite where nobody knows."""
     device = torch.device(device)
     if device.type == "cuda":
@@ -57,7 +57,7 @@ def training_bytes(config: Shape, optimizer: str) -> int:
 
 def require(need: float, device: str | torch.device, what: str, instead: str) -> None:
     """Raises PicoError if a device has not so many bytes; what they are for, and what to do instead."""
-    have = available(device)
+    have = free_bytes(device)
     if need > have:
         raise PicoError(f"{what}: {need / 1e9:,.1f} GB needed on {device}, {have / 1e9:,.1f} GB available; {instead}")
 

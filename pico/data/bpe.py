@@ -82,7 +82,7 @@ class BPE(Alphabet):
 
     def _pieces(self, texts: Iterable[tuple]) -> Iterator[tuple[int, np.ndarray]]:
         """(number of the text, ids of a piece) of texts, each given as (buffer, start, length)."""
-        pieces = ((number, *piece) for number, text in enumerate(texts) for piece in cut(*text))
+        pieces = ((number, *piece) for number, text in enumerate(texts) for piece in valid_pieces(*text))
         while handful := list(islice(pieces, HANDFUL)):
             split = [INVALID.split(text) for *_, text in handful]  # each: valid, invalid, valid ...
             valid = [run for runs in split for run in runs[::2]]
@@ -96,7 +96,7 @@ class BPE(Alphabet):
                 yield number, np.array(ids, np.int64)
 
 
-def cut(buffer, start: int, length: int) -> Iterator[tuple[bytes, str]]:
+def valid_pieces(buffer, start: int, length: int) -> Iterator[tuple[bytes, str]]:
     """(bytes, the same with invalid ones escaped) of a text's pieces, each as long as may be.
 
     They end between a letter and white space, where all common pre-tokenizers split, so that its tokens are those of
@@ -118,7 +118,7 @@ def cut(buffer, start: int, length: int) -> Iterator[tuple[bytes, str]]:
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
-def train(documents: Documents, vocab_size: int, log: Callable[[str], object] = lambda text: None) -> str:
+def train_tokenizer(documents: Documents, vocab_size: int, log: Callable[[str], object] = lambda text: None) -> str:
     """A new tokenizer.json, the same for the same text: bytes, merges within GPT-2's words, then the control symbols.
 
     It has fewer than `vocab_size` ids if the text has no more pairs that occur twice. log: is told how far it is.
@@ -150,7 +150,9 @@ def check_size(vocab_size: int) -> None:
 def _sample(documents: Documents, log: Callable[[str], object]) -> Iterator[str]:
     """The valid text, in pieces; of more than SAMPLE one in so many."""
     places, read = zip(documents.starts.tolist(), documents.lengths.tolist()), 0
-    for number, (data, text) in enumerate(piece for place in places for piece in cut(documents.buffer, *place)):
+    for number, (data, text) in enumerate(
+        piece for place in places for piece in valid_pieces(documents.buffer, *place)
+    ):
         read += len(data)
         if number % -(-documents.size // SAMPLE) == 0:
             yield from filter(None, INVALID.split(text)[::2])
@@ -159,7 +161,7 @@ def _sample(documents: Documents, log: Callable[[str], object]) -> Iterator[str]
     log("merging")
 
 
-def facts(tokenizer: BPE, documents: Documents) -> dict:
+def tokenizer_facts(tokenizer: BPE, documents: Documents) -> dict:
     """What a tokenizer makes of the first documents, about MEASURED bytes of them."""
     documents = documents.first(MEASURED)
     tokens = sum(len(piece) for pieces in tokenizer.encode_documents(documents) for piece in pieces)
@@ -173,7 +175,7 @@ def facts(tokenizer: BPE, documents: Documents) -> dict:
 # --- reading one ------------------------------------------------------------------------------------------------------
 
 
-def read(file: str | Path) -> BPE:
+def read_tokenizer(file: str | Path) -> BPE:
     """The tokenizer in a file. Raises PicoError if it is missing, broken or of another kind."""
     try:
         content = read_json(file)
@@ -182,7 +184,7 @@ def read(file: str | Path) -> BPE:
     return BPE(file, content, checksum(file))
 
 
-def find(name: str | Path) -> Path:
+def find_tokenizer(name: str | Path) -> Path:
     """The file of this path, if there is one (in a folder, its tokenizer.json), or of this name on the Hub.
 
     Raises PicoError where it cannot be had.

@@ -13,7 +13,7 @@ Other columns are named: `talk` for a list of messages, `ask,reply` for a questi
 for one with something to read between them.
 
 As symbols a conversation is BOS [SYSTEM text END] (USER text END ASSISTANT text END)+ EOS. The roles and END are
-control symbols, which no text can forge: see `pack`.
+control symbols, which no text can forge: see `pack_turns`.
 """
 
 import re
@@ -120,7 +120,7 @@ def conversations(rows: Iterable[dict], form: Form, left_out: Counter) -> Iterat
     """The conversation of each row, packed. Rows that are none are counted in left_out, by what is wrong."""
     for row in rows:
         try:
-            yield pack(checked(form.read(*(row.get(name) for name in form.columns))))
+            yield pack_turns(checked(form.read(*(row.get(name) for name in form.columns))))
         except Unfit as unfit:
             left_out[str(unfit)] += 1
 
@@ -168,12 +168,12 @@ def _text(value) -> str:
 # --- turns to a document, and back -----------------------------------------------------------------------------------
 
 
-def pack(turns: Iterable[Turn]) -> bytes:
+def pack_turns(turns: Iterable[Turn]) -> bytes:
     """A conversation as one document: before each turn's text a byte that UTF-8 never has, which says whose it is."""
     return b"".join(MARKS[turn.role] + turn.text.encode(errors="surrogatepass") for turn in turns)
 
 
-def unpack(document: bytes) -> list[tuple[str, bytes]]:
+def unpack_turns(document: bytes) -> list[tuple[str, bytes]]:
     """The turns (role, text) of a packed conversation."""
     roles = {mark: role for role, mark in MARKS.items()}
     texts = MARKED.split(document)[1:]

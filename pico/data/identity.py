@@ -1,6 +1,6 @@
 """Built-in conversations about the model itself: short, and honest about what a small model is.
 
-    from pico.data.identity import conversation
+    from pico.data.identity import identity_conversation
     conversation(seed=0, index=0)      # [Turn("user", "Who are you?"), Turn("assistant", "I am Pico, a small ...")]
 
 A hash of the question, as it is worded, decides whether it is trained on or validates (one in ten).
@@ -248,18 +248,18 @@ TOPICS: dict[str, tuple[str, str]] = {
 }
 
 
-def is_test(question: str) -> bool:
+def is_test_question(question: str) -> bool:
     """Whether a question validates, and is never trained on."""
     return blake2b(question.encode(), digest_size=1).digest()[0] < 256 * HELD_OUT
 
 
-def conversation(seed: int, index: int, test: bool = False) -> list[Turn]:
+def identity_conversation(seed: int, index: int, test: bool = False) -> list[Turn]:
     """Conversation number `index` of a seed: one to three questions with their answers; depends on nothing else."""
     random, turns = Random((seed << 64) | index), []
     wanted = random.choice(EXCHANGES)
     while len(turns) < 2 * wanted:
         questions, answers = random.choice(list(TOPICS.values()))
         question = worded(random.choice(lines(questions)), random)
-        if is_test(question) == test:
+        if is_test_question(question) == test:
             turns += [Turn("user", question), Turn("assistant", worded(random.choice(lines(answers)), random))]
     return turns

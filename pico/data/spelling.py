@@ -1,7 +1,7 @@
 """Built-in conversations on the letters of words, without end: exact questions, exact answers.
 
-    from pico.data.spelling import conversation
-    conversation(seed=0, index=0)      # [Turn("user", "Spell the word moon."), Turn("assistant", "m-o-o-n")]
+    from pico.data.spelling import spelling_conversation
+    spelling_conversation(seed=0, index=0)      # [Turn("user", "Spell the word moon."), Turn("assistant", "m-o-o-n")]
 
 The words are those of the story grammar, made-up ones of seeded syllables, and some of random letters. A hash of the
 word decides whether it is trained on or tested with (one in ten), so no word is ever both.
@@ -123,7 +123,7 @@ LONGER = """
 """
 
 
-class Draw(NamedTuple):
+class WordSource(NamedTuple):
     """Draws words of one part, 'train' or 'test'."""
 
     random: Random
@@ -131,7 +131,7 @@ class Draw(NamedTuple):
     excluded: Collection[str]
 
     def allows(self, word: str) -> bool:
-        return is_test(word) == self.test and word not in self.excluded
+        return is_test_word(word) == self.test and word not in self.excluded
 
     def word(self, least: int = 3) -> str:
         """A word of at least so many letters."""
@@ -165,7 +165,7 @@ class Draw(NamedTuple):
         return worded(self.random.choice(lines(wordings)), self.random, **words)
 
 
-def is_test(word: str) -> bool:
+def is_test_word(word: str) -> bool:
     """Whether a word is tested with, and never trained on."""
     return blake2b(word.encode(), digest_size=1).digest()[0] < 256 * HELD_OUT
 
@@ -194,12 +194,12 @@ def endings() -> dict[str, list[str]]:
 # --- the tasks: a question and its answer ----------------------------------------------------------------------------
 
 
-def spell(draw: Draw) -> tuple[str, str]:
+def spell(draw: WordSource) -> tuple[str, str]:
     word = draw.word()
     return draw.said(SPELL, w=word), "-".join(word)
 
 
-def count(draw: Draw) -> tuple[str, str]:
+def count_letters(draw: WordSource) -> tuple[str, str]:
     """Each letter is written down, and each time it is the one its number; now and then it is not there at all."""
     word = draw.word()
     letter = draw.random.choice(ascii_lowercase if draw.random.random() < 0.1 else word)
@@ -211,12 +211,12 @@ def count(draw: Draw) -> tuple[str, str]:
     return draw.said(COUNT, w=word, l=letter), f"{word}: {' '.join(steps)}. The letter {letter} occurs {times}."
 
 
-def reverse(draw: Draw) -> tuple[str, str]:
+def reverse(draw: WordSource) -> tuple[str, str]:
     word = draw.word()
     return draw.said(REVERSE, w=word), word[::-1]
 
 
-def index(draw: Draw) -> tuple[str, str]:
+def index(draw: WordSource) -> tuple[str, str]:
     word = draw.word()
     place = draw.random.randrange(len(word))
     if draw.random.random() < 0.5:
@@ -227,12 +227,12 @@ def index(draw: Draw) -> tuple[str, str]:
     return draw.said(ORDINAL, w=word, n=PLACES[place]), word[place]
 
 
-def length(draw: Draw) -> tuple[str, str]:
+def length(draw: WordSource) -> tuple[str, str]:
     word = draw.word()
     return draw.said(LENGTH, w=word), str(len(word))
 
 
-def delete(draw: Draw) -> tuple[str, str]:
+def delete(draw: WordSource) -> tuple[str, str]:
     while True:
         word = draw.word()
         letter = draw.random.choice(word)
@@ -240,7 +240,7 @@ def delete(draw: Draw) -> tuple[str, str]:
             return draw.said(DELETE, w=word, l=letter), rest
 
 
-def rhyme(draw: Draw) -> tuple[str, str]:
+def rhyme(draw: WordSource) -> tuple[str, str]:
     """The answer is the only word of the list with the ending of the one that is asked for."""
     while True:
         word = draw.word()
@@ -255,22 +255,31 @@ def rhyme(draw: Draw) -> tuple[str, str]:
     return draw.said(RHYME, w=word, list=f"{others[0]}, {others[1]} or {others[2]}"), answer
 
 
-def longer(draw: Draw) -> tuple[str, str]:
+def longer(draw: WordSource) -> tuple[str, str]:
     one, other = draw.word(), draw.word()
     while len(one) == len(other):
         other = draw.word()
     return draw.said(LONGER, list=f"{one} or {other}"), max(one, other, key=len)
 
 
-TASKS: tuple[Callable[[Draw], tuple[str, str]], ...] = (spell, count, reverse, index, length, delete, rhyme, longer)
+TASKS: tuple[Callable[[WordSource], tuple[str, str]], ...] = (
+    spell,
+    count_letters,
+    reverse,
+    index,
+    length,
+    delete,
+    rhyme,
+    longer,
+)
 
 
-def conversation(seed: int, index: int, test: bool = False, excluded: Collection[str] = ()) -> list[Turn]:
+def spelling_conversation(seed: int, index: int, test: bool = False, excluded: Collection[str] = ()) -> list[Turn]:
     """Conversation number `index` of a seed: one to three questions with their answers; depends on nothing else.
 
     test: on words that no other conversation is on. excluded: words that it is not on either, in small letters.
     """
-    draw, turns = Draw(Random((seed << 64) | index), test, excluded), []
+    draw, turns = WordSource(Random((seed << 64) | index), test, excluded), []
     for _ in range(draw.random.choice(EXCHANGES)):
         question, answer = draw.random.choice(TASKS)(draw)
         turns += [Turn("user", question), Turn("assistant", answer)]

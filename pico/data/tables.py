@@ -42,7 +42,7 @@ def read_table(
     if not kinds:
         return
     column = choose_column(kinds, wanted, file)
-    log(described(column, kinds, wanted))
+    log(column_note(column, kinds, wanted))
     beside: set[str] = set()  # columns of the rows that have the column
     instead: dict[str, str] = {}  # text column of a row that does not have it -> the first such row
     for place, row in rows():
@@ -104,7 +104,7 @@ def choose_column(kinds: dict[str, str], wanted: str | None, source) -> str:
     return name
 
 
-def described(column: str, kinds: dict[str, str], wanted: str | None) -> str:
+def column_note(column: str, kinds: dict[str, str], wanted: str | None) -> str:
     """ "column 'body'", and beside which nested ones it was taken for being the only one with text."""
     nested = [name for name, kind in kinds.items() if kind.lower().startswith("list") and wanted is None]
     beside = f", the only one with text; not read: {', '.join(nested)}" if nested and column != "text" else ""
@@ -162,7 +162,7 @@ def _read_parquet(file: Path, wanted: str | None, log: Callable) -> Iterator[byt
             with parquet.ParquetFile(source) as table:
                 kinds = dict(_arrow_kinds(table.schema_arrow))
                 column = choose_column(kinds, wanted, file)
-                log(described(column, kinds, wanted))
+                log(column_note(column, kinds, wanted))
                 path = [column] if column in table.schema_arrow.names else column.split(".")
                 for batch in table.iter_batches(1024, columns=[column]):
                     values = batch.column(path[0])

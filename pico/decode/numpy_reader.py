@@ -25,7 +25,7 @@ LARGEST = 60.0  # exponent with which a thousand terms still sum to a finite fp3
 EPS = float(np.finfo(np.float32).eps)
 
 
-def norm(x: np.ndarray) -> np.ndarray:
+def rms_norm(x: np.ndarray) -> np.ndarray:
     """x / |x| of x (n, D). RMSNorm is sqrt(D) times that: the factor is folded into the weight behind it."""
     squares = np.vecdot(x, x)[:, None]
     squares += x.shape[1] * EPS
@@ -99,7 +99,7 @@ class Piece(NamedTuple):
     bias: np.ndarray  # (K, H/K n, S)
 
 
-class Stack:
+class ReaderStack:
     """Blocks that share a window and a position count, and the keys and values they have seen."""
 
     def __init__(self, blocks, config, window: int):
@@ -118,8 +118,8 @@ class Stack:
         for weights, memory in zip(self.blocks[layers], self.memory[layers]):
             if weights.mix is not None:
                 x = weights.mix[0] * x + weights.mix[1] * embedding
-            x = x + np.dot(self.attention(norm(x), weights, memory, new, pieces), weights.out)
-            x += swiglu(norm(x), weights)
+            x = x + np.dot(self.attention(rms_norm(x), weights, memory, new, pieces), weights.out)
+            x += swiglu(rms_norm(x), weights)
         return x
 
     def attention(self, x, weights: Weights, memory: np.ndarray, new: slice, pieces: list[Piece]) -> np.ndarray:
@@ -176,8 +176,8 @@ class NumpyReader:
         self.heads = [np.ascontiguousarray(part) for part in np.split(heads, config.next_tokens, axis=1)]
         self.chain = [columns(link) for link in model.chain]  # gives as much of a stream that _norm left short
         self.score_weight, self.score_bias = columns(model.router, unit)[:, 0], model.router.bias.item()
-        self.local = Stack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
-        self.latent = Stack(model.latent, config, config.latent_att_window_size)
+        self.local = ReaderStack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
+        self.latent = ReaderStack(model.latent, config, config.latent_att_window_size)
         self.history = [BOS] * config.history  # the newest last
         self.ahead: tuple[list, list] = [], []  # bytes drafted behind the history, and their embeddings
         # some hundred matmuls of a few rows, each too small to share with threads that others keep busy
@@ -189,14 +189,14 @@ class NumpyReader:
         depth, ids = self.config.fb_num_blocks, tokens[0].tolist()
         embedding = x = np.array(self._embed(ids))
         x = self.local.run(x, slice(depth), embedding)
-        score = norm(x) @ self.score_weight + self.score_bias
+        score = rms_norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
         routed = np.zeros(len(x), bool) if self.disable_latent else self._wanted(score, ids)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        self.stream = norm(self.local.run(x, slice(depth, None), embedding))
+        self.stream = rms_norm(self.local.run(x, slice(depth, None), embedding))
         self._tokens, self._routed = tokens, routed
         return weight[None], routed[None]
 

@@ -56,7 +56,7 @@ class Scored(Config):
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def compare(
+def run_experiment(
     experiment: Experiment,
     folder: str | Path,
     device: str | None = None,
@@ -106,7 +106,7 @@ def compare(
         except PicoError as error:
             log(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)
-    results = gather(experiment, folder, validation, failed)
+    results = collect_results(experiment, folder, validation, failed)
     for warning in results["warnings"]:
         log(f"warning: {warning}")
     write_report(results, folder)
@@ -128,11 +128,11 @@ def make_model(path: Path, shape: Shape, data: DataConfig, folder: Path, log: Ca
     file = folder / f"tokenizer-{shape.vocab_size}.json"
     if not file.exists():
         log(f"making a tokenizer of {shape.vocab_size:,} ids from the training text")
-        made = bpe.train(open_data(data, 0, Reading())[0].block(0), shape.vocab_size)
+        made = bpe.train_tokenizer(open_data(data, 0, Reading())[0].block(0), shape.vocab_size)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, made.encode())
     if not (path / "model.json").exists():  # another process may have been faster
-        create(path, with_tokenizer(shape, bpe.read(file)), file)
+        create(path, with_tokenizer(shape, bpe.read_tokenizer(file)), file)
 
 
 def model_shape(experiment: Experiment, configuration: Configuration, folder: Path) -> Shape:
@@ -236,7 +236,7 @@ def read_score(run: Path, rule: dict) -> dict | None:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, str]) -> dict:
+def collect_results(experiment: Experiment, folder: Path, validation, failed: dict[str, str]) -> dict:
     """Everything the table and the plot show, from the run folders."""
     rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, folder)
     failed = dict(failed)
@@ -251,7 +251,7 @@ def gather(experiment: Experiment, folder: Path, validation, failed: dict[str, s
                 missing.append(name)
                 continue
             try:
-                runs[seed] = run_facts(folder / name, shape, settings, score)
+                runs[seed] = run_costs(folder / name, shape, settings, score)
             except PicoError as error:
                 failed[name] = str(error)
         row = {"name": configuration.name, "parameters": model_facts(shape)["parameters"], "runs": runs}
@@ -301,7 +301,7 @@ def doubts(row: dict, shape: Shape, settings: TrainConfig) -> Iterator[str]:
         yield f"{warmup} of {steps} steps are warm-up: lower warmup_steps or raise the budget"
 
 
-def run_facts(run: Path, shape: Shape, settings: TrainConfig, score: dict) -> dict:
+def run_costs(run: Path, shape: Shape, settings: TrainConfig, score: dict) -> dict:
     """What one run reached and spent, as it was measured. FLOPs a byte are of every position of its chunks; of a model
     of tokens, whose positions are no bytes, of what it read."""
     file, wanted = run / "metrics.jsonl", {"step", "executed_flops", *COSTS}

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from pico.base.config import Config, Count, DataConfig, Positive, TrainConfig, meant, part
+from pico.base.config import Config, Count, DataConfig, Positive, TrainConfig, meant, nested_config
 from pico.base.errors import PicoError
 from pico.base.files import read_json
 from pico.base.shapes import PRESETS, GPTConfig, ModelConfig, Shape, check_context, check_routes, preset
@@ -226,7 +226,7 @@ def form(width: int = 76) -> str:
 def lines_of(config: type[Config], indent: str, width: int, seen: set) -> Iterator[str]:
     properties = config.model_json_schema()["properties"]
     for name, field in config.model_fields.items():
-        inner, default = part(field.annotation), properties[name].get("default")
+        inner, default = nested_config(field.annotation), properties[name].get("default")
         text = f"{name}: {words(properties[name])}" + ", required" * field.is_required()
         if default and not inner:
             text += f", default {json.dumps(default)}"

@@ -30,7 +30,7 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype) if self.cast is None else self.cast, bias)
 
 
-def thin(update: Tensor, share: float) -> Tensor:
+def dropout(update: Tensor, share: float) -> Tensor:
     """Dropout of what a block adds. One random byte a number: torch's own draws take a third of a step on a CPU."""
     if not share:
         return update
@@ -89,11 +89,11 @@ class Block(nn.Module):
             keep, add = self.mix.to(x.dtype)
             x = keep * x + add * embedding
         share = self.dropout if self.training else 0.0
-        x = x + thin(self.attention(norm(x), backend, ring, layer), share)
-        return x + thin(self.mlp(norm(x)), share)
+        x = x + dropout(self.attention(norm(x), backend, ring, layer), share)
+        return x + dropout(self.mlp(norm(x)), share)
 
 
-def each_in_one(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> dict[str, list[nn.Parameter]]:
+def check_groups(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> dict[str, list[nn.Parameter]]:
     """The groups, each in the order of `model.parameters()`, if every parameter is in exactly one of them."""
     found = {id(p): [] for p in model.parameters()}
     for group, parameters in groups.items():

@@ -4,8 +4,8 @@ What only Pico has, the rules of routing and several heads, is asked of the conf
 outside this room looks inside of a model.
 """
 
-from collections.abc import Hashable
-from typing import Protocol
+from collections.abc import Hashable, Iterator
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,10 @@ from torch import Tensor, nn
 from pico.base.routers import Rule
 from pico.base.shapes import Shape
 from pico.base.symbols import Alphabet
+from pico.model.cache import Cache
 from pico.model.gpt import GPT
+from pico.model.ngrams import NGrams
 from pico.model.pico import Output, Pico
-
-
-class Cache(Protocol):
-    """What a batch of texts being read leaves behind."""
-
-    feed: int  # the most symbols of a text that one forward reads
-    length: Tensor  # (B,) symbols read so far
-    history: Tensor  # (B, config.history) the last of them
-
-    def narrow(self) -> None:
-        """From now on a forward reads few symbols: gives back the memory that a prompt needed."""
-
-    def advance(self, tokens: Tensor, routed: Tensor) -> None:
-        """Counts tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
-
-    def rollback(self, keep: Tensor) -> None:
-        """Keeps only the first `keep` (B,) symbols of each row of the last forward."""
-
-    def memory_bytes(self) -> int: ...
 
 
 class Model(Protocol):
@@ -44,6 +27,7 @@ class Model(Protocol):
     alphabet: Alphabet  # what its ids stand for
     attention_backend: str | None  # as it was asked for
     blocks: list[nn.Module]  # what is sharded and compiled one by one
+    ngrams: NGrams | None
 
     def __call__(
         self,
@@ -64,7 +48,7 @@ class Model(Protocol):
     def forget_step(self) -> None:
         """After a step that moves nothing."""
 
-    def drop(self, lookups: float, updates: float) -> None:
+    def set_dropout(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
 
     def new_cache(self, batch: int, feed: int) -> Cache: ...
@@ -83,6 +67,15 @@ class Model(Protocol):
 
     def parts(self) -> dict[str, int]:
         """Parameters of each part, as the config names them."""
+
+    # of torch's modules
+    def to(self, device: str | torch.device) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> object: ...
+    def zero_grad(self) -> None: ...
 
 
 def build_model(config: Shape, attention_backend: str | None = None, dtype: torch.dtype = torch.float32) -> Model:

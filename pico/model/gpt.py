@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pico.base.shapes import GPTConfig
 from pico.base.symbols import BYTES, Alphabet
-from pico.model.blocks import Linear, SwiGLU, each_in_one, thin
+from pico.model.blocks import Linear, SwiGLU, check_groups, dropout
 from pico.model.cache import Cache, Ring
 from pico.model.causal import causal_attention, sdpa
 from pico.model.loss import multi_byte_loss, soft_capped
@@ -57,7 +57,7 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
-class Attention(nn.Module):
+class CausalAttention(nn.Module):
     """Grouped-query attention with RoPE, QK-norm before or after it, and a gate, each if wanted."""
 
     def __init__(self, config: GPTConfig):
@@ -118,7 +118,7 @@ class GPTBlock(nn.Module):
 
     def __init__(self, config: GPTConfig, hidden: int):
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = CausalAttention(config)
         self.mlp = {"swiglu": SwiGLU, "relu2": SquaredReLU}[config.mlp](config.dim, hidden)
         self.norms = nn.ModuleList(Norm(config.dim, config.norm_gain) for _ in range(2))
         self.outer_norms = nn.ModuleList(
@@ -128,8 +128,8 @@ class GPTBlock(nn.Module):
 
     def forward(self, x: Tensor, turn: Tensor, ring: Ring | None = None, layer: int = 0) -> Tensor:
         share = self.dropout if self.training else 0.0
-        x = x + thin(self.outer_norms[0](self.attention(self.norms[0](x), turn, ring, layer)), share)
-        return x + thin(self.outer_norms[1](self.mlp(self.norms[1](x))), share)
+        x = x + dropout(self.outer_norms[0](self.attention(self.norms[0](x), turn, ring, layer)), share)
+        return x + dropout(self.outer_norms[1](self.mlp(self.norms[1](x))), share)
 
 
 class GPT(nn.Module):
@@ -194,7 +194,7 @@ class GPT(nn.Module):
             "matrices": [p for p in inside if p.ndim > 1] + ([self.ngrams.project.weight] if self.ngrams else []),
             "undecayed": [p for p in inside if p.ndim < 2],  # gains and biases
         }
-        return each_in_one(self, groups)
+        return check_groups(self, groups)
 
     def forward(
         self,
@@ -260,7 +260,7 @@ class GPT(nn.Module):
         """(B, T, 1, V): it has one head, which drafts nothing."""
         return self.logits(x)[:, :, None]
 
-    def drop(self, lookups: float, updates: float) -> None:
+    def set_dropout(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
         for block in self.blocks:
             block.dropout = updates

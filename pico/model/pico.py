@@ -19,12 +19,12 @@ from pico.base.routers import Rule
 from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS, BYTES, Alphabet
 from pico.model.attention import choose_backend
-from pico.model.blocks import Block, Linear, each_in_one
+from pico.model.blocks import Block, Linear, check_groups
 from pico.model.cache import Cache, Ring
 from pico.model.loss import multi_byte_loss
 from pico.model.ngrams import NGrams
 from pico.model.norm import norm
-from pico.model.routing import Router, gather, scatter
+from pico.model.routing import Router, gather_routed, scatter_routed
 
 
 class Output(NamedTuple):
@@ -106,7 +106,7 @@ class Pico(nn.Module):
             "matrices": [p for p in inside if p.ndim > 1] + [each.weight for each in linear],
             "undecayed": [p for p in inside if p.ndim < 2] + [self.router.weight, self.router.bias],
         }
-        return each_in_one(self, groups)
+        return check_groups(self, groups)
 
     def forward(
         self,
@@ -146,7 +146,7 @@ class Pico(nn.Module):
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
         if slots:
-            x = self.think(x, routing, backend, latent)
+            x = self.latent_stack(x, routing, backend, latent)
 
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
             x = block(x, backend, local, layer, embedding)
@@ -154,7 +154,7 @@ class Pico(nn.Module):
         if cache is not None:
             cache.advance(tokens, routed)
 
-        skipped = (routing.wanted & ~routing.routed).sum() / routing.wanted.sum().clamp(min=1)
+        skipped = (routing.chosen & ~routing.routed).sum() / routing.chosen.sum().clamp(min=1)
         seen = x, routing.weight, routed, skipped, slots
         if targets is None:
             return Output(rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary), *seen)
@@ -219,17 +219,17 @@ class Pico(nn.Module):
             x = self.chained(x, self.embed(text)[:, 0], head)
         return F.linear(x, self.heads.weight.view(-1, self.config.vocabulary, x.shape[-1])[head].to(x.dtype))
 
-    def think(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
+    def latent_stack(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
         """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
-        chosen = gather(x, routing, backend)  # (B, M, D)
+        chosen = gather_routed(x, routing, backend)  # (B, M, D)
         if ring is not None:
             ring.open(chosen.shape[1], backend)
         y = chosen
         for layer, block in enumerate(self.latent):
             y = block(y, backend, ring, layer)
-        return scatter(x, chosen, y, routing, backend)
+        return scatter_routed(x, chosen, y, routing, backend)
 
-    def drop(self, lookups: float, updates: float) -> None:
+    def set_dropout(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
         for block in self.blocks:
             block.dropout = updates

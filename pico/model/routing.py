@@ -23,7 +23,7 @@ class Routing(NamedTuple):
     routed: Tensor  # (B, T) bool
     index: Tensor  # (B, M) routed positions in order; slots past a row's last routed byte hold other positions
     valid: Tensor  # (B, M) bool, False in those slots
-    wanted: Tensor  # (B, T) bool, what the rule asked for before the buffer was full
+    chosen: Tensor  # (B, T) bool, what the rule asked for before the buffer was full
     stream: Tensor  # (B, T, D) fp32, normalised: what the score was read from
 
     @property
@@ -57,7 +57,7 @@ def rounded(slots: float, length: int) -> int:
     return min(length, SLOT_STEP * math.ceil(slots / SLOT_STEP))
 
 
-def fullest(routed: Tensor) -> int:
+def slots_needed(routed: Tensor) -> int:
     """Slots that hold the routed bytes of every row. A GPU rounds up, to see few shapes: so it waits for no count where
     T is small, as in decoding, whose steps are captured as a CUDA graph."""
     length = routed.shape[1]
@@ -71,7 +71,7 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return (index + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]).flatten()
 
 
-def gather(x: Tensor, routing: Routing, backend: str) -> Tensor:
+def gather_routed(x: Tensor, routing: Routing, backend: str) -> Tensor:
     """The routed positions of x (B, T, D) in order: (B, M, D). Slots that are not valid hold anything finite."""
     if backend == "triton":
         from pico.model.kernels.gather import latent_gather
@@ -80,7 +80,7 @@ def gather(x: Tensor, routing: Routing, backend: str) -> Tensor:
     return x.flatten(0, 1).index_select(0, _rows(x, routing.index)).view(len(x), -1, x.shape[2])
 
 
-def scatter(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backend: str) -> Tensor:
+def scatter_routed(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backend: str) -> Tensor:
     """x (B, T, D) with what was gathered, `chosen` (B, M, D), moved by its gate towards y (B, M, D)."""
     gate = routing.weight.gather(1, routing.index)  # (B, M)
     if backend == "triton":
@@ -109,20 +109,20 @@ class Router(nn.Module):
         """Normalised (B, T, D) -> (B, T) fp32 logit."""
         return F.linear(stream, self.weight, self.bias).squeeze(-1)
 
-    def slots(self, rule: Rule, wanted: Tensor) -> int:
+    def slots(self, rule: Rule, chosen: Tensor) -> int:
         """How many the latent blocks run on in training: a number that the rule sets, or else as many as the fullest
-        row of wanted (B, T) needs.
+        row of chosen (B, T) needs.
 
         On a GPU nothing but the first batch is waited for: its rows have room for the most that the rule can choose,
         or for `ROOM` times the share that it chose there.
         """
-        length = wanted.shape[1]
+        length = chosen.shape[1]
         slots = rule.slots(length)
-        if slots is None and not wanted.is_cuda:
-            slots = int(wanted.sum(1).max())
+        if slots is None and not chosen.is_cuda:
+            slots = int(chosen.sum(1).max())
         elif slots is None and (slots := rule.most(length)) is None:
             if self.share is None:
-                self.share = wanted.float().mean().item()
+                self.share = chosen.float().mean().item()
             slots = rounded(ROOM * self.share * length, length)
         return max(1, slots)  # never 0: the latent blocks take part in every step
 
@@ -139,15 +139,15 @@ class Router(nn.Module):
             rule = self.rule.teacher if taught else self.rule
         stream = F.rms_norm(x.float(), x.shape[-1:])
         score = self.score(stream)
-        wanted = rule.choose(RouterInput(score, tokens, previous, positions, self.threshold))
-        slots = self.slots(rule, wanted) if self.training else fullest(wanted)
+        chosen = rule.choose(RouterInput(score, tokens, previous, positions, self.threshold))
+        slots = self.slots(rule, chosen) if self.training else slots_needed(chosen)
         if self.training and rule.steered:
             with torch.no_grad():
                 count = score.new_full((), score.numel())
-                self.seen += torch.stack([count, wanted.sum(), score.sum(), score.square().sum()])
-        index, valid = pack(wanted, slots)
-        routed = torch.zeros_like(wanted).scatter_(1, index, valid) if slots < x.shape[1] else wanted
-        return Routing(score, routed, index, valid, wanted, stream)
+                self.seen += torch.stack([count, chosen.sum(), score.sum(), score.square().sum()])
+        index, valid = pack(chosen, slots)
+        routed = torch.zeros_like(chosen).scatter_(1, index, valid) if slots < x.shape[1] else chosen
+        return Routing(score, routed, index, valid, chosen, stream)
 
     def loss(self, routing: Routing) -> Tensor:
         """BCE of the score against the teacher's choice; 0 for a rule without one.

@@ -116,7 +116,7 @@ def _checked(file: Path, config: Shape) -> Alphabet:
     """The tokenizer in a file. Raises PicoError if it is not the config's."""
     from pico.data import bpe
 
-    alphabet = bpe.read(file)
+    alphabet = bpe.read_tokenizer(file)
     if alphabet.fingerprint != config.tokenizer_sha256:
         raise PicoError(f"{file} is another one than the model was made with (its checksum differs): bring that back")
     if alphabet.size > config.vocab_size:

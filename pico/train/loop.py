@@ -40,7 +40,7 @@ from pico.runs.plots import plot_losses
 from pico.runs.state import rng_state
 from pico.train import budget, parallel
 from pico.train.launch import explained, make_accelerator
-from pico.train.parallel import on_main, whole_model
+from pico.train.parallel import full_model, on_main
 from pico.train.parts import VALIDATION_BYTES, Parts, build, claim
 from pico.train.progress import Display, Summary
 from pico.train.signals import Signals
@@ -184,7 +184,7 @@ class Training:
             state.step + len(self.queued),
             self.progress(self.queued),
             parts.short_text,
-            tell=lambda: self.tell(prefetch),
+            to_share=lambda: self.to_share(prefetch),
             graphs=self.graphs,
         )
         self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
@@ -207,7 +207,7 @@ class Training:
         """Takes account of a step and concludes it, unless it was not finite: then no weight has moved."""
         parts, state, config, done = self.parts, self.state, self.config, step.pending.get()
         # What all processes were told: now they agree on the time, and on stopping.
-        *counts, failures, clock = done.told
+        *counts, failures, clock = done.shared
         self.signals.agree(counts)
         state.seconds = clock if parts.accelerator.num_processes > 1 else step.seconds  # alone: its own, unrounded
         state.data = step.position
@@ -262,7 +262,7 @@ class Training:
             self.save()
         self.display.step(line, self.progress(), self.remaining(), parts.text.floor)
 
-    def tell(self, prefetch: Prefetch) -> list[float]:
+    def to_share(self, prefetch: Prefetch) -> list[float]:
         """What the processes share in every step: the signals that came, failures, and the main one's clock."""
         self.failure = prefetch.failure()  # of the next step's text: this step can still be finished and saved
         self.clock = time.monotonic() - self.started
@@ -314,7 +314,7 @@ class Training:
 
     def sound_model(self):
         """The model for what the main process does with it alone (None elsewhere). Raises PicoError if it diverged."""
-        model = whole_model(self.parts.model)
+        model = full_model(self.parts.model)
 
         def check() -> None:
             numbers = [*model.state_dict().values(), one_text(model)]

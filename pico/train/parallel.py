@@ -151,7 +151,7 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """The tensor that x is a slice of; x itself if it is whole. To be called by all processes."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
@@ -163,24 +163,24 @@ def slice_like(x: Tensor, part: Tensor) -> Tensor:
     return distribute_tensor(x.to(part.device), part.device_mesh, part.placements, src_data_rank=None)
 
 
-def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def gather_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The whole tensors, in CPU memory, on the main process; {} elsewhere. To be called by all processes."""
     gathered = {}
     for name, x in tensors.items():
-        x = whole(x)
+        x = full_tensor(x)
         if dist.get_rank() == 0:
             gathered[name] = x.to("cpu", copy=True)
     return gathered
 
 
-def whole_model(model):
+def full_model(model):
     """The model, for what the main process does with it alone: if sharded, a copy there and None elsewhere.
 
     To be called by all processes.
     """
     if not sharding():
         return model
-    weights = gather(model.state_dict())
+    weights = gather_tensors(model.state_dict())
     if dist.get_rank() > 0:
         return None
     with torch.random.fork_rng(devices=[]):  # building draws random weights that are overwritten at once
@@ -212,7 +212,7 @@ class Sliced:
 
     def state_dict(self) -> dict:
         state = self.optimizer.state_dict()
-        return {**state, "state": {index: gather(tensors) for index, tensors in state["state"].items()}}
+        return {**state, "state": {index: gather_tensors(tensors) for index, tensors in state["state"].items()}}
 
     def load_state_dict(self, state: dict) -> None:
         parts, states = [p for group in self.param_groups for p in group["params"]], {}
@@ -234,7 +234,7 @@ class Owners:
             load[self.owner[name]] += self.parts[name].numel()
         self.wholes = {}
         for name, part in self.parts.items():
-            x = whole(part.detach())
+            x = full_tensor(part.detach())
             self.wholes[name] = nn.Parameter(x.clone() if self.owner[name] == self.rank else x.to("meta"))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -266,7 +266,7 @@ class Owned:
         """Gradients to their owners, one step there, the new weights back to the slices."""
         moved = [member for member in self.members if member[1].grad is not None]
         for p, part, owner in moved:
-            gradient = whole(part.grad)
+            gradient = full_tensor(part.grad)
             if owner == self.rank:
                 p.grad = gradient
         self.optimizer.step()

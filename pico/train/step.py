@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
     bytes: int  # raw bytes that head 0 was to predict
     grad_norm: float  # before it was clipped
     learning_rate: float
-    told: list[float]  # what `tell` gave, summed over the processes
+    shared: list[float]  # what `to_share` gave, summed over the processes
 
     @property
     def finite(self) -> bool:
@@ -63,7 +63,7 @@ def optimizer_step(
     step: int,
     progress: float,
     short_text: bool = False,
-    tell: Callable[[], list[float]] = list,
+    to_share: Callable[[], list[float]] = list,
     mark: Callable[[str], object] = lambda part: None,
     graphs: StepGraphs | None = None,
 ) -> Pending:
@@ -71,8 +71,8 @@ def optimizer_step(
 
     forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
     before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
-    then there is dropout. tell: numbers that the processes share on the way. mark: told the name of each part when it
-    ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
+    then there is dropout. to_share: numbers that the processes share on the way. mark: told the name of each part
+    when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
     """
     # 1. Where the run is decides how far a step goes, and what the model does in it.
     rate = set_learning_rate(optimizers, config, step, progress)
@@ -89,7 +89,7 @@ def optimizer_step(
         sums = 0
         # inputs (B, T), targets (B, T + N - 1)
         for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
-            model.drop(config.ngram_dropout * dropped, config.dropout * dropped)
+            model.set_dropout(config.ngram_dropout * dropped, config.dropout * dropped)
             length = inputs.shape[1]
             # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
             alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext
@@ -104,7 +104,7 @@ def optimizer_step(
             these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
             sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
         norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
-        return torch.cat([sums, parallel.whole(norm).float()[None]])
+        return torch.cat([sums, parallel.full_tensor(norm).float()[None]])
 
     def move(gate: Tensor | None) -> None:
         for optimizer in optimizers:
@@ -130,7 +130,7 @@ def optimizer_step(
         seen = graphs((phase, *again), whole_step, tensors)
 
     # 3. All that the host must know, on its way there in one transfer.
-    mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *tell()], dtype=seen.dtype)
+    mine = torch.tensor([len(batches), sum(batch.bytes for batch in batches), *to_share()], dtype=seen.dtype)
     numbers = parallel.total(torch.cat([seen, mine.to(device, non_blocking=True)]))
 
     def result(numbers: list[float]) -> StepResult:
@@ -146,7 +146,7 @@ def optimizer_step(
             bytes=int(text),
             grad_norm=norm * len(batches) / parts,  # every process has the same one
             learning_rate=rate,
-            told=numbers[9:],
+            shared=numbers[9:],
         )
 
     pending = Pending(numbers, result)

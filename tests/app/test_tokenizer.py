@@ -47,7 +47,7 @@ def refused(result, *words: str) -> None:
 def test_it_is_made_and_judged_by_the_validation_part(cli, tokenizer, tmp_path):
     assert [line.split()[0] for line in tokenizer.out.splitlines()] == ["vocabulary", "bytes", "bytes"]
     assert "280" in tokenizer.out and "validation" in tokenizer.err and "--tokenizer t.json" in tokenizer.err
-    assert bpe.read("t.json").size == 280
+    assert bpe.read_tokenizer("t.json").size == 280
     refused(cli("tokenizer text.txt t.json"), "t.json already exists")
     refused(cli("tokenizer none.txt u.json"), "none.txt")
     refused(cli("tokenizer text.txt folder/u.json"), "there is no folder")
@@ -55,7 +55,7 @@ def test_it_is_made_and_judged_by_the_validation_part(cli, tokenizer, tmp_path):
     assert not (tmp_path / "u.json").exists()
     assert "the text gives no more than" in cli("tokenizer text.txt large.json").err
     stories = cli("tokenizer stories stories.json --vocab-size 300")
-    assert stories.code == 0 and bpe.read("stories.json").size == 300
+    assert stories.code == 0 and bpe.read_tokenizer("stories.json").size == 300
 
 
 def test_a_model_gets_a_copy_and_its_size(cli, tokenizer):

@@ -10,7 +10,7 @@ import picolm
 from pico.base import memory
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
-from pico.base.memory import available, training_bytes
+from pico.base.memory import free_bytes, training_bytes
 from pico.base.routers import ROUTERS
 from pico.base.shapes import ModelConfig, preset
 from pico.decode.generation import generate
@@ -80,9 +80,9 @@ def test_a_batch_that_does_not_fit_is_refused(monkeypatch):
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path / "memory.max")
-    whole = available("cpu")
+    whole = free_bytes("cpu")
     assert whole > 10**8
     (tmp_path / "memory.max").write_text("1000\n")
-    assert available("cpu") == 1000
+    assert free_bytes("cpu") == 1000
     (tmp_path / "memory.max").write_text("max\n")
-    assert available("cpu") > 10**8
+    assert free_bytes("cpu") > 10**8

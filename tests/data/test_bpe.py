@@ -34,13 +34,13 @@ MIXED = st.lists(
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     file = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
-    file.write_text(bpe.train(collect([TEXT, b"\xff\xfe no text", b"", TEXT[:99]]), 400), encoding="utf-8")
+    file.write_text(bpe.train_tokenizer(collect([TEXT, b"\xff\xfe no text", b"", TEXT[:99]]), 400), encoding="utf-8")
     return file
 
 
 @pytest.fixture(scope="module")
 def ours(file):
-    return bpe.read(file)
+    return bpe.read_tokenizer(file)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ def test_pieces_do_not_show(ours, words):
     """Words short enough to end in a piece: tokens are those of the whole text, wherever it is cut."""
     data = "".join(words).encode()
     whole = ours.encode(data).tolist()
-    pieces = list(bpe.cut(data, 0, len(data)))
+    pieces = list(bpe.valid_pieces(data, 0, len(data)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bpe, "PIECE", 8)
-        small = list(bpe.cut(data, 0, len(data)))
+        small = list(bpe.valid_pieces(data, 0, len(data)))
         assert b"".join(piece for piece, _ in small) == b"".join(piece for piece, _ in pieces) == data
         if all(rest[:1].isspace() for rest, _ in small[1:]):
             assert ours.encode(data).tolist() == whole
@@ -138,7 +138,7 @@ def test_pieces_end_behind_whole_characters(data):
     data = data + "日本語".encode() * 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bpe, "PIECE", 8)
-        pieces = list(bpe.cut(b"??" + data + b"??", 2, len(data)))
+        pieces = list(bpe.valid_pieces(b"??" + data + b"??", 2, len(data)))
     assert b"".join(piece for piece, _ in pieces) == data
     assert all(len(piece) <= 8 for piece, _ in pieces)
     assert "".join(text for _, text in pieces) == data.decode("utf-8", "surrogateescape")
@@ -151,7 +151,7 @@ def test_the_same_text_gives_the_same_file(file):
     """In another process too, where hashes begin with other seeds."""
     script = (
         "import sys; from pico.data import bpe; from pico.data.documents import collect;"
-        f"sys.stdout.write(bpe.train(collect([{TEXT!r}, b'\\xff\\xfe no text', {TEXT[:99]!r}]), 400))"
+        f"sys.stdout.write(bpe.train_tokenizer(collect([{TEXT!r}, b'\\xff\\xfe no text', {TEXT[:99]!r}]), 400))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"}
     made = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True).stdout
@@ -160,12 +160,12 @@ def test_the_same_text_gives_the_same_file(file):
 
 def test_the_size_is_the_size_or_what_the_text_gives(ours):
     assert ours.size < 400  # the text repeats itself: it has no more pairs
-    assert bpe.BPE("", json.loads(bpe.train(collect([TEXT]), 300)), "").size == 300
-    bare = bpe.BPE("", json.loads(bpe.train(collect([b"ab"]), 262)), "")
+    assert bpe.BPE("", json.loads(bpe.train_tokenizer(collect([TEXT]), 300)), "").size == 300
+    bare = bpe.BPE("", json.loads(bpe.train_tokenizer(collect([b"ab"]), 262)), "")
     assert bare.size == 262 and sorted(bare.table) == sorted([bytes([i]) for i in range(256)] + [b""] * 6)
     for size in (261, 0, 1 << 21):
         with pytest.raises(PicoError, match="expected 262"):
-            bpe.train(collect([b"ab"]), size)
+            bpe.train_tokenizer(collect([b"ab"]), size)
 
 
 def test_of_a_large_text_a_sample_is_read(monkeypatch):
@@ -227,7 +227,7 @@ def test_a_tokenizer_that_loses_text_is_refused(file):
 def test_a_broken_file_is_one_line(tmp_path, content):
     (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(PicoError, match=r"t\.json") as error:
-        bpe.read(tmp_path / "t.json")
+        bpe.read_tokenizer(tmp_path / "t.json")
     assert "\n" not in str(error.value)
     with pytest.raises(PicoError, match="no tokenizer at"):
-        bpe.read(tmp_path / "none.json")
+        bpe.read_tokenizer(tmp_path / "none.json")

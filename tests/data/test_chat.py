@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pico.base.errors import PicoError
 from pico.base.symbols import ASSISTANT, BOS, BYTES, END_OF_TURN, EOS, SYSTEM, USER
-from pico.data.chat import ROLES, Turn, choose_form, conversations, pack, symbols, unpack
+from pico.data.chat import ROLES, Turn, choose_form, conversations, pack_turns, symbols, unpack_turns
 
 HELLO = [("system", b"Be kind."), ("user", b"Hi"), ("assistant", b"Hello!")]
 TURNS = st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=4)
@@ -20,7 +20,7 @@ def talk(row: dict, wanted: str | None = None) -> list:
     """The turns of one row, or how it is counted among what is left out."""
     left_out = Counter()
     found = list(conversations([row], choose_form(row, wanted, "rows"), left_out))
-    return unpack(found[0]) if found else list(left_out)
+    return unpack_turns(found[0]) if found else list(left_out)
 
 
 def messages(*turns, role="role", content="content") -> list[dict]:
@@ -102,7 +102,7 @@ def test_an_answer_that_is_no_choice(choices):
 def test_any_text_comes_back_and_forges_nothing(pairs, system):
     turns = [Turn("system", "\ud800\xf8\xfa")] * system
     turns += [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair)]
-    back = unpack(pack(turns))
+    back = unpack_turns(pack_turns(turns))
     assert back == [(role, text.encode(errors="surrogatepass")) for role, text in turns]
     ids = symbols(back, BYTES, loss_on="all")[0]
     roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}

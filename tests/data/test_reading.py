@@ -11,7 +11,7 @@ from pico.base.config import DataConfig
 from pico.data import corpus
 from pico.data.open import open_data, open_evaluation
 from pico.data.reading import Reading, byte_size, training_plan
-from pico.lab.compare import compare
+from pico.lab.compare import run_experiment
 from pico.lab.experiment import read_experiment
 from pico.runs.folder import create
 from pico.train.loop import train
@@ -196,6 +196,6 @@ def test_a_comparison_says_it_once(home):
     }  # fmt: skip
     said = []
     plan = read_experiment(write(home / "experiment.json", json.dumps(values)))
-    compare(plan, home / "out", device="cpu", quiet=True, log=said.append)
+    run_experiment(plan, home / "out", device="cpu", quiet=True, log=said.append)
     assert said[0] == "tables      column 'text'" and said[1].startswith("training    41 documents, ")
     assert sum("documents" in line for line in said) == 2

@@ -20,12 +20,12 @@ def asked(task, random: Random) -> tuple[str, str, dict]:
     """A question, its answer, and the words that the question was made of."""
     made = {}
 
-    class Draw(spelling.Draw):
+    class Recorder(spelling.WordSource):
         def said(self, wordings, **words):
             made.update(words)
             return super().said(wordings, **words)
 
-    return *task(Draw(random, False, ())), made
+    return *task(Recorder(random, False, ())), made
 
 
 def is_right(task: str, answer: str, w: str = "", l: str = "", n=0, list: str = "") -> bool:  # noqa: E741
@@ -41,7 +41,7 @@ def is_right(task: str, answer: str, w: str = "", l: str = "", n=0, list: str = 
         return re.fullmatch(f".{{{answer}}}", w) is not None
     if task == "delete":
         return l not in answer and len(answer) + w.count(l) == len(w) and re.sub(l, "", w) == answer
-    if task == "count":
+    if task == "count_letters":
         shown, said = re.fullmatch(f"{w}: (.*)\\. The letter {l} occurs (.*)\\.", answer).groups()
         numbers = re.findall(r"(\S) \((\d+)\)", shown)
         wanted = [(l, str(number)) for number in range(1, w.count(l) + 1)]
@@ -76,17 +76,17 @@ def test_wordings_are_sentences(text):
 @pytest.mark.parametrize("test", [False, True])
 def test_no_word_is_on_both_sides(test):
     for number in range(COUNT):
-        for turn in spelling.conversation(3, number, test)[::2]:
+        for turn in spelling.spelling_conversation(3, number, test)[::2]:
             for word in set(WORD.findall(turn.text.lower())) - PHRASES:
-                assert spelling.is_test(word) == test, turn.text
-    share = sum(map(spelling.is_test, spelling.story_words())) / len(spelling.story_words())
+                assert spelling.is_test_word(word) == test, turn.text
+    share = sum(map(spelling.is_test_word, spelling.story_words())) / len(spelling.story_words())
     assert 0.07 < share < 0.13
 
 
 def test_no_question_is_on_an_excluded_word():
     excluded = set(spelling.story_words()) - PHRASES
     for number in range(COUNT):
-        text = " ".join(turn.text for turn in spelling.conversation(0, number, excluded=excluded)[::2])
+        text = " ".join(turn.text for turn in spelling.spelling_conversation(0, number, excluded=excluded)[::2])
         assert not excluded & set(WORD.findall(text.lower()))
 
 
@@ -107,7 +107,7 @@ def test_identity_is_honest():
 
 def test_identity_questions_are_trained_on_or_held_out():
     def questions(test):
-        return {turn.text for number in range(1000) for turn in identity.conversation(0, number, test)[::2]}
+        return {turn.text for number in range(1000) for turn in identity.identity_conversation(0, number, test)[::2]}
 
     train, held = questions(False), questions(True)
     assert not train & held

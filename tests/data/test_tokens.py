@@ -26,7 +26,7 @@ texts = st.lists(st.binary(min_size=1, max_size=40), max_size=6).map(lambda some
 
 
 def alphabet_of(size=400):
-    return bpe.BPE("t.json", json.loads(bpe.train(collect([TEXT]), size)), f"fingerprint {size}")
+    return bpe.BPE("t.json", json.loads(bpe.train_tokenizer(collect([TEXT]), size)), f"fingerprint {size}")
 
 
 ALPHABET = alphabet_of()

@@ -83,7 +83,7 @@ def replayed(monkeypatch):
             made.append(self.run)
 
     monkeypatch.setattr(pico.decode.torch_reader, "TorchDecoder", Replayed)
-    monkeypatch.setattr(pico.model.routing, "fullest", lambda routed: routed.shape[1])
+    monkeypatch.setattr(pico.model.routing, "slots_needed", lambda routed: routed.shape[1])
     return made
 
 

@@ -70,7 +70,7 @@ def test_every_byte_is_scored_once_for_any_window(documents, context_len, stride
 def test_tokens_cost_and_bytes_count():
     """A model of tokens: each token of the tokenizer's own spelling of a text is scored once, over the text's bytes."""
     text = "The cat sat, à voix basse. The cat sang. ".encode() * 9
-    tokenizer = bpe.BPE("t.json", json.loads(bpe.train(collect([text]), 300)), "")
+    tokenizer = bpe.BPE("t.json", json.loads(bpe.train_tokenizer(collect([text]), 300)), "")
     torch.manual_seed(0)
     model = GPT(preset("gpt-tiny", dim=16, num_blocks=2, head_dim=8, vocab_size=tokenizer.size)).eval()
     model.alphabet = tokenizer

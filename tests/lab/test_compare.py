@@ -10,7 +10,7 @@ from pico.base.config import TrainConfig
 from pico.base.shapes import Shape
 from pico.evaluate.score import score
 from pico.lab import compare as module
-from pico.lab.compare import compare
+from pico.lab.compare import run_experiment
 from pico.lab.experiment import Budget, read_experiment
 from pico.lab.tables import markdown
 from pico.runs import checkpoint
@@ -57,7 +57,7 @@ def experiment(tmp_path, values, **changes):
 
 def run(plan, folder, **settings):
     said = []
-    found = compare(plan, folder, device="cpu", quiet=True, log=said.append, **settings)
+    found = run_experiment(plan, folder, device="cpu", quiet=True, log=said.append, **settings)
     return *found, said
 
 

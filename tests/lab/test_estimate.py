@@ -6,7 +6,7 @@ import pytest
 from training import SMALL
 
 from pico.lab import estimate as module
-from pico.lab.compare import compare
+from pico.lab.compare import run_experiment
 from pico.lab.estimate import Cost, estimate
 from pico.lab.experiment import read_experiment
 
@@ -60,8 +60,8 @@ def test_each_budget_is_turned_into_time(tmp_path, plan, monkeypatch, budget, st
 
 def test_what_is_done_is_not_counted(tmp_path, plan, monkeypatch):
     experiment, folder, quiet = plan(steps=4), tmp_path / "out", lambda _: None
-    compare(experiment, folder, "cpu", True, quiet, experiment.plan("one"))
-    compare(experiment, folder, "cpu", True, quiet, experiment.plan("two", "1"))
+    run_experiment(experiment, folder, "cpu", True, quiet, experiment.plan("one"))
+    run_experiment(experiment, folder, "cpu", True, quiet, experiment.plan("two", "1"))
     (folder / "two/seed-0/score.json").unlink()  # trained, but not scored
     before, measured = sorted(folder.rglob("*")), []
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ from pico.base.config import TrainConfig
 from pico.base.shapes import preset
 from pico.evaluate.statistics import holm
 from pico.lab import tables as compare_report
-from pico.lab.compare import compare, doubts
+from pico.lab.compare import doubts, run_experiment
 from pico.lab.experiment import read_experiment
 from pico.lab.tables import markdown, verdict
 from pico.train import loop as training
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
         patch.setattr(training, "plot_losses", lambda *_: None)
         patch.setattr(compare_report, "plot_comparison", lambda *_: None)
         experiment = read_experiment(home / "plan.json")
-        results, _ = compare(experiment, home / "out", "cpu", True, lambda _: None)
+        results, _ = run_experiment(experiment, home / "out", "cpu", True, lambda _: None)
         yield experiment, home / "out", results
 
 
@@ -51,7 +51,7 @@ def make(whole, tmp_path):
 
     def make(only=None, seeds=None):
         said, folder = [], tmp_path / "out"
-        results, _ = compare(experiment, folder, "cpu", True, said.append, experiment.plan(only, seeds))
+        results, _ = run_experiment(experiment, folder, "cpu", True, said.append, experiment.plan(only, seeds))
         return results, (folder / "compare.md").read_text(), said
 
     return make

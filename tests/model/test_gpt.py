@@ -352,7 +352,7 @@ def test_the_start_of_a_text_is_that_of_its_alphabet():
 @pytest.mark.parametrize("switch", [SIMPLE, PICOCHAT, dict(ngram_max=3, ngram_rows=64, ngram_dim=8)])
 def test_gradient_checkpointing_changes_no_bit(switch):
     model, tokens, found = tiny_gpt(**switch).train(), random_tokens(3, 13), []
-    model.drop(0.5, 0.3)
+    model.set_dropout(0.5, 0.3)
     for model.gradient_checkpointing in (False, True):
         torch.manual_seed(0)
         loss = model(tokens[:, :12], targets=tokens[:, 1:]).loss

@@ -97,7 +97,7 @@ def mps(monkeypatch):
 @pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
 def test_training_runs_on_mps(mps, optimizer):
     model = Pico(tiny_config("topk")).train()
-    model.drop(0.5, 0.1)
+    model.set_dropout(0.5, 0.1)
     optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer))
     for _ in range(3):
         tokens = random_tokens(2, 64)

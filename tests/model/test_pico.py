@@ -11,7 +11,7 @@ from pico.base.routers import ROUTERS
 from pico.base.shapes import ModelConfig, preset
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.decode.generation import generate
-from pico.model.blocks import Linear, each_in_one, thin
+from pico.model.blocks import Linear, check_groups, dropout
 from pico.model.cost import flops_per_symbol
 from pico.model.norm import EPS, norm
 from pico.model.pico import Pico
@@ -108,7 +108,7 @@ def test_latent_stack_is_gated_with_the_weights_of_its_own_positions(router, tra
     model = tiny(router, latent_capacity_factor=0.3).train(training)
     x, tokens = torch.randn(3, 40, 32), random_tokens(3, 40)
     routing = model.router(x, tokens, tokens.roll(1), torch.arange(40).expand(3, -1))
-    out = model.think(x, routing, "dense", None)
+    out = model.latent_stack(x, routing, "dense", None)
     for row in range(3):
         chosen = routing.routed[row].nonzero().flatten()
         y = x[row, chosen][None]
@@ -173,18 +173,18 @@ def test_lookahead_scales_what_later_heads_teach_the_stream(chained):
 @pytest.mark.parametrize("shape", [(50, 6, 40), (3, 7, 5)])  # a multiple of eight numbers, and not
 def test_dropout_leaves_out_its_share_and_keeps_the_mean(shape, dtype):
     update, share = torch.rand(shape, dtype=dtype) + 0.5, 0.25
-    rounds = torch.stack([thin(update, share) for _ in range(200)])
+    rounds = torch.stack([dropout(update, share) for _ in range(200)])
     left_out = rounds == 0
     torch.testing.assert_close(rounds[~left_out], (update / 0.75).expand_as(rounds)[~left_out])
     assert abs(left_out.float().mean() - share) < 0.01
     assert (left_out.float().mean(0) - share).abs().max() < 0.17  # at every place, five standard deviations
-    assert thin(update, 0.0) is update
+    assert dropout(update, 0.0) is update
 
 
 def test_dropout_is_for_training_alone_and_reaches_every_block():
     model, tokens = tiny("all"), random_tokens(2, 20)
     full = model(tokens).stream
-    model.drop(0.0, 0.5)
+    model.set_dropout(0.0, 0.5)
     torch.testing.assert_close(model(tokens).stream, full, atol=0, rtol=0)
     x = torch.randn(2, 20, model.config.dim)
     for block in (*model.local_in, *model.latent, *model.local_out):
@@ -196,8 +196,8 @@ def test_dropout_is_for_training_alone_and_reaches_every_block():
         torch.manual_seed(1)
         dropped = block(x, "dense")
         torch.manual_seed(1)
-        stream = x + thin(attended - x, 0.5)
-        torch.testing.assert_close(dropped, stream + thin(block.mlp(norm(stream)), 0.5))
+        stream = x + dropout(attended - x, 0.5)
+        torch.testing.assert_close(dropped, stream + dropout(block.mlp(norm(stream)), 0.5))
         assert (dropped - whole).abs().max() > 0.1
 
 
@@ -252,9 +252,9 @@ def test_a_module_added_without_a_group_has_no_optimizer(optimizer):
 
 def test_a_parameter_is_in_one_group_and_groups_keep_the_order_of_the_model():
     model = Linear(2, 3)
-    assert each_in_one(model, {"all": [model.weight], "none": []}) == {"all": [model.weight], "none": []}
+    assert check_groups(model, {"all": [model.weight], "none": []}) == {"all": [model.weight], "none": []}
     with pytest.raises(AssertionError, match="weight is in one and two of"):
-        each_in_one(model, {"one": [model.weight], "two": [model.weight]})
+        check_groups(model, {"one": [model.weight], "two": [model.weight]})
     model = tiny()
     place = {id(p): i for i, p in enumerate(model.parameters())}
     for parameters in model.parameter_groups().values():

@@ -76,6 +76,6 @@ def test_what_a_training_does_traces_each_block_a_few_times():
     model.train()
     assert seen[1] == 1 and counter.frame_count == sum(seen)
     for number in range(6):  # the epochs come and go
-        model.drop(0.1 * (number % 2), 0.1 * (number % 2))
+        model.set_dropout(0.1 * (number % 2), 0.1 * (number % 2))
         gradients(model)
     assert counter.frame_count <= sum(seen) + 3

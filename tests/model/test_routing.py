@@ -11,7 +11,7 @@ from pico.base.routers import ROUTERS, SLACK, BestScored, Random, RouterInput, l
 from pico.base.symbols import BOS, END_OF_TURN, EOS
 from pico.model.attention import alibi_slopes
 from pico.model.pico import Pico
-from pico.model.routing import ROOM, Router, counted_order, fullest, pack, sorted_order
+from pico.model.routing import ROOM, Router, counted_order, pack, slots_needed, sorted_order
 
 
 def route(rule, tokens, training=False, capacity=0.5, positions=None, x=None):
@@ -131,7 +131,7 @@ def test_slots_hold_every_routed_byte(rule):
     if rule == "none":
         return
     _, routing = route(rule, random_tokens(4, 50))
-    assert torch.equal(routing.routed, routing.wanted)
+    assert torch.equal(routing.routed, routing.chosen)
     for row in range(4):
         chosen = routing.index[row][routing.valid[row]]
         assert chosen.tolist() == routing.routed[row].nonzero().flatten().tolist()
@@ -147,9 +147,9 @@ def test_the_training_buffer_is_static_and_late_bytes_pass_by():
         x = torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(2))
         routing = router(x, tokens, tokens, tokens)
         assert routing.index.shape == (4, slots)
-        first = (routing.wanted.cumsum(1) <= slots) & routing.wanted
+        first = (routing.chosen.cumsum(1) <= slots) & routing.chosen
         assert torch.equal(routing.routed, first)
-        assert bool((routing.wanted & ~routing.routed).any()) == full
+        assert bool((routing.chosen & ~routing.routed).any()) == full
 
 
 class OnGpu:
@@ -169,11 +169,11 @@ class OnGpu:
 def test_a_gpu_is_waited_for_once_in_training_and_every_routed_byte_finds_room(rule):
     tokens = torch.tensor([list((b"some words, and more of them. " * 40)[i : i + 1000]) for i in range(4)])
     router, routing = route(rule, tokens, training=True, capacity=0.25)
-    wanted = OnGpu(routing.wanted)
+    wanted = OnGpu(routing.chosen)
     slots = router.slots(router.rule, wanted)
-    assert routing.wanted.sum(1).max() <= slots <= ROOM * routing.wanted.float().mean() * 1000 + 64
+    assert routing.chosen.sum(1).max() <= slots <= ROOM * routing.chosen.float().mean() * 1000 + 64
     assert wanted.asked == (router.rule.most(1000) is None)
-    empty, short = OnGpu(torch.zeros_like(routing.wanted)), OnGpu(routing.wanted[:, :100])
+    empty, short = OnGpu(torch.zeros_like(routing.chosen)), OnGpu(routing.chosen[:, :100])
     assert router.slots(router.rule, empty) == slots and 1 <= router.slots(router.rule, short) <= 100
     assert not empty.asked and not short.asked
     if rule == "stride":
@@ -182,10 +182,10 @@ def test_a_gpu_is_waited_for_once_in_training_and_every_routed_byte_finds_room(r
 
 def test_evaluation_on_a_gpu_rounds_up_and_decoding_does_not_wait():
     routed = torch.arange(1000)[None] % 4 == 0
-    assert fullest(routed) == 250 and fullest(OnGpu(routed)) == 256
-    assert fullest(OnGpu(routed[:, :70])) == 64 and fullest(OnGpu(torch.ones(1, 70, dtype=bool))) == 70
+    assert slots_needed(routed) == 250 and slots_needed(OnGpu(routed)) == 256
+    assert slots_needed(OnGpu(routed[:, :70])) == 64 and slots_needed(OnGpu(torch.ones(1, 70, dtype=bool))) == 70
     step = OnGpu(routed[:, :64])
-    assert fullest(step) == 64 and not step.asked
+    assert slots_needed(step) == 64 and not step.asked
 
 
 @pytest.mark.parametrize("rule", ROUTERS)
@@ -249,7 +249,7 @@ def test_threshold_controller_meets_the_capacity(capacity, shape):
             score += 2.0 * (torch.rand(4, 512, generator=generator) < 0.5)
         router.score = lambda x, score=score: score
         routing = router(torch.empty(4, 512, 32), *[torch.zeros(4, 512, dtype=torch.long)] * 3)
-        fractions.append(routing.wanted.float().mean().item())
+        fractions.append(routing.chosen.float().mean().item())
         router.update()
     assert abs(sum(fractions[-50:]) / 50 - capacity) < 0.015
     assert max(abs(f - capacity) for f in fractions[-50:]) < 0.1

@@ -111,11 +111,11 @@ if {where} or "{function}" == "module.score": {function} = unreadable
 
 def test_they_draw_their_own_dropout_and_count_together(path, data):
     note = """
-thin, seen = blocks.thin, []
+dropout, seen = blocks.dropout, []
 def noted(update, share):
     if share: seen.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
-    return thin(update, share)
-blocks.thin = noted
+    return dropout(update, share)
+blocks.dropout = noted
 finish = module.Training.finish
 def end(self):
     flat = torch.cat([x.flatten() for x in self.parts.model.state_dict().values()])

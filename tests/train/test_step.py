@@ -57,10 +57,10 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
     plain.end_step()
 
     parts = []
-    result = step(model, read, tell=lambda: [3.0, 4.0], mark=parts.append).get()
+    result = step(model, read, to_share=lambda: [3.0, 4.0], mark=parts.append).get()
     for (name, moved), expected in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.equal(moved, expected), name
-    assert result.finite and result.told == [3.0, 4.0] and result.bytes == 3 * 48
+    assert result.finite and result.shared == [3.0, 4.0] and result.bytes == 3 * 48
     assert result.loss == pytest.approx(sum(losses) / 3)
     assert result.bits_per_byte == pytest.approx(sum(nats) / 3 / math.log(2))
     assert result.grad_norm == pytest.approx(norm.item()) and norm > 0.5
@@ -197,7 +197,7 @@ READS = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.at
 def test_no_backward_pass_reads_a_value(router):
     model, (batch,) = tiny(router).train(), batches(1)
     model.ngrams.table.sparse = True
-    model.drop(0.1, 0.1)
+    model.set_dropout(0.1, 0.1)
     out = model(batch.inputs, targets=batch.targets)
     with Blind():
         (out.loss + out.router_loss).backward()

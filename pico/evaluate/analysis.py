@@ -29,10 +29,11 @@ from pico.runs import checkpoint
 from pico.runs.folder import read_config, read_record, run_folder
 
 RULE = (
-    "each document is BOS, its bytes, EOS; windows of context_len bytes advance by stride; each byte is scored once, "
+    "each document is BOS, its {0}s, EOS; windows of context_len {0}s advance by stride; each {0} is scored once, "
     "by head 0, in the first window that reaches it, with the routing of generation; bits of EOS count, its byte "
-    "does not; head k is shown the k true bytes before the one it predicts, as when its drafts are right"
+    "does not; head k is shown the k true {0}s before the one it predicts, as when its drafts are right"
 )
+SPELLING = "; of the ways to spell a text in tokens the tokenizer's own alone counts: an upper bound"
 BLOCK = 4096  # bytes: what is resampled where there are too few documents
 FEW = 30  # documents
 EXAMPLES, EXAMPLE_BYTES = 4, 5000  # documents of the page, and their bytes in all
@@ -209,7 +210,8 @@ def analyse(
     routed, chosen, examples = Routed(), [], []
 
     def watch(i: int, trace: Trace) -> None:
-        routed.add(trace)
+        if model.config.routes:
+            routed.add(trace)
         if full:
             chosen.append(np.packbits(trace.routed))
         if len(examples) < EXAMPLES and sum(len(t.data) for t in examples) < EXAMPLE_BYTES:
@@ -221,6 +223,7 @@ def analyse(
     if model.config.routes:
         status("again, latent blocks off")
         off = read(disable_latent=True)
+    unit = model.alphabet.unit
     whole = [len(texts[i]) for i in range(len(stories))][: len(on.score.document_bytes)]
     whole = whole if whole == on.score.document_bytes else whole[:-1]  # max_bytes cut the last one
     bits, size = on.units
@@ -232,7 +235,8 @@ def analyse(
         "documents": len(on.score.document_bytes),
         "context_len": context_len,
         "stride": stride,
-        "rule": RULE,
+        "unit": unit,
+        "rule": RULE.format(unit) + (SPELLING if unit == "token" else ""),
         "interval": f"95%, percentile bootstrap over {len(bits)} "
         + ("documents" if len(bits) == len(on.score.document_bits) >= FEW else f"blocks of {BLOCK} bytes"),
         "heads": [
@@ -242,6 +246,8 @@ def analyse(
         ],
         "by_distance": [{"from": a, "to": b, "bytes": n, "bits_per_byte": x} for a, b, x, n in on.by_distance()],
     }
+    if unit == "token":
+        report["bytes_per_token"] = on.score.bytes / max(1, on.score.read - len(on.score.document_bytes))
     if stories:
         report["recalls"] = [{"from": a, "to": b, **x} for a, b, x in on.by_recall()]
     if off is None:

@@ -5,6 +5,7 @@ One HTML file that needs no network and follows the reader's light or dark mode.
     write_html("report.html", "my-model/my-run", documents, metrics, plots)
 """
 
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from pico.runs.plots import COLOURS, Plot, svg
 NOTHING = "<p class=none>nothing to show</p>"
 
 
-class Byte(NamedTuple):
-    """One byte of a document: the router's weight in [0, 1], whether it was routed, its surprisal in bits."""
+class Symbol(NamedTuple):
+    """A byte or token of a document: the router's weight in [0, 1], whether it was routed, its surprisal in bits."""
 
     bytes: bytes
     weight: float
@@ -25,16 +26,16 @@ class Byte(NamedTuple):
     bits: float
 
 
-def document(data: bytes, weights, routed, bits) -> list[Byte]:
-    """A document from one value per byte of each kind."""
-    each = zip(data, weights, routed, bits, strict=True)
-    return [Byte(bytes([b]), float(w), bool(r), float(s)) for b, w, r, s in each]
+def document(symbols: Iterable[bytes], weights, routed, bits) -> list[Symbol]:
+    """A document from one value per symbol of each kind."""
+    each = zip(symbols, weights, routed, bits, strict=True)
+    return [Symbol(symbol, float(w), bool(r), float(s)) for symbol, w, r, s in each]
 
 
 def write_html(
     path: str | Path,
     title: str,
-    documents: dict[str, list[Byte]],
+    documents: dict[str, list[Symbol]],
     metrics: dict,
     plots: list[Plot] = (),
     conclusion: str = "",
@@ -88,7 +89,7 @@ def contrast(weights: list[float]) -> tuple[float, float]:
     return ordered[cut], ordered[-1 - cut]
 
 
-def shaded(steps: list[Byte], low: float = 0.0, high: float = 1.0) -> str:
+def shaded(steps: list[Symbol], low: float = 0.0, high: float = 1.0) -> str:
     """A document as one element per character. A character's weight is its bytes' largest, its surprisal their sum."""
     span = max(high - low, 1e-3)
     out = []

@@ -4,6 +4,7 @@ import math
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -58,7 +59,7 @@ def report_table(report: dict) -> Group:
         row("entropy floor", report["entropy_floor"], "no model goes below")
     first, *further = [share(head["accuracy"]) for head in report["heads"]]
     note = "right at first guess" + f"; further heads {', '.join(further)}" * bool(further)
-    row("next byte", first, note)
+    row(f"next {report['unit']}", first, note)
     for name, figures in report.get("yardsticks", {}).items():
         after = figures.get("after_training_text")
         note = "compressor, bits per byte" + (f"; {after:.4f} after the training text" if after else "")
@@ -75,7 +76,7 @@ def report_table(report: dict) -> Group:
         routing_rows(report, group, row)
 
     size = f"{report['bytes']:,} bytes in {report['documents']:,} documents of {report['dataset']}"
-    windows = f"context {report['context_len']}, stride {report['stride']}; interval: {report['interval']}"
+    windows = f"context {context(report)}, stride {report['stride']}; interval: {report['interval']}"
     return Group(table, "", Text(f"{size}; {windows}", style="dim"), "", Text(conclusion(report)))
 
 
@@ -189,7 +190,7 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
         "How this was measured": {
             "dataset": report["dataset"],
             "documents": report["documents"],
-            "context": report["context_len"],
+            "context": context(report),
             "stride": report["stride"],
             "interval": report["interval"],
             "rule": report["rule"],
@@ -202,9 +203,17 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
     write_html(file, title, shown, tiles | tables, plots(report), conclusion(report))
 
 
+def context(report: dict) -> str:
+    """'512', or of tokens '256 tokens, 1,018 bytes on average'."""
+    length, each = report["context_len"], report.get("bytes_per_token")
+    return f"{length} tokens, {length * each:,.0f} bytes on average" if each else str(length)
+
+
 def _start(trace: Trace, most: int = 2500):
-    n = min(len(trace.data), most)
-    return trace.data[:n], trace.weight[1 : n + 1], trace.routed[1 : n + 1], trace.bits[:n]
+    ends = np.cumsum(trace.lengths[:-1])
+    n = int(np.searchsorted(ends, most, side="right"))  # symbols
+    symbols = [trace.data[end - size : end] for end, size in zip(ends[:n].tolist(), trace.lengths.tolist())]
+    return symbols, trace.weight[1 : n + 1], trace.routed[1 : n + 1], trace.bits[:n]
 
 
 def _routing_rows(routing: dict) -> dict:

@@ -83,7 +83,7 @@ def test_nothing_shown_moves_a_terminal():
     pieces = list(marked([Step(bytes([byte]), byte == 0x1B) for byte in b"a\x1b[31m\r\tb\n\xff"]))
     assert underscored(pieces) == "a_␛[31m␍\tb\n\ufffd"
     assert routed_text(pieces).plain == "a␛[31m␍\tb\n\ufffd"
-    page = shaded(document(b"\x1b\x7f<", [0.5] * 3, [False] * 3, [1.0] * 3))
+    page = shaded(document([b"\x1b", b"\x7f", b"<"], [0.5] * 3, [False] * 3, [1.0] * 3))
     assert "␛" in page and "␡" in page and "&lt;" in page
 
 
@@ -160,7 +160,8 @@ TEXT = 'She said: "<b>€ &amp; é</b>"\nand\tleft\x00\xff'
 def example(text: str = TEXT):
     data = text.encode("latin-1", "ignore") if "€" not in text else text.encode()
     n = len(data)
-    return document(data, [i / n for i in range(n)], [i % 4 == 0 for i in range(n)], [0.5] * n)
+    each = [data[i : i + 1] for i in range(n)]
+    return document(each, [i / n for i in range(n)], [i % 4 == 0 for i in range(n)], [0.5] * n)
 
 
 def test_every_character_of_the_text_is_on_the_page():
@@ -181,7 +182,7 @@ def test_every_character_of_the_text_is_on_the_page():
 
 
 def test_shades_span_the_weights_that_occur():
-    steps = document(b"x" * 100, [0.5] + [0.5 + 0.001 * i for i in range(98)] + [0.99], [False] * 100, [0.0] * 100)
+    steps = document([b"x"] * 100, [0.5] + [0.5 + 0.001 * i for i in range(98)] + [0.99], [False] * 100, [0.0] * 100)
     low, high = contrast([b.weight for b in steps])
     assert (low, high) == pytest.approx((0.501, 0.596))
     shades = [float(x) for x in re.findall(r"--w:([\d.]+)", shaded(steps, low, high))]

@@ -1,15 +1,19 @@
 """The command `tokenizer`, and models that have one: made, kept, checked and passed on."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import picolm
+from pico import load
 from pico.base.errors import PicoError
 from pico.data import bpe
+from pico.evaluate.score import score
 from pico.runs.folder import create, read_alphabet, read_config
 
 TEXT = "the cat sat on the mat and the dog sat on the cat; " * 40
@@ -26,7 +30,7 @@ def cli(tmp_path, capsysbinary, monkeypatch):
         capsysbinary.readouterr()
         code = picolm.main([*line.split(), *more])
         out, err = capsysbinary.readouterr()
-        return SimpleNamespace(code=code, out=out.decode(), err=err.decode())
+        return SimpleNamespace(code=code, out=out.decode(errors="replace"), err=err.decode())
 
     return call
 
@@ -168,3 +172,47 @@ def test_old_model_files_know_no_tokenizer(cli):
     assert content.pop("tokenizer_sha256") is None
     file.write_text(json.dumps(content))
     assert read_alphabet("m", read_config("m")).unit == "byte"
+
+
+# --- from the text to the text ----------------------------------------------------------------------------------------
+
+TRAIN = "--device cpu --context-len 16 --batch-size 4 --warmup-steps 1 --precision fp32 --checkpoint-interval 2"
+
+
+@pytest.fixture
+def trained(cli, tokenizer):
+    assert cli(f"init m {GPT} --tokenizer t.json").code == 0
+    result = cli(f"train m a text.txt --max-steps 4 {TRAIN}")
+    assert result.code == 0, result.err
+    return result
+
+
+def test_it_trains_and_says_how_many_tokens(trained):
+    assert re.search(r"^tokens      \d+ of 280 kinds; \d+\.\d\d bytes each$", trained.err, re.MULTILINE)
+    assert "4 steps of 64 tokens" in trained.err
+
+
+def test_it_writes_reports_and_is_handed_on(cli, trained, tmp_path):
+    result = cli("run m a --max-bytes 20 --seed 3", "--prompt", "the cat")
+    assert result.code == 0 and result.out.startswith("the cat"), result.err
+    found = json.loads(cli("eval m a text.txt --device cpu --json").out)
+    assert found["unit"] == "token" and found["bytes"] == len(TEXT) and "upper bound" in found["rule"]
+    assert found["bits_per_byte"] == pytest.approx(score(load("m", "a"), [TEXT.encode()], 16).bits_per_byte)
+    table = cli("eval m a text.txt --device cpu --report page.html").out
+    assert "next token" in table and re.search(r"context 16 tokens, \d+ bytes", table)
+    assert "the mat" in re.sub("<[^>]*>", "", Path("page.html").read_text(encoding="utf-8"))
+    assert cli("info m").code == 0
+    for line in ("export m a shared", "init mine --from m"):
+        assert cli(line).code == 0
+        assert bpe.checksum(f"{line.split()[-3 if '--from' in line else -1]}/tokenizer.json") == bpe.checksum("t.json")
+    assert cli("run shared --seed 3 --max-bytes 9").code == 0
+    assert cli(f"train mine b text.txt --max-steps 1 {TRAIN}").code == 0
+
+
+def test_a_run_of_tokens_resumes_exactly(cli, trained):
+    whole = load("m", "a").state_dict()
+    shutil.rmtree("m/a/00000004")
+    result = cli(f"train m a text.txt --resume --max-steps 4 {TRAIN}")
+    assert result.code == 0 and "at step 2" in result.err
+    again = load("m", "a").state_dict()
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)

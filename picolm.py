@@ -177,6 +177,9 @@ def run(
     top_k: option(int, "only the k likeliest bytes; 0 is off", "Sampling") = 0,
     top_p: option(float, "only the likeliest bytes that make up p; 1 is off", "Sampling") = 1.0,
     min_p: option(float, "only bytes p times as likely as the likeliest; 0 is off", "Sampling") = 0.0,
+    repetition_penalty: option(
+        float, "above 1, what stands among the last 64 bytes or tokens is less likely; 1 is off", "Sampling"
+    ) = 1.0,
     max_bytes: option(int, "bytes to write at most", "Sampling") = 512,
     num_samples: option(int, "texts, written as one batch", "Sampling") = 1,
     seed: option(int, "same seed, same text", "Sampling") = 0,
@@ -221,6 +224,7 @@ def run(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
         num_samples=num_samples,
         stop=[argument_bytes(text.replace("\\n", "\n").replace("\\t", "\t")) for text in stop or ()],

@@ -126,15 +126,23 @@ def filtered(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     return p
 
 
+def penalised(logits, ids: list[int], penalty: float, window: int):
+    """One vector of logits after `ids`, as CTRL's rule is written."""
+    out = logits.clone()
+    for i in {i for i in ids[-window:] if i < 256}:
+        out[i] = logits[i] / penalty if logits[i] > 0 else logits[i] * penalty
+    return out
+
+
 @torch.no_grad()
-def joint(model, prompt: bytes, length: int, **options) -> dict[bytes, float]:
+def joint(model, prompt: bytes, length: int, penalty=1.0, window=1, **options) -> dict[bytes, float]:
     """Exact probability of every continuation of up to `length` bytes (EOS ends it), by plain full forwards."""
     done, open_ = {}, {b"": 1.0}
     for _ in range(length):
         tokens = torch.tensor([[BOS, *prompt, *text] for text in open_])
         following = {}
         for (text, chance), logits in zip(open_.items(), model(tokens).logits[:, -1, 0]):
-            for i, p in filtered(logits, **options).items():
+            for i, p in filtered(penalised(logits, [*prompt, *text], penalty, window), **options).items():
                 if i == EOS:
                     done[text] = chance * p
                 else:

@@ -48,8 +48,8 @@ class Reader(Protocol):
     def keep(self, count: np.ndarray) -> None:
         """count (B,): so many bytes of the last read are part of each text; the others never were."""
 
-    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling) -> AbstractContextManager[Decoder]:
-        """What continues the texts, in a context in which it is fastest. last (B, 1): each text's last byte, unread."""
+    def decoder(self, ids: list[list[int]], drafts: int, sampling: Sampling) -> AbstractContextManager[Decoder]:
+        """What continues the texts, in a context in which it is fastest. ids: all of each text, its last one unread."""
 
 
 class Step(NamedTuple):
@@ -234,7 +234,7 @@ class Generation:
             yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep.tolist()
 
         rng, batch, n, prompt = np.random.default_rng(self.sampling.seed), len(self.ids), 1, [1] * len(self.ids)
-        with texts.decoder(np.array([ids[-1:] for ids in self.ids]), self.drafts, self.sampling) as decode:
+        with texts.decoder(self.ids, self.drafts, self.sampling) as decode:
             while True:
                 u = np.concatenate([rng.random((batch, k)) for k in (n - 1, 1, self.drafts)], axis=1)
                 yield *decode(u), prompt

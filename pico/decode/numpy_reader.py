@@ -17,7 +17,7 @@ from pico.base.config import MAX_FEED, PREFILL
 from pico.base.routers import RouterInput
 from pico.base.symbols import BOS
 from pico.base.threads import blas_threads, pick_blas_threads
-from pico.decode.sampling import Sampling, numpy_accept_drafts, numpy_distribution, numpy_draw
+from pico.decode.sampling import Sampling, numpy_accept_drafts, numpy_distribution, numpy_draw, numpy_penalised
 from pico.model.attention import alibi_bias
 from pico.model.ngrams import keys
 
@@ -223,9 +223,9 @@ class NumpyReader:
         self.ahead = [], []
 
     @contextmanager
-    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling):
+    def decoder(self, ids: list[list[int]], drafts: int, sampling: Sampling):
         with blas_threads(self.threads):
-            yield NumpyDecoder(self, last, drafts, sampling)
+            yield NumpyDecoder(self, ids, drafts, sampling)
 
     def _embed(self, text: list[int]) -> list[np.ndarray]:
         """The embeddings (D,) of bytes that continue the history. What was drafted is not looked up again."""
@@ -253,22 +253,25 @@ class NumpyReader:
 
 
 class NumpyDecoder:
-    """A `Decoder` of the text of a reader; `last` (1, 1) is the byte yet to be read."""
+    """A `Decoder` of the text of a reader; the last of its ids is yet to be read."""
 
-    def __init__(self, reader: NumpyReader, last: np.ndarray, drafts: int, sampling: Sampling):
-        self.reader, self.tokens, self.drafts, self.sampling = reader, last, drafts, sampling
+    def __init__(self, reader: NumpyReader, ids: list[list[int]], drafts: int, sampling: Sampling):
+        self.reader, self.tokens, self.drafts, self.sampling = reader, np.array([ids[0][-1:]]), drafts, sampling
         self.banned, self.q = sampling.banned(reader.alphabet), None  # what the drafts were drawn from
+        self.recent = sampling.recent(ids[0][:-1], reader.alphabet)
 
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
         reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]
         weight, routed = reader.read(self.tokens)
-        p = numpy_distribution(reader.logits(), self.sampling, self.banned)
+        logits = numpy_penalised(reader.logits(), self.recent, tokens[0], self.sampling)
+        p = numpy_distribution(logits, self.sampling, self.banned)
         accepted, following = numpy_accept_drafts(p, tokens[0][1:], self.q, u[:n])
         reader.keep([accepted + 1])
+        self.recent = [*self.recent, *tokens[0]][accepted + 1 :][: len(self.recent)]
         drawn, self.q = [following], []
         for chance in u[n:].tolist():
-            logits = reader.draft_logits(accepted, drawn)
-            self.q.append(numpy_distribution(logits, self.sampling, self.banned))
+            logits = numpy_penalised(reader.draft_logits(accepted, drawn)[None], self.recent, drawn, self.sampling)
+            self.q.append(numpy_distribution(logits[0], self.sampling, self.banned))
             drawn = [*drawn, numpy_draw(self.q[-1], chance)]
         self.tokens = np.array([drawn])
         return tokens, [accepted + 1], routed.tolist(), weight.tolist()

@@ -29,6 +29,9 @@ class Sampling(Config):
     top_k: int = Field(0, ge=0, le=10**6)  # only the k likeliest; 0 is off
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)  # the likeliest that have this mass together; 1 is off
     min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)  # at least this share of the likeliest's; 0 is off
+    # what stands among the last symbols of the text is less likely, see `numpy_penalised`; 1 is off
+    repetition_penalty: float = Field(1.0, ge=1, le=1000, allow_inf_nan=False)
+    repetition_window: int = Field(64, ge=1, le=2**16)  # how many those are: of bytes a line, of tokens a paragraph
     seed: int | None = Field(0, ge=0, le=2**64 - 1)  # None draws a new one
     num_samples: int = Field(1, ge=1, le=2**16)  # continuations of each prompt
     max_bytes: int = Field(512, ge=1, le=10**9)  # exactly: the last token of a text may be cut
@@ -56,6 +59,40 @@ class Sampling(Config):
         banned = alphabet.lengths == 0
         banned[list(self.ends(alphabet))] = False
         return banned
+
+    def recent(self, ids: list[int], alphabet: Alphabet) -> list[int]:
+        """The last W symbols of a text, which the penalty for repetition counts; V where it counts none.
+
+        That is before the text, and for control symbols: a turn may end as the one before it did.
+        """
+        none, window = alphabet.size, self.repetition_window
+        return [i if i < none and alphabet.table[i] else none for i in ([none] * window + ids[-window:])[-window:]]
+
+
+# A penalty for repetition (CTRL, arXiv 1909.05858, section 4.1). The logit of a symbol that stands among the last W is
+# divided by it if positive and multiplied if negative, however often the symbol stands there.
+
+
+def numpy_penalised(logits: np.ndarray, recent: list[int], tokens: list[int], sampling: Sampling) -> np.ndarray:
+    """Logits (n, V) after each of the last n tokens, which follow the W recent ones; V among these stands for none."""
+    if sampling.repetition_penalty == 1:
+        return logits
+    windows = np.lib.stride_tricks.sliding_window_view([*recent, *tokens], len(recent))[-len(logits) :]  # (n, W)
+    seen = np.zeros((len(logits), logits.shape[1] + 1), bool)
+    np.put_along_axis(seen, windows, True, -1)
+    penalty = np.float32(sampling.repetition_penalty)
+    return np.where(seen[:, :-1], np.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def torch_penalised(logits: Tensor, recent: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
+    """The same of a batch: logits (B, n, V), recent (B, W), tokens (B, n or more)."""
+    if sampling.repetition_penalty == 1:
+        return logits
+    windows = torch.cat([recent, tokens], dim=1).unfold(1, recent.shape[1], 1)[:, -logits.shape[1] :]  # (B, n, W)
+    nothing = logits.new_zeros(*logits.shape[:2], logits.shape[2] + 1, dtype=torch.bool)
+    seen = nothing.scatter(-1, windows, True)[..., :-1]
+    logits, penalty = logits.float(), sampling.repetition_penalty
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 # From logits to the distribution that is sampled from

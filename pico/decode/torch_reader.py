@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pico.base.graphs import Graphed, run
-from pico.decode.sampling import Sampling, torch_draft, torch_verify
+from pico.decode.sampling import Sampling, torch_draft, torch_penalised, torch_verify
 from pico.model.cache import MAX_FEED
 
 
@@ -40,22 +40,27 @@ class TorchReader:
         self.cache.rollback(torch.from_numpy(count).to(self.device))
 
     @torch.inference_mode()
-    def decoder(self, last: np.ndarray, drafts: int, sampling: Sampling):
+    def decoder(self, ids: list[list[int]], drafts: int, sampling: Sampling):
         self.cache.narrow()
-        return nullcontext(TorchDecoder(self, last, drafts, sampling))  # torch's threads are its user's matter
+        return nullcontext(TorchDecoder(self, ids, drafts, sampling))  # torch's threads are its user's matter
 
 
 class TorchDecoder:
-    """A `Decoder` of the texts of a reader; `last` (B, 1) are the bytes yet to be read."""
+    """A `Decoder` of the texts of a reader; the last of the ids of each is yet to be read."""
 
-    def __init__(self, reader: TorchReader, last: np.ndarray, drafts: int, sampling: Sampling):
-        self.reader, self.last, self.drafts, self.sampling = reader, last, drafts, sampling
-        batch, device, alphabet = len(last), reader.device, reader.alphabet
+    def __init__(self, reader: TorchReader, ids: list[list[int]], drafts: int, sampling: Sampling):
+        self.reader, self.drafts, self.sampling = reader, drafts, sampling
+        self.last: np.ndarray | None = np.array([text[-1:] for text in ids])
+        batch, device, alphabet = len(ids), reader.device, reader.alphabet
         self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
         self.q = torch.zeros(batch, drafts, alphabet.size, device=device)  # what the drafts were drawn from
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
         self.rows = torch.arange(batch, device=device)
         self.banned = torch.from_numpy(sampling.banned(alphabet)).to(device)
+        self.recent = torch.tensor(
+            [sampling.recent(text[:-1], alphabet) for text in ids], dtype=torch.long, device=device
+        )
+        self.window = torch.arange(sampling.repetition_window, device=device)
         self.run = Graphed(device, warm_up=1) if device.type == "cuda" and reader.cuda_graph else run
 
     @torch.inference_mode()
@@ -80,14 +85,19 @@ class TorchDecoder:
         n = tokens.shape[1]
         out = self.reader.forward(tokens)
         arguments = self.sampling, self.banned
-        accepted, following = torch_verify(out.logits[:, :, 0], tokens[:, 1:], self.q[:, : n - 1], u[:, :n], *arguments)
+        logits = torch_penalised(out.logits[:, :, 0], self.recent, tokens, self.sampling)
+        accepted, following = torch_verify(logits, tokens[:, 1:], self.q[:, : n - 1], u[:, :n], *arguments)
         self.reader.cache.rollback(accepted + 1)
+        if self.sampling.repetition_penalty != 1:
+            text = torch.cat([self.recent, tokens], dim=1)
+            self.recent.copy_(text.gather(1, accepted[:, None] + 1 + self.window))
         parts = tokens, out.routed, out.router_weight, accepted[:, None] + 1
         record = torch.cat([part.float() for part in parts], dim=1)
         self.tokens[:, :1] = following
         stream = out.stream[self.rows, accepted] if self.drafts else None
         for k in range(self.drafts):
             logits = self.reader.model.draft_logits(stream, self.tokens[:, : k + 1], self.reader.cache.history)
+            logits = torch_penalised(logits[:, None], self.recent, self.tokens[:, : k + 1], self.sampling)[:, 0]
             torch_draft(logits, u[:, n + k], *arguments, self.q[:, k], self.tokens[:, k + 1])
         return record
 

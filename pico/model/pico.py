@@ -267,3 +267,21 @@ class Pico(nn.Module):
     def parts(self) -> dict[str, int]:
         """Parameters of each part."""
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
+
+
+@torch.inference_mode()
+def plain_generate(model, ids: list[int], count: int, temperature: float = 0.0, seed: int = 0, **options) -> list[int]:
+    """At most `count` symbols after `ids`, up to EOS: for each of them the whole text goes through the model.
+
+    What decode/ does fast is held to this, of both kinds of model. Temperature 0 is greedy.
+    """
+    generator, new, eos = torch.Generator().manual_seed(seed), [], model.alphabet.eos
+    never = torch.tensor([not symbol and i != eos for i, symbol in enumerate(model.alphabet.table)])
+    while len(new) < count:
+        logits = model(torch.tensor([[*ids, *new]]), **options).logits[0, -1, 0].float().masked_fill(never, -torch.inf)
+        p = (logits / temperature).softmax(-1) if temperature else logits == logits.max()
+        symbol = torch.multinomial(p.float(), 1, generator=generator).item()
+        if symbol == eos:
+            break
+        new.append(symbol)
+    return new

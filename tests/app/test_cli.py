@@ -152,8 +152,8 @@ SPECIFIED = {
     "learning-rate schedule weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
     "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer "
     "tracker attention-backend set",
-    "run": "checkpoint prompt prompt-file temperature top-k top-p min-p max-bytes num-samples seed speculative "
-    "disable-latent show-router-decisions stats device",
+    "run": "checkpoint prompt prompt-file temperature top-k top-p min-p repetition-penalty max-bytes num-samples "
+    "seed speculative disable-latent show-router-decisions stats device",
     "eval": "dataset-column-name dataset-format dataset-validation-split checkpoint json",
     "info": "json",
     "demo": "minutes",

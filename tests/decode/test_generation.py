@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 import torch
-from helpers import filtered, random_tokens, texts, tiny, trained, use_tables
+from helpers import filtered, penalised, random_tokens, texts, tiny, trained, use_tables
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from pico.base.config import LONGEST_PROMPT, MAX_FEED, PREFILL
 from pico.base.errors import PicoError
 from pico.base.symbols import ASSISTANT, BOS, BYTES, END_OF_TURN, EOS, USER, VOCABULARY
 from pico.decode.generation import Continuation, Step, generate
-from pico.decode.sampling import Sampling, numpy_distribution, torch_distribution
+from pico.decode.sampling import Sampling, numpy_distribution, numpy_penalised, torch_distribution, torch_penalised
 
 
 @given(
@@ -41,6 +41,26 @@ def test_filters_equal_a_plain_reference(seed, temperature, top_k, top_p, min_p)
         for i, x in filtered(logits[row].double(), **options).items():
             wanted[i] = x
         torch.testing.assert_close(torch.from_numpy(p[row]), wanted, atol=1e-5, rtol=1e-3)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1.0, 1.3, 4.0]), st.integers(1, 9), st.integers(1, 3))
+def test_the_penalty_for_repetition_equals_its_formula(seed, penalty, window, n):
+    """After each of the last n symbols, what stands among the last W: of a short text, and of control symbols, none."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(2, n, VOCABULARY)).astype(np.float32)
+    texts = [rng.choice([5, 6, 7, 8, EOS, BOS], size).tolist() for size in (12, 2)]
+    tokens = rng.choice([5, 6, 7, 8], (2, n + 1))
+    sampling = Sampling(repetition_penalty=penalty, repetition_window=window)
+    recent = np.array([sampling.recent(text, BYTES) for text in texts], int)
+    assert recent.shape == (2, window)
+    together = torch_penalised(*map(torch.from_numpy, (logits, recent, tokens)), sampling).numpy()
+    for row, text in enumerate(texts):
+        one = numpy_penalised(logits[row].copy(), recent[row].tolist(), tokens[row].tolist(), sampling)
+        for i in range(n):
+            ids = [*text, *tokens[row, : i + 2].tolist()]
+            wanted = penalised(torch.from_numpy(logits[row, i]), ids, penalty, window).numpy()
+            np.testing.assert_allclose(one[i], wanted, rtol=1e-6)
+            np.testing.assert_allclose(together[row, i], wanted, rtol=1e-6)
 
 
 def test_temperature_divides_and_vanishes_into_greedy():
@@ -280,7 +300,7 @@ def test_stats_are_complete():
 
 
 def test_impossible_settings_are_all_named():
-    bad = dict(max_bytes=0, temperature=-1, top_k=-1, top_p=0, min_p=2, num_samples=0, seed=-1)
+    bad = dict(max_bytes=0, temperature=-1, top_k=-1, top_p=0, min_p=2, num_samples=0, seed=-1, repetition_penalty=0.5)
     with pytest.raises(PicoError) as error:
         generate(tiny(), **bad)
     assert all(f"{name} = {value}: input should be" in str(error.value) for name, value in bad.items())

@@ -5,41 +5,30 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import chi_square, joint, texts, trained, use_tables
-from torch import inference_mode
+from helpers import chi_square, joint, penalised, texts, trained, use_tables
 
 import pico.decode.generation
 from pico.base.routers import ROUTERS
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.decode.generation import generate
 from pico.decode.sampling import numpy_accept_drafts, numpy_draw, torch_accept_drafts, torch_draw
+from pico.model.pico import plain_generate
 
 RAGGED = [b"", b"A", b"Once upon a time", bytes(range(256)), b"\xff\x00\xfe" * 40]
 
 # At temperature 0: byte for byte
 
 
-@inference_mode()
-def assert_greedy(model, prompt, text, max_bytes, **options):
-    """Every byte is the most likely one by a plain full forward over what comes before it."""
-    ids = [BOS, *prompt, *text]
-    logits = model(torch.tensor([ids]), **options).logits[0, len(prompt) :, 0]
-    logits[:, BOS], logits[:, EOS + 1 :] = -torch.inf, -torch.inf
-    best = logits.argmax(-1).tolist()
-    assert best[:-1] == list(text)
-    assert len(text) == max_bytes or best[-1] == EOS
-
-
 @pytest.mark.parametrize("disable_latent", [False, True])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable_latent):
     model = trained(router)
-    options = dict(max_bytes=40, temperature=0, disable_latent=disable_latent)
+    options = dict(max_bytes=30, temperature=0, disable_latent=disable_latent)
     fast, slow = generate(model, RAGGED, **options), generate(model, RAGGED, speculative=False, **options)
     together = texts(fast)
     assert together == texts(slow)
     for prompt, text in zip(RAGGED, together):
-        assert_greedy(model, prompt, text, 40, disable_latent=disable_latent)
+        assert list(text) == plain_generate(model, [BOS, *prompt], 30, disable_latent=disable_latent)
         assert texts(generate(model, prompt, **options)) == [text]  # alone, it is read by other code
     assert (
         1.1 < fast.stats["bytes_per_forward"] < 1 + model.config.drafts and slow.stats["bytes_per_forward"] == 1
@@ -51,8 +40,27 @@ def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable
 def test_greedy_speculation_with_parts_left_out(change):
     model = trained("topk", **change)
     for prompts in (RAGGED, RAGGED[3:4]):
-        for prompt, text in zip(prompts, texts(generate(model, prompts, max_bytes=60, temperature=0))):
-            assert_greedy(model, prompt, text, 60)
+        for prompt, text in zip(prompts, texts(generate(model, prompts, max_bytes=40, temperature=0))):
+            assert list(text) == plain_generate(model, [BOS, *prompt], 40)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 7, 64])
+def test_a_penalty_for_repetition_sees_drafts_as_it_sees_text(window):
+    """Greedy with drafts, without, in a batch and alone: all as by the formula after every single byte."""
+    model, penalty = trained("topk"), 4.0
+    options = dict(max_bytes=30, temperature=0, repetition_penalty=penalty, repetition_window=window)
+    fast, free = generate(model, RAGGED, **options), generate(model, RAGGED, max_bytes=30, temperature=0)
+    together = texts(fast)
+    assert together == texts(generate(model, RAGGED, speculative=False, **options))
+    assert together != texts(free) and fast.stats["bytes_per_forward"] > 1.02
+    for prompt, text in zip(RAGGED, together):
+        assert texts(generate(model, prompt, **options)) == [text]
+        logits = model(torch.tensor([[BOS, *prompt, *text]])).logits[0, len(prompt) :, 0]
+        for i, byte in enumerate(text):
+            rest = penalised(logits[i], [*prompt, *text[:i]], penalty, window)[: EOS + 1]
+            rest[BOS] = -torch.inf
+            assert byte == rest.argmax()
 
 
 # At temperature > 0: the distribution is exactly the model's
@@ -130,15 +138,19 @@ def test_generated_texts_have_the_joint_distribution_of_the_model(temperature, m
         ("topk", dict(temperature=2.5, top_k=6, top_p=0.9)),
         ("space", dict(temperature=1.2, top_p=0.9)),
         ("all", dict(temperature=1.3, min_p=0.01)),
+        ("topk", dict(temperature=1.5, top_k=4, penalty=1.6, window=2)),
     ],
 )
 @pytest.mark.parametrize("speculative", [True, False])
 def test_pico_generates_from_its_own_joint_distribution(router, options, speculative):
     """Against exact probabilities of every continuation, multiplied up from plain full forwards."""
     model = trained(router)
-    expected = joint(model, b"", 3, **options)
+    expected = joint(model, b"tt", 3, **options)
     assert 8 <= len(expected) < 600
-    run = generate(model, b"", max_bytes=3, num_samples=3000, seed=1, speculative=speculative, **options)
+    options = {
+        {"penalty": "repetition_penalty", "window": "repetition_window"}.get(k, k): v for k, v in options.items()
+    }
+    run = generate(model, b"tt", max_bytes=3, num_samples=3000, seed=1, speculative=speculative, **options)
     statistic, limit = chi_square(Counter(texts(run)), expected, 3000)
     assert statistic < limit
     if speculative:

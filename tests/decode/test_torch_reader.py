@@ -9,7 +9,6 @@ import importlib.util
 import weakref
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from helpers import OneDevice, texts, tiny_config, trained
@@ -21,6 +20,7 @@ import pico.decode.torch_reader
 import pico.model.routing
 from pico.base.graphs import WARM_UP, Graphed, run
 from pico.base.routers import ROUTERS
+from pico.base.symbols import BOS
 from pico.decode.generation import generate
 from pico.decode.sampling import Sampling
 from pico.decode.torch_reader import TorchDecoder, TorchReader
@@ -33,7 +33,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-@pytest.mark.parametrize("sampling", [dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01), dict(min_p=0.01)])
+PENALTY = dict(min_p=0.01, repetition_penalty=1.2)
+
+
+@pytest.mark.parametrize("sampling", [dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01), PENALTY])
 @pytest.mark.parametrize("backend", ["blocked", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypatch):
@@ -44,7 +47,7 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypa
         alibi_slopes.cache_clear()
         with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
             model = Pico(tiny_config(router), backend, torch.bfloat16).eval()
-            decoder = TorchDecoder(TorchReader(model, 2), np.array([[1], [2]]), drafts, Sampling(**sampling))
+            decoder = TorchDecoder(TorchReader(model, 2), [[BOS, 1], [BOS, 2]], drafts, Sampling(**sampling))
             with OneDevice():
                 record = decoder.run(decoder.step, decoder.tokens, decoder.u)
             assert record.shape == (2, 3 * (1 + drafts) + 1) and record.is_cuda
@@ -63,7 +66,7 @@ class Traced:
             return step(*arguments)
         if self.replay is None:
             decoder, cache = step.__self__, step.__self__.reader.cache
-            state = decoder.tokens, decoder.q, cache.history, cache.local.length, cache.latent.length
+            state = decoder.tokens, decoder.q, decoder.recent, cache.history, cache.local.length, cache.latent.length
             before = [x.clone() for x in state]
             self.replay = make_fx(lambda: step(*arguments))()  # runs it too, which a capture does not
             for x, old in zip(state, before):
@@ -104,7 +107,8 @@ def test_replayed_decoding_is_plain_decoding(router, replayed):
 @pytest.mark.slow
 @pytest.mark.parametrize("speculative", [True, False])
 def test_a_seed_gives_the_same_text_on_every_path(speculative, replayed, monkeypatch):
-    model, options = trained("topk"), dict(max_bytes=80, temperature=1.2, top_p=0.95, speculative=speculative)
+    model, options = trained("topk"), dict(max_bytes=80, temperature=1.2, repetition_penalty=1.5, repetition_window=9)
+    options |= dict(speculative=speculative)
     alone = [texts(generate(model, b"one", seed=seed, **options)) for seed in range(3)]
     assert not replayed
     monkeypatch.setattr(pico.decode.generation, "reader", TorchReader)

@@ -17,6 +17,7 @@ from pico.base.errors import PicoError
 from pico.base.symbols import Alphabet
 from pico.model import kernels
 
+LARGEST = 4096  # vocabulary of which a GPU's kernel holds a row
 GREEDY = 1e-5  # temperatures below are one-hot to fp32's last digit, and smaller ones would overflow
 
 StopText = Annotated[bytes, Field(min_length=1, max_length=256)]
@@ -182,6 +183,8 @@ def numpy_accept_drafts(p: np.ndarray, drafts: list[int], q: list[np.ndarray], u
 
 def torch_accept_drafts(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """p (B, n, V), drafts (B, n - 1) drawn from q (B, n - 1, V), u (B, n): accepted (B,), following (B, 1)."""
+    if not drafts.shape[1]:
+        return torch.zeros_like(u[:, 0], dtype=torch.long), torch_draw(p, u)
     chosen = drafts[..., None]
     ratio = (p[:, :-1].gather(-1, chosen) / q.gather(-1, chosen))[..., 0]
     accepted = (u[:, :-1] < ratio).cumprod(1).sum(1)
@@ -218,5 +221,6 @@ def torch_verify(
 
 
 def in_one_kernel(logits: Tensor, sampling: Sampling) -> bool:
-    """Top-k and top-p need a sort, which the kernels do not have."""
-    return logits.is_cuda and kernels.available() and not sampling.top_k and sampling.top_p == 1
+    """Top-k and top-p need a sort, which the kernels do not have; they hold a row of logits at once."""
+    plain = not sampling.top_k and sampling.top_p == 1 and logits.shape[-1] <= LARGEST
+    return plain and logits.is_cuda and kernels.available()

@@ -173,6 +173,7 @@ def run(
     checkpoint: Checkpoint = "-1",
     prompt: option(str | None, "text to continue; - reads stdin", "Prompt") = None,
     prompt_file: option(Path | None, "file to continue, any bytes", "Prompt") = None,
+    interactive: switch("--interactive", "type prompts and read on; settings change in between", "Prompt") = False,
     temperature: option(float, "0 is greedy", "Sampling") = 0.8,
     top_k: option(int, "only the k likeliest bytes; 0 is off", "Sampling") = 0,
     top_p: option(float, "only the likeliest bytes that make up p; 1 is off", "Sampling") = 1.0,
@@ -207,7 +208,12 @@ def run(
         raise PicoError(
             "--json and --show-router-decisions were both given: the JSON says what was routed, drop the latter"
         )
-    start = read_prompt(prompt, prompt_file)
+    if interactive and (prompt is not None or prompt_file or as_json or stats or num_samples > 1):
+        raise PicoError(
+            "--interactive asks for one prompt after the other: leave out --prompt, --prompt-file, --num-samples, "
+            "--json and --stats"
+        )
+    start = b"" if interactive else read_prompt(prompt, prompt_file)
     from pico import generate, load
     from pico.base.device import pick_device
     from pico.runs.folder import read_config
@@ -215,10 +221,9 @@ def run(
     routing = dict(disable_latent=disable_latent, show_router_decisions=show_router_decisions)
     check_routes(read_config(path), **routing)
 
-    model = load(path, run, checkpoint, device=pick_device(device))
-    generation = generate(
-        model,
-        start,
+    from pico.decode.sampling import Sampling
+
+    sampling = Sampling.build(
         max_bytes=max_bytes,
         temperature=temperature,
         top_k=top_k,
@@ -228,10 +233,14 @@ def run(
         seed=seed,
         num_samples=num_samples,
         stop=[argument_bytes(text.replace("\\n", "\n").replace("\\t", "\t")) for text in stop or ()],
-        speculative=speculative,
-        disable_latent=disable_latent,
-        echo=True,
     )
+    model = load(path, run, checkpoint, device=pick_device(device))
+    options = dict(speculative=speculative, disable_latent=disable_latent)
+    if interactive:
+        from pico.app.interactive import interact
+
+        return interact(model, sampling, show_router_decisions, **options)
+    generation = generate(model, start, sampling, echo=True, **options)
     if as_json:
         write_objects(generation, num_samples)
     else:

@@ -152,8 +152,8 @@ SPECIFIED = {
     "learning-rate schedule weight-decay epochs max-steps max-minutes warmup-steps grad-accumulation-steps quiet "
     "validation-interval checkpoint-interval sample-interval keep-last seed resume base-weights optimizer "
     "tracker attention-backend set",
-    "run": "checkpoint prompt prompt-file temperature top-k top-p min-p repetition-penalty max-bytes num-samples "
-    "seed speculative disable-latent show-router-decisions stats device",
+    "run": "checkpoint prompt prompt-file interactive temperature top-k top-p min-p repetition-penalty max-bytes "
+    "num-samples seed speculative disable-latent show-router-decisions stats device",
     "eval": "dataset-column-name dataset-format dataset-validation-split checkpoint json",
     "info": "json",
     "demo": "minutes",
@@ -532,6 +532,8 @@ BAD = {
     "run model a --top-p 1.5": "error: --top-p = ",
     "run model a --top-k -2": "error: --top-k = ",
     "run model a --max-bytes 0": "error: --max-bytes = ",
+    "run model a --repetition-penalty 0.5": "error: --repetition-penalty = ",
+    "run model a --interactive --prompt a": "error: --interactive asks for one prompt after the other",
     "run model a --num-samples 0": "error: --num-samples = ",
     "run model a --num-samples 100000000000": "error: --num-samples = ",
     "run model a --max-bytes 100000000000000000000": "error: --max-bytes = ",

@@ -1,0 +1,166 @@
+"""The loop of `run --interactive`, through a pipe and in a pseudo-terminal."""
+
+import io
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import tiny, tiny_gpt
+
+from pico.app.interactive import interact
+from pico.decode.generation import generate
+from pico.decode.numpy_reader import NumpyDecoder
+from pico.decode.sampling import Sampling
+from pico.decode.torch_reader import TorchDecoder
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = Sampling(temperature=0.7, max_bytes=20, seed=3)
+
+
+@pytest.fixture(params=[tiny, tiny_gpt])
+def model(request):
+    return request.param()
+
+
+@pytest.fixture
+def typed(model, monkeypatch, capsysbinary):
+    """typed(line, ...) -> stdout and stderr of the loop that reads these lines."""
+
+    def run(*lines: str, **options):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        interact(model, SETTINGS, **options)
+        out, err = capsysbinary.readouterr()
+        return out, err.decode()
+
+    return run
+
+
+def text(model, prompt, **settings) -> bytes:
+    steps = generate(model, prompt, Sampling(**{**dict(SETTINGS), **settings}), echo=True)
+    return b"".join(step.bytes for step in steps)
+
+
+def test_every_line_is_continued_as_run_would(typed, model):
+    """The next seed for the next text; Enter alone goes on with the last one."""
+    out, err = typed("one", "//two", "")
+    second = text(model, b"/two", seed=4)
+    third = text(model, second, seed=5)
+    assert out == text(model, b"one") + b"\n" + second + b"\n" + third.removeprefix(second) + b"\n"
+    assert err == ""
+
+
+def test_settings_change_and_come_back(typed, model):
+    lines = [
+        "/temp 0",
+        "/max  7",
+        "ab",
+        "/topk 2",
+        "/topp .9",
+        "/minp .1",
+        "/penalty 1.5",
+        "/seed 9",
+        "cd",
+        "/reset",
+        "ef",
+    ]
+    out, err = typed(*lines, "/seed", "/quit", "never read")
+    some = dict(top_k=2, top_p=0.9, min_p=0.1, repetition_penalty=1.5, seed=9)
+    wanted = [text(model, b"ab", temperature=0, max_bytes=7), text(model, b"cd", temperature=0, max_bytes=7, **some)]
+    assert out == b"".join(each + b"\n" for each in [*wanted, text(model, b"ef")])
+    assert err.splitlines()[:4] == ["temperature = 0.0", "max_bytes = 7", "top_k = 2", "top_p = 0.9"]
+    assert err.splitlines()[-2:] == ["settings are those of the start", "seed = 4"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["/temp hot", "/temp -1", "/topp 2", "/max 0", "/seed 1.5", "/tmp 1", "/", "/help me"]
+)
+def test_what_is_wrong_is_said_in_a_line_and_nothing_is_lost(typed, model, wrong):
+    out, err = typed("/temp 0", wrong, "ab")
+    assert out == text(model, b"ab", temperature=0) + b"\n"
+    if wrong != "/help me":
+        (_, line) = err.splitlines()
+        assert line.startswith((f"error: {wrong}: ", f"error: unknown command {wrong.split()[0]}: ")), line
+
+
+def test_help_names_every_command(typed):
+    _, err = typed("/help")
+    for name in ["temp", "topk", "topp", "minp", "penalty", "max", "seed", "reset", "help", "quit"]:
+        assert f"/{name} " in err
+
+
+def test_an_answer_can_be_interrupted(typed, model, monkeypatch):
+    """Ctrl-C ends it, and what was written is what goes on."""
+    calls = []
+
+    def read(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return made(*args)
+
+    kind = NumpyDecoder if model.config.routes else TorchDecoder
+    made = kind.__call__
+    monkeypatch.setattr(kind, "__call__", read)
+    out, err = typed("ab", "/temp", "")
+    whole, first = text(model, b"ab"), out
+    while not whole.startswith(first):
+        first = first[:-1]
+    assert err == "temperature = 0.7\n"
+    assert len(calls) > 9 and out[len(first) :].startswith(b"\n") and 2 < len(first) < len(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+def test_in_a_terminal():
+    """A prompt, Ctrl-C at it and within an answer, a setting, Ctrl-D."""
+    import pty
+
+    line = [
+        "run",
+        "models/tinystories",
+        "best",
+        "--interactive",
+        "--device",
+        "cpu",
+        "--temperature",
+        "0",
+        "--max-bytes",
+    ]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "picolm.py", *line, "100000000"])
+    screen = b""
+
+    def until(words: bytes, seconds=120):
+        nonlocal screen
+        end = time.monotonic() + seconds
+        while words not in screen:
+            assert time.monotonic() < end, screen
+            if select.select([terminal], [], [], 1)[0]:
+                screen += os.read(terminal, 4096)
+        before, _, screen = screen.partition(words)
+        return before
+
+    until(b"> ")
+    os.write(terminal, b"half a li")
+    until(b"half a li")
+    os.write(terminal, b"\x03")
+    until(b"> ")
+    os.write(terminal, b"Once upon a time\r")
+    until(b"Once upon a time\r\n")
+    until(b"Once upon a time")
+    until(b" a")
+    os.write(terminal, b"\x03")
+    until(b"\n> ")
+    os.write(terminal, b"/max 12\r")
+    until(b"max_bytes = 12\r\n> ")
+    os.write(terminal, b"The cat\r")
+    until(b"The cat\r\nThe cat")
+    until(b"\n> ")
+    os.write(terminal, b"\x04")
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0

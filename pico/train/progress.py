@@ -135,10 +135,12 @@ class Display:
         """The table at the end. best: step and bits per byte of the best validation; saved: step of the checkpoint."""
         if self.quiet:
             return
+        executed = f", {count(end.executed_flops, 'FLOP')} with empty slots"
+        slots = executed if end.executed_flops != end.flops else ""  # a dense model has none
         rows = {
             "steps": f"{end.steps:,}",
             "text seen": f"{end.bytes / 1e6:,.2f} MB in {duration(end.seconds)}",
-            "training cost": f"{count(end.flops, 'FLOP')}, {count(end.executed_flops, 'FLOP')} with empty slots",
+            "training cost": count(end.flops, "FLOP") + slots,
             "validation": f"{end.bpb:.4f} bits per byte" if end.bpb is not None else "none",
             "best": f"{best['bits_per_byte']:.4f} at step {best['step']}" if best else "none",
             "entropy floor": f"{end.floor:.4f}" if end.floor is not None else "unknown",

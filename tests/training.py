@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import pico.train.loop
-from pico import TrainConfig, load
+from pico import TrainConfig, load, preset
 from pico.runs import checkpoint
 from pico.train.loop import train
 
@@ -18,6 +18,12 @@ SMALL = dict(
     dim=16, next_tokens=2, att_q_heads=2, att_kv_heads=1, fb_num_blocks=1, fb_att_window_size=4,
     latent_num_blocks=1, latent_att_window_size=4, ngram_max=3, ngram_rows=256, ngram_dim=4,
 )  # fmt: skip
+TWIN = dict(dim=16, num_blocks=2, att_q_heads=2, att_kv_heads=1, head_dim=8, max_context=32, tokenizer="bytes")
+TWINS = {  # dense decoders, with every switch in one of them
+    "gpt-bytes-tiny": preset("gpt-bytes-tiny", **TWIN),
+    "simple-picolm": preset("simple-picolm", **TWIN, vocab_size=264, ngram_max=3, ngram_rows=256, ngram_dim=4),
+    "picochat": preset("picochat", **TWIN, vocab_size=264),
+}
 QUICK = dict(
     context_len=32, batch_size=4, max_steps=12, warmup_steps=4, checkpoint_interval=4, validation_interval=6,
     sample_interval=8, precision="fp32", keep_last=2,

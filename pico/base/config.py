@@ -185,6 +185,9 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of weights, order, samples, held-out part")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
     attention_backend: BackendName | None = Field(None, description="by device when not given")
+    gradient_checkpointing: bool = Field(
+        False, description="keep what goes into each block alone, and run it again: less memory, a third more time"
+    )
     compile: bool = Field(False, description="torch.compile each block")
     cuda_graph: bool = Field(True, description="on one GPU, replay each step as a CUDA graph")
     tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="metrics also go to")

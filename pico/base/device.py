@@ -24,6 +24,11 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The floats to draw by: float64, except on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """The device of that name, or the best there is. Raises PicoError for one that cannot be used here."""
     if name is None:

@@ -18,6 +18,7 @@ from pico.base.config import LONGEST_PROMPT
 from pico.base.errors import PicoError
 from pico.base.memory import require
 from pico.base.symbols import Alphabet
+from pico.decode.numpy_gpt import NumpyGPT
 from pico.decode.numpy_reader import NumpyReader
 from pico.decode.sampling import Sampling
 from pico.decode.torch_reader import TorchReader
@@ -248,6 +249,6 @@ def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_grap
     """
     size, device = batch * cache_bytes(model.config, model.dtype, feed), next(model.parameters()).device
     require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
-    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32 and model.config.routes:
-        return NumpyReader(model, disable_latent)
+    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32:
+        return (NumpyReader if model.config.routes else NumpyGPT)(model, disable_latent)
     return TorchReader(model, batch, feed, disable_latent, cuda_graph)

@@ -130,7 +130,11 @@ class ReaderStack:
             squares = np.vecdot(qk, qk)[..., None]
             squares += self.width * EPS
             qk *= weights.sharpness / np.sqrt(squares, out=squares)
-        memory[:, :, new] = qkv[:, self.heads :].reshape(len(x), 2, self.kv_heads, -1).transpose(1, 2, 0, 3)
+        return self.mixed(qkv, memory, new, pieces)
+
+    def mixed(self, qkv: np.ndarray, memory: np.ndarray, new: slice, pieces: list[Piece]) -> np.ndarray:
+        """What attention adds up, (n, H E), of qkv (n, H + 2K, E) and of what is in the memory."""
+        memory[:, :, new] = qkv[:, self.heads :].reshape(len(qkv), 2, self.kv_heads, -1).transpose(1, 2, 0, 3)
         mixed = []
         for rows, seen, bias in pieces:
             q = qkv[rows, : self.heads].swapaxes(0, 1).reshape(self.kv_heads, -1, self.width)  # (K, H/K n, E)

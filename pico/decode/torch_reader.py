@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pico.base.device import widest
 from pico.base.graphs import Graphed, run
 from pico.decode.sampling import Sampling, torch_draft, torch_penalised, torch_verify
 from pico.model.cache import MAX_FEED
@@ -110,8 +111,3 @@ def cast(model):
         if model.dtype != p.dtype and id(p) not in fp32:
             shared[id(p)] = torch.nn.Parameter(p.detach().to(model.dtype), requires_grad=False)
     return deepcopy(model, shared)
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """The floats to draw by: float64, except on MPS, which has none."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pico.base.shapes import ModelConfig
 from pico.model.attention import attend_cached, attention, split_heads
@@ -91,6 +92,14 @@ class Block(nn.Module):
         share = self.dropout if self.training else 0.0
         x = x + dropout(self.attention(norm(x), backend, ring, layer), share)
         return x + dropout(self.mlp(norm(x)), share)
+
+
+def run_block(block: nn.Module, again: bool, *inputs) -> Tensor:
+    """What the block makes of them. again: it keeps nothing but its inputs, and runs once more in the backward pass
+    (arXiv 1604.06174)."""
+    if not again:
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=block.dropout > 0)
 
 
 def check_groups(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> dict[str, list[nn.Parameter]]:

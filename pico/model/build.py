@@ -26,6 +26,7 @@ class Model(Protocol):
     dtype: torch.dtype  # of activations; weights are fp32
     alphabet: Alphabet  # what its ids stand for
     attention_backend: str | None  # as it was asked for
+    gradient_checkpointing: bool  # training keeps what goes into each block, and runs it again
     blocks: list[nn.Module]  # what is sharded and compiled one by one
     ngrams: NGrams | None
 

@@ -14,8 +14,12 @@ from pico.model.attention import distances
 BLOCK = 64  # queries on a CPU: their scores stay in its cache, and little of the upper triangle is computed
 
 
+def on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    if q.device.type == "cpu":
+    if on_cpu(q):
         return _Blocks.apply(q, k, v, window)
     return sdpa(q, k, v) if q.shape[1] <= window + 1 else _banded(q, k, v, window)
 

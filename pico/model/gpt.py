@@ -10,13 +10,13 @@ V vocabulary. Weights are fp32; activations have the model's `dtype`, and every 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from pico.base.device import widest
 from pico.base.shapes import GPTConfig
 from pico.base.symbols import BYTES, Alphabet
-from pico.model.blocks import Linear, SwiGLU, check_groups, dropout
+from pico.model.blocks import Linear, SwiGLU, check_groups, dropout, run_block
 from pico.model.cache import Cache, Ring
-from pico.model.causal import causal_attention, sdpa
+from pico.model.causal import causal_attention, on_cpu, sdpa
 from pico.model.loss import multi_byte_loss, soft_capped
 from pico.model.ngrams import NGrams
 from pico.model.norm import norm
@@ -42,7 +42,7 @@ def rotation(positions: Tensor, config: GPTConfig) -> Tensor:
     The pair of channels 2i and 2i + 1 turns by theta^(-2i/R) radians a position; those from R on stay.
     """
     half = round(config.head_dim * config.rope_fraction / 2)
-    wide = torch.float32 if positions.device.type == "mps" else torch.float64  # a text may be millions of symbols long
+    wide = widest(positions.device)  # a text may be millions of symbols long
     frequency = config.rope_theta ** (-torch.arange(half, device=positions.device, dtype=wide) / max(half, 1))
     angle = F.pad(positions[..., None, None] * frequency, (0, config.head_dim // 2 - half))
     return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
@@ -51,7 +51,7 @@ def rotation(positions: Tensor, config: GPTConfig) -> Tensor:
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """x (B, T, heads, E), fp32, a pair of channels being a complex number: so a CPU needs one pass, not eight."""
     pairs = x.unflatten(-1, (-1, 2))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # which knows no complex numbers
+    if on_cpu(x) and not torch.compiler.is_compiling():  # which knows no complex numbers
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn)).flatten(-2)
     (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
@@ -141,7 +141,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, dtype=torch.float32):
         super().__init__()
         self.config, self.dtype, self.attention_backend = config, dtype, None
-        self.gradient_checkpointing = False  # training keeps only what goes into each block, and runs it again
+        self.gradient_checkpointing = False  # training keeps what goes into each block, and runs it again
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
         self.ngrams = NGrams(config) if config.ngram_max else None
         self.blocks = nn.ModuleList(GPTBlock(config, hidden) for hidden in config.mlp_dims)
@@ -208,7 +208,9 @@ class GPT(nn.Module):
         """tokens and targets (B, T) integers, -100 where there is no target. The rest is as in `Pico.forward`; start,
         disable_latent and rule change nothing here: RoPE knows distances alone, and nothing is routed.
 
-        A text may be longer than max_context: every symbol then sees the max_context - 1 before it.
+        A text may be longer than max_context: every symbol then sees the max_context - 1 before it, in each block. So
+        it is with a cache too, whose oldest positions leave the window; its logits are those of the whole text within
+        1e-5 of the largest, in fp32 on a CPU.
         """
         tokens = tokens.long()
         batch, length = tokens.shape
@@ -222,10 +224,7 @@ class GPT(nn.Module):
         x = self.embed(torch.cat([history, tokens], dim=1))
         turn = rotation(positions, self.config)
         for layer, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, turn, use_reentrant=False)
-            else:
-                x = block(x, turn, ring, layer)
+            x = run_block(block, self.gradient_checkpointing and self.training, x, turn, ring, layer)
         x = self.norm(x)
         passed = torch.zeros_like(tokens, dtype=torch.bool)
         if cache is not None:

@@ -19,7 +19,7 @@ from pico.base.routers import Rule
 from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS, BYTES, Alphabet
 from pico.model.attention import choose_backend
-from pico.model.blocks import Block, Linear, check_groups
+from pico.model.blocks import Block, Linear, check_groups, run_block
 from pico.model.cache import Cache, Ring
 from pico.model.loss import multi_byte_loss
 from pico.model.ngrams import NGrams
@@ -49,6 +49,7 @@ class Pico(nn.Module):
     def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
         super().__init__()
         self.config, self.dtype, self.attention_backend = config, dtype, attention_backend
+        self.gradient_checkpointing = False  # training keeps what goes into each block, and runs it again
         local, latent = config.fb_att_window_size, config.latent_att_window_size
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
         self.ngrams = NGrams(config) if config.ngram_max else None
@@ -137,9 +138,10 @@ class Pico(nn.Module):
             local.open(length, backend)
         positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
         text = torch.cat([history, tokens], dim=1)
+        again = self.gradient_checkpointing and self.training
         embedding = x = self.embed(text)  # (B, T, D)
         for layer, block in enumerate(self.local_in):
-            x = block(x, backend, local, layer, embedding)
+            x = run_block(block, again, x, backend, local, layer, embedding)
 
         routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule)
         router_loss = self.router.loss(routing) if targets is not None else None
@@ -149,7 +151,7 @@ class Pico(nn.Module):
             x = self.latent_stack(x, routing, backend, latent)
 
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
-            x = block(x, backend, local, layer, embedding)
+            x = run_block(block, again, x, backend, local, layer, embedding)
         x = norm(x)
         if cache is not None:
             cache.advance(tokens, routed)

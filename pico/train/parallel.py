@@ -112,6 +112,7 @@ def _watch(store, over: threading.Event) -> None:
 
 def prepare(model, config: TrainConfig, accelerator):
     """(forward, optimizers): the model on its device, whole, wrapped in DDP or sharded; compiled if wanted."""
+    model.gradient_checkpointing = config.gradient_checkpointing
     if config.compile:
         compile_regions(model)
     if sharding():

@@ -11,10 +11,14 @@ import torch
 import torchgen
 import yaml
 from helpers import random_tokens, texts, tiny, tiny_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from training import TWINS
 
 import pico.decode.torch_reader
+import pico.model.causal
+import pico.model.gpt
 from pico.base.config import TrainConfig
 from pico.base.routers import ROUTERS
 from pico.decode.generation import generate
@@ -22,6 +26,7 @@ from pico.decode.sampling import torch_draw
 from pico.decode.torch_reader import widest
 from pico.evaluate.score import score
 from pico.lab.bench import synchronized_clock
+from pico.model.gpt import GPT
 from pico.model.pico import Pico
 from pico.train.optimizers import build_optimizers
 
@@ -89,8 +94,11 @@ def mps(monkeypatch):
         return copy
 
     monkeypatch.setattr(torch.Tensor, "cpu", leave)
-    monkeypatch.setattr(pico.decode.torch_reader, "widest", lambda device: torch.float32)
-    with OnMPS() as mode:
+    for module in (pico.decode.torch_reader, pico.model.gpt):
+        monkeypatch.setattr(module, "widest", lambda device: torch.float32)
+    for module in (pico.model.causal, pico.model.gpt):
+        monkeypatch.setattr(module, "on_cpu", lambda x: False)
+    with OnMPS() as mode, sdpa_kernel(SDPBackend.MATH):
         yield mode
 
 
@@ -121,6 +129,24 @@ def test_evaluation_and_generation_run_on_mps(mps, router):
     for options in (dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01)):
         assert len(texts(generate(model, [b"a", b"bcd"], max_bytes=20, **options))) == 2
     assert "cumsum" in mps.called
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_dense_decoder_runs_on_mps(mps, name):
+    """Training by running each block again, evaluation past the context, and generation."""
+    model = GPT(TWINS[name]).train()
+    model.set_dropout(0.5, 0.1)
+    model.gradient_checkpointing = True
+    optimizers = build_optimizers(model, TrainConfig(optimizer="muon"))
+    for _ in range(3):
+        tokens = random_tokens(2, 33)
+        model(tokens[:, :32], targets=tokens[:, 1:]).loss.backward()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+    assert score(model, [b"abc" * 30, b""], 32).bits_per_byte > 0
+    assert len(texts(generate(model, [b"a", b"bcd"], max_bytes=40, top_k=5))) == 2
+    assert model.eval()(random_tokens(2, 70)).logits.isfinite().all()
 
 
 def test_the_mode_sees_what_it_should(mps):

@@ -11,7 +11,7 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import SMALL, compute_in_double, config, go, metrics, script
+from training import SMALL, TWINS, compute_in_double, config, go, metrics, script
 
 from pico import preset
 from pico.runs import checkpoint
@@ -68,6 +68,18 @@ def test_two_processes_train_like_one(path, data):
     go(path, "eight", data, steady(), resume=True)
     go(path, "two", data, steady(), resume=True)  # the split over processes may change
     assert_close(metrics(path, "eight"), metrics(path, "two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp"])
+def test_two_processes_train_a_dense_decoder_like_one(tmp_path, short_samples, data, kind):
+    """Also where each block runs again in the backward pass."""
+    path, again = create(tmp_path / "twin", TWINS["simple-picolm"]), steady(gradient_checkpointing=True)
+    go(path, "one", data, steady())
+    done = script(path, data, ("two", steady(), {}), ("again", again, {}), launch=two_processes(*kind), double=True)
+    assert done.returncode == 0, done.stderr
+    for run in ("two", "again"):
+        assert_close(metrics(path, "one"), metrics(path, run))
 
 
 def shapes(folder):

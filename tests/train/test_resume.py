@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import SMALL, assert_same_run, config, go, metrics, reroute, script, weights
+from training import SMALL, TWINS, assert_same_run, config, go, metrics, reroute, script, weights
 
 from pico import PicoError, load, preset
 from pico.base import files
@@ -85,6 +85,27 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
         go(path, "killed", data, settings)
     go(path, "killed", data, settings, resume=True)
     assert_same_run(path, "whole", "killed")
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
+@pytest.mark.parametrize("twin", TWINS)
+def test_resume_is_exact_for_every_dense_decoder(tmp_path, short_samples, data, monkeypatch, twin, optimizer):
+    path, settings = create(tmp_path / "twin", TWINS[twin]), config(optimizer=optimizer)
+    go(path, "whole", data, settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 6)
+        go(path, "killed", data, settings)
+    go(path, "killed", data, settings, resume=True)
+    assert_same_run(path, "whole", "killed")
+    assert metrics(path, "whole")[-1]["loss"] < metrics(path, "whole")[0]["loss"]
+
+
+@pytest.mark.parametrize("shape", [preset("tiny", **SMALL), TWINS["simple-picolm"]], ids=["pico", "gpt"])
+def test_gradient_checkpointing_changes_no_bit(tmp_path, short_samples, data, shape):
+    path, again = create(tmp_path / "m", shape), config(gradient_checkpointing=True)
+    go(path, "kept", data)
+    go(path, "again", data, again)
+    assert_same_run(path, "kept", "again")
 
 
 OWN_RATES = dict(embedding_rate=3e-2, head_rate=1e-3, vector_rate=2e-3)

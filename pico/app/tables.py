@@ -21,7 +21,23 @@ def model_table(config: Shape, facts: dict) -> Table:
     table.add_row("forward", count(facts["forward_flops_per_symbol"], "FLOP"), cost)
     table.add_row("training", count(facts["training_flops_per_symbol"], "FLOP"), cost)
     table.add_row("cache", count(facts["kv_cache_bytes"], "B"), "keys and values in generation, however long the text")
+    if memory := facts.get("memory_bytes"):
+        add_memory(table, config, facts, memory)
     return table
+
+
+def add_memory(table: Table, config: Shape, facts: dict, memory: dict) -> None:
+    """What training and generation of a gpt take, so that a person knows before starting."""
+    fixed = memory["weights"] + memory["gradients"]
+    text, saved = (memory[key]["mps"] for key in ("activations", "activations_checkpointed"))
+    table.add_row()
+    table.add_row("memory", count(memory["weights"] + facts["kv_cache_bytes"], "B"), "in generation, in fp32: all here")
+    each = f"weights and gradients {count(memory['weights'], 'B')} each"
+    for name, state in memory["optimizer"].items():
+        table.add_row("", count(fixed + state, "B"), f"training with {name}: {each}, its state {count(state, 'B')}")
+    chunk = f"chunk of {facts['context_len']:,} {config.unit}s in a batch"
+    table.add_row("", count(text, "B"), f"and activations of every {chunk}, at most (on a Mac)")
+    table.add_row("", count(saved, "B"), "these with --set gradient_checkpointing=true")
 
 
 def described(config: Shape) -> dict[str, str]:

@@ -39,20 +39,24 @@ def training_bytes(config: Shape, optimizer: str) -> int:
     """Least bytes that training needs: fp32 weights, gradients and the state of the optimizer.
 
     The n-gram tables have sparse gradients and a number a row. SOAP keeps two moments, and for each side of a matrix an
-    average and a basis (of the symbols' matrices, one side); AdamW two moments; Muon at least one.
+    average and a basis (of the symbols' matrices, one side); AdamW two moments; Muon one, and two where AdamW steps:
+    of vectors and the symbols' matrices.
     """
-    total = table = sides = 0
+    total = table = sides = moments = 0
     for part, shapes in config.matrices.items():
         for count, rows, columns in shapes:
             total += count * rows * columns
+            symbols = part in ("embedding", "heads", "head")
             if part == "ngrams" and rows != config.dim:
                 table += count * rows * columns
-            elif part in ("embedding", "heads", "head"):
+                continue
+            matrix = min(rows, columns) > 1 and not symbols
+            moments += count * rows * columns * (1 if optimizer == "muon" and matrix else 2)
+            if symbols:
                 sides += count * columns**2
-            elif min(rows, columns) > 1:
+            elif matrix:
                 sides += count * (rows**2 + columns**2)
-    moments = 1 if optimizer == "muon" else 2
-    return 4 * (total + (1 + moments) * (total - table) + 2 * sides * optimizer.startswith("soap"))
+    return 4 * (total + total - table + moments + 2 * sides * optimizer.startswith("soap"))
 
 
 def require(need: float, device: str | torch.device, what: str, instead: str) -> None:

@@ -2,8 +2,10 @@
 
 import torch
 
+from pico.base.memory import training_bytes
 from pico.base.shapes import GPTConfig, ModelConfig, Shape
 from pico.model.cache import MAX_FEED, Cache
+from pico.model.causal import BLOCK
 
 
 def flops_per_symbol(config: Shape, context_len: int, routed: float | None = None) -> tuple[float, float]:
@@ -55,6 +57,36 @@ def cache_bytes(config: Shape, dtype=torch.float32, feed: int = MAX_FEED) -> int
     return Cache(config, 1, dtype, "meta", feed).memory_bytes()
 
 
+def activation_bytes(c: GPTConfig, batch: int, context_len: int, checkpointing=False, device: str = "cpu") -> int:
+    """What a gpt's forward in fp32 keeps for its backward pass: 4 bytes for each of these numbers.
+
+    For a symbol, in a block with F hidden channels, A = H E channels of queries and C = K E of keys:
+
+        2 D, (A + C), 2 D           its norms: of the block, of queries and keys, of a sandwich; and a size for each
+        2 D                         what gains make of the first two
+        A + 2 C, H S, A             what attention reads, the weights of S keys, what it gives. S: with FlashAttention
+                                    on CUDA none, on MPS the context, on a CPU those that a query sees in blocks of 64
+        3 A, or 2 A                 the gate of a query, or of the input
+        4 F, or 2 F                 SwiGLU, or the squared ReLU
+
+    Then what the last norm gives, and that of the embedding; the gradient of the last; once, that of the head, which
+    the loss makes on its way. With gradient checkpointing: what goes into each block, and the above for one of them.
+    """
+    queries, keys, qk = c.att_q_heads * c.head_dim, c.att_kv_heads * c.head_dim, c.qk_norm != "none"
+    on_cpu = keys_seen(c.reach, context_len) + (min(BLOCK, context_len) - 1) / 2
+    seen = {"cuda": 0, "mps": context_len}.get(device, on_cpu)
+    norms = 2 + 2 * c.sandwich_norm
+    block = norms * (c.dim + 1) + qk * (queries + keys + c.att_q_heads + c.att_kv_heads) + 2 * c.norm_gain * c.dim
+    block += 2 * (queries + keys) + c.att_q_heads * seen
+    block += {"none": 0, "query": 3, "input": 2}[c.gate] * queries
+    blocks = [block + (4 if c.mlp == "swiglu" else 2) * hidden for hidden in c.mlp_dims]
+    kept = c.num_blocks * c.dim + max(blocks) if checkpointing else sum(blocks)
+    kept += (
+        2 * c.dim + (c.embedding_scale == "norm" and not checkpointing) * c.dim
+    )  # else it is kept as a block's input
+    return round(4 * (batch * context_len * kept + c.vocab_size * c.dim))
+
+
 def model_facts(config: Shape, context_len: int | None = None) -> dict:
     """Parameters of each part, FLOPs per symbol at that context (None: as in training), bytes of key/value cache.
 
@@ -70,4 +102,24 @@ def model_facts(config: Shape, context_len: int | None = None) -> dict:
         "forward_flops_per_symbol": forward,
         "training_flops_per_symbol": training,
         "kv_cache_bytes": cache_bytes(config),
+        **({"memory_bytes": memory_facts(config, context_len)} if config.kind == "gpt" else {}),
+    }
+
+
+def memory_facts(config: GPTConfig, context_len: int) -> dict:
+    """Bytes in fp32: weights, gradients, what each optimizer remembers, and the activations of one text of that length,
+    with gradient checkpointing and without, on each kind of device."""
+    weights = 4 * sum(config.parameters.values())
+    gradients = weights - 4 * config.ngram_orders * config.ngram_rows * config.ngram_dim  # of rows looked up alone
+
+    def activations(checkpointing: bool) -> dict:
+        devices = ("cpu", "mps", "cuda")
+        return {device: activation_bytes(config, 1, context_len, checkpointing, device) for device in devices}
+
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": {name: training_bytes(config, name) - weights - gradients for name in ("muon", "adamw", "soap")},
+        "activations": activations(False),
+        "activations_checkpointed": activations(True),
     }

@@ -44,6 +44,24 @@ def test_generate_fields():
     assert result["weight_read_ms"] > 0 and result["ms_per_forward"] > 0
 
 
+def test_a_gpt_is_measured_too():
+    settings, shape = (
+        TrainConfig(context_len=32, batch_size=2, precision="fp32"),
+        dict(dim=16, num_blocks=1, head_dim=8),
+    )
+    result = run_benchmark("generate", preset("gpt-bytes-tiny", **shape), CPU, settings, seconds=0.1)
+    assert result["plain_bytes_per_second"] > 0 and result["bytes_per_forward"] == 1 and result["acceptance"] == []
+    with pytest.raises(PicoError, match="bench attention"):
+        run_benchmark("attention", preset("gpt-bytes-tiny"), CPU, settings)
+
+
+@pytest.mark.slow
+def test_training_of_a_gpt_counts_its_symbols():
+    settings = TrainConfig(context_len=32, batch_size=2, precision="fp32")
+    result = run_benchmark("train", preset("gpt-tiny", dim=16, num_blocks=1, head_dim=8), CPU, settings, seconds=0.1)
+    assert result["tokens_per_second"] > 0 and result["training_mflops_per_token"] > 0
+
+
 def test_a_long_text_is_measured_at_both_ends():
     result = bench_long(Pico(preset("tiny", **SMALL)).eval(), 0, block=8, least=12)
     for part in (result["plain"], result["speculative"]):

@@ -13,6 +13,7 @@ from pico.lab import compare as module
 from pico.lab.compare import run_experiment
 from pico.lab.experiment import Budget, read_experiment
 from pico.lab.tables import markdown
+from pico.model.cost import flops_per_symbol
 from pico.runs import checkpoint
 from pico.runs.folder import create, lock, read_config
 from pico.runs.metrics import read_metrics
@@ -92,6 +93,37 @@ def test_a_budget_of_flops_is_spent_by_what_each_run_routed(tmp_path, values):
     assert module.done(tmp_path / "out/stride/seed-0", settings) == 1
     dearer = settings.model_copy(update={"max_flops": 1e9})
     assert module.done(tmp_path / "out/stride/seed-0", dearer) < 0.2
+
+
+def test_both_kinds_are_compared_at_equal_flops(tmp_path, values):
+    shape = dict(dim=16, num_blocks=1, att_q_heads=2, att_kv_heads=1, head_dim=8, max_context=32)
+    twins = [
+        {"name": "pico", "preset": "tiny", "model": SMALL},
+        {"name": "gpt", "preset": "gpt-bytes-tiny", "model": shape | {"gate": "query"}, "train": {"optimizer": "muon"}},
+    ]
+    plan = experiment(tmp_path, values, budget={"flops": 3e7}, base={"train": QUICK}, configurations=twins)
+    results, stopped, _ = run(plan, tmp_path / "out")
+    assert stopped == "finished" and not results["failed"] and not results["missing"]
+    pico, gpt = results["configurations"]
+    for row in (pico, gpt):
+        assert all(3e7 <= facts["flops"] < 3.3e7 for facts in row["runs"].values())
+    assert gpt["routed_fraction"]["mean"] == 0 and "p_holm" in gpt["against_first"]
+    shape = plan.shape(plan.configurations[1])
+    assert gpt["charged_flops_per_byte"]["mean"] == pytest.approx(flops_per_symbol(shape, 32)[1], rel=1e-6)
+    assert read_config(tmp_path / "out/gpt") == shape and "| gpt |" in markdown(results)
+
+
+@pytest.mark.parametrize(
+    "twin, message",
+    [
+        ({"model": {"router": "none"}}, "router = 'none': a gpt has none"),
+        ({"train": {"context_len": 999}}, "--context-len 999: this model sees 512 bytes"),
+        ({"train": {"attention_backend": "dense"}}, "--attention-backend is for a Pico"),
+    ],
+)
+def test_what_a_twin_has_not_is_said_before_anything_is_trained(tmp_path, values, twin, message):
+    with pytest.raises(PicoError, match=f"b: .*{message}"):
+        experiment(tmp_path, values, base={}, configurations=[{"name": "b", "preset": "gpt-bytes-tiny", **twin}])
 
 
 def test_a_comparison_end_to_end(tmp_path, values):

@@ -61,7 +61,7 @@ class Configuration(Config):
 
     name: str = Field("base", description="its folder and its row")
     preset: str | None = Field(None, description=f"one of {', '.join(PRESETS)}; tiny where none is given")
-    model: dict = Field({}, description=f"{any_of(ModelConfig)}; of a gpt {any_of(GPTConfig)}")
+    model: dict = Field({}, description=f"{any_of(ModelConfig)}, or of a gpt {any_of(GPTConfig)}")
     train: dict = Field({}, description=any_of(TrainConfig, without=BY_BUDGET))
 
     @field_validator("name")

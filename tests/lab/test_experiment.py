@@ -6,7 +6,7 @@ import pytest
 
 from pico import PicoError
 from pico.base.config import DataConfig, TrainConfig
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import GPTConfig, ModelConfig
 from pico.lab.experiment import BY_BUDGET, Budget, Configuration, Experiment, experiment_name, form, read_experiment
 
 VALUES = {"budget": {"steps": 4}, "seeds": 3, "configurations": [{"name": "one"}, {"name": "two"}, {"name": "three"}]}
@@ -98,6 +98,7 @@ def test_the_form_of_the_file_names_every_key_there_is():
     text = form()
     keys = [*Experiment.model_fields, *Budget.model_fields, *Configuration.model_fields, *ModelConfig.model_fields]
     keys += [*DataConfig.model_fields, *(key for key in TrainConfig.model_fields if key not in BY_BUDGET)]
+    keys += GPTConfig.model_fields
     words = text.replace(",", " ").replace(":", " ").split()
     assert not set(keys) - set(words)
     assert all(len(line) <= 76 for line in text.splitlines())

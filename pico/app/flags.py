@@ -169,6 +169,8 @@ DATA = Options(
         "Data": [
             "column_name",
             "format",
+            "loss_on",
+            "exclude_words",
             "document_separator",
             "csv_separator",
             "train_file",

@@ -100,36 +100,42 @@ def nested_config(annotation) -> type[Config] | None:
 
 
 class DataConfig(Config):
-    """Where documents come from: the built-in `stories`, local files, or a dataset of the Hugging Face Hub."""
+    """Where documents come from: a built-in corpus, local files, or a dataset of the Hugging Face Hub."""
 
-    dataset: str = Field("stories", description="'stories', a file or folder, or a Hub dataset (NAME or NAME:CONFIG)")
-    column_name: str | None = Field(None, description="column that holds the text")
-    format: Literal["auto", "bytes"] = Field("auto", description="'bytes' takes files raw")
+    dataset: str = Field("stories", description="stories, spelling, identity, a path, or a Hub dataset (NAME:CONFIG)")
+    column_name: str | None = Field(None, description="column of the text; of chats, or QUESTION,ANSWER")
+    format: Literal["auto", "bytes", "chat"] = Field("auto", description="how files are read")
+    loss_on: Literal["assistant", "all"] = Field("assistant", description="scored of chats")
+    exclude_words: str | None = Field(None, description="file of words that 'spelling' leaves out")
     document_separator: str | None = Field(None, description="what stands between documents in a file")
-    csv_separator: str | None = Field(
-        None, description="what stands between the cells of a .csv file, 'tab' for a tab (default: found)"
-    )
+    csv_separator: str | None = Field(None, description="what stands between cells of a .csv file, 'tab' a tab")
     train_file: str | None = Field(None, description="file of the dataset to train on")
     validation_file: str | None = Field(None, description="file of the dataset to validate on")
     train_split: str | None = Field(None, description="split to train on (default: train)")
     validation_split: str | None = Field(None, description="split to validate on")
-    validation_size: Positive | None = Field(
-        None, description="held out: a fraction below 1, or how many documents (default 1 %)"
-    )
+    validation_size: Positive | None = Field(None, description="held out: documents, or a fraction (default 1 %)")
     streaming: bool = Field(False, description="stream a Hub dataset instead of downloading it")
 
     @classmethod
     def flag(cls, field: str) -> str:
         if field == "dataset":
             return "DATASET"
-        return super().flag(field if field in ("document_separator", "streaming") else f"dataset_{field}")
+        bare = ("loss_on", "exclude_words", "document_separator", "streaming")
+        return super().flag(field if field in bare else f"dataset_{field}")
 
-    @field_validator("dataset", "train_file", "validation_file", "train_split", "validation_split")
+    @field_validator("dataset", "train_file", "validation_file", "train_split", "validation_split", "exclude_words")
     @classmethod
     def _named(cls, name):
         if name == "":
             raise ValueError("expected a name; an empty one would be the current folder")
         return name
+
+    @field_validator("exclude_words")
+    @classmethod
+    def _spelled(cls, file, info):
+        if file and info.data.get("dataset") != "spelling":
+            raise ValueError("expected with the built-in 'spelling'")
+        return file
 
     @field_validator("csv_separator")
     @classmethod

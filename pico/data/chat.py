@@ -19,11 +19,13 @@ control symbols, which no text can forge: see `pack_turns`.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pico.base.errors import PicoError
+from pico.data.tables import read_rows
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -116,13 +118,29 @@ def choose_form(columns: Iterable[str], wanted: str | None, source) -> Form:
     )
 
 
-def conversations(rows: Iterable[dict], form: Form, left_out: Counter) -> Iterator[bytes]:
-    """The conversation of each row, packed. Rows that are none are counted in left_out, by what is wrong."""
-    for row in rows:
-        try:
-            yield pack_turns(checked(form.read(*(row.get(name) for name in form.columns))))
-        except Unfit as unfit:
-            left_out[str(unfit)] += 1
+def pack_row(row: dict, form: Form, left_out: Counter) -> bytes:
+    """The conversation of a row, packed; b'' if it is none, which is counted in left_out by what is wrong."""
+    try:
+        return pack_turns(checked(form.read(*(row.get(name) for name in form.columns))))
+    except Unfit as unfit:
+        left_out[str(unfit)] += 1
+        return b""
+
+
+def read_chat(
+    file: Path, wanted: str | None, separator: str | None, log: Callable, left_out: Counter
+) -> Iterator[bytes]:
+    """The conversations of a table, one a row (b'' where a row is none); arguments as of `read_table`."""
+    names, rows = read_rows(file, separator)
+    if names:
+        form = choose_form(names, wanted, file)
+        log(form_name(form))
+        yield from (pack_row(row, form, left_out) for row in rows(list(form.columns)))
+
+
+def form_name(form: Form) -> str:
+    """'conversations of columns question, answer'."""
+    return f"conversations of column{'s' * (len(form.columns) > 1)} {', '.join(form.columns)}"
 
 
 def checked(turns: Iterable[tuple]) -> list[Turn]:
@@ -183,7 +201,7 @@ def unpack_turns(document: bytes) -> list[tuple[str, bytes]]:
 # --- turns to symbols ------------------------------------------------------------------------------------------------
 
 
-def symbols(
+def lay_out(
     turns: Iterable[tuple[str, bytes]], alphabet, context_len: int | None = None, loss_on: str = "assistant"
 ) -> list[np.ndarray]:
     """A conversation in the module's layout: (n,) int32, ~s in place of a symbol s that is read and not scored.

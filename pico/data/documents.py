@@ -18,17 +18,30 @@ from pico.data import storage
 from pico.data.storage import File
 
 
+class Packed(bytes):
+    """A conversation as bytes, see pico/data/chat.py, and what of it is scored."""
+
+    def __new__(cls, data: bytes, loss_on: str):
+        packed = super().__new__(cls, data)
+        packed.loss_on = loss_on
+        return packed
+
+
 class Documents:
     """A sequence of documents, each a slice of `buffer` (bytes, or a file). Empty ones are dropped.
 
     starts, lengths: (n,) int64. place: where a block of a stream starts, else None. floor_bits: exact entropy of all of
-    them, only known for stories. stories: the Story each was made from, or None. Whatever reads the buffer raises
-    PicoError if its file has changed.
+    them, only known for stories. stories: the Story each was made from, or None. loss_on: what is scored of
+    conversations, see pico/data/chat.py; None for text. Whatever reads the buffer raises PicoError if its file has
+    changed.
     """
 
     alphabet = BYTES
     repeats = True  # every epoch reads the same documents again
     place: dict | None = None
+    loss_on: str | None = None
+    whole: bool | np.ndarray = True  # whether what stands around each document, BOS and EOS, is scored, too
+    plain = True  # its buffer holds the bytes that a model of bytes reads
     floor_bits: float | None = None
     stories: list | None = None
 
@@ -44,7 +57,8 @@ class Documents:
 
     def __getitem__(self, index: int) -> bytes:
         start = int(self.starts[index])
-        return self.buffer[start : start + int(self.lengths[index])]
+        data = self.buffer[start : start + int(self.lengths[index])]
+        return Packed(data, self.loss_on) if self.loss_on else data
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
@@ -59,7 +73,7 @@ class Documents:
         """A hash of the boundaries and of the text: all of it up to 64 MB, else 256 samples of 4 kB."""
         if self.size <= storage.SMALL:
             return self.digest()
-        digest, ends = hashlib.blake2b(self.lengths.tobytes(), digest_size=16), np.cumsum(self.lengths)
+        digest, ends = self._hash(), np.cumsum(self.lengths)
         for position in np.linspace(0, self.size - 1, 256).astype(np.int64):
             i = int(np.searchsorted(ends, position, side="right"))
             end = int(self.starts[i] + self.lengths[i])
@@ -69,10 +83,14 @@ class Documents:
 
     def digest(self) -> str:
         """A hash of the boundaries and of all the text."""
-        digest = hashlib.blake2b(self.lengths.tobytes(), digest_size=16)
+        digest = self._hash()
         for _, _, piece in self._pieces():
             digest.update(piece)
         return digest.hexdigest()
+
+    def _hash(self):
+        """Of the boundaries, and of what is scored of conversations."""
+        return hashlib.blake2b(self.lengths.tobytes(), digest_size=16, person=(self.loss_on or "").encode())
 
     def take(self, places: np.ndarray) -> np.ndarray:
         """The bytes at these places of the buffer, (n,) -> (n,) uint8."""
@@ -91,7 +109,13 @@ class Documents:
 
     def select(self, index: np.ndarray) -> "Documents":
         """The documents at these positions (or where a mask of (n,) bool is true), in this order."""
-        return Documents(self.buffer, self.starts[index], self.lengths[index])
+        return self._alike(self.starts[index], self.lengths[index])
+
+    def _alike(self, starts: np.ndarray, lengths: np.ndarray) -> "Documents":
+        """Other documents in the same buffer, of the same kind."""
+        documents = Documents(self.buffer, starts, lengths)
+        documents.loss_on = self.loss_on
+        return documents
 
     def first(self, size: int) -> "Documents":
         """The documents that fit whole into the first `size` bytes, at least one; of stories the floor is theirs."""

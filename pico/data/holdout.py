@@ -20,6 +20,8 @@ def hold_out(documents: Documents, size: float | None = None) -> tuple[Documents
     Of a single document it is the last part. Raises PicoError when nothing would be left to train on.
     """
     size, n = size or HELD_OUT, len(documents)
+    if n == 1 and documents.loss_on:
+        raise PicoError("the text is one conversation, and to hold it out leaves nothing to train on: give more")
     if n == 1:
         start, length = documents.starts, documents.lengths
         count = max(1, round(float(size * length[0]))) if size < 1 else length[0]

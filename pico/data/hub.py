@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from pico.base.config import DataConfig
 from pico.base.errors import DataError, PicoError
 from pico.base.symbols import BYTES
+from pico.data.chat import choose_form, form_name, pack_row
 from pico.data.documents import Documents, collect
 from pico.data.tables import as_bytes, cell, choose_column, infer_columns
 
@@ -201,20 +203,35 @@ def _kinds(features: dict, above: str = "") -> Iterator[tuple[str, str]]:
             yield above + name, names.get(kind, kind)
 
 
-def _select(dataset, column: str):
-    """The dataset with nothing but the column, or but the struct that it lies in."""
-    known = dataset.column_names or [column.partition(".")[0]]
-    return dataset.select_columns([column if column in known else column.partition(".")[0]])
+class Rows:
+    """How the rows of a dataset become documents: by their text, or as conversations.
+
+    name: the column, or those of a conversation; said: the same in words. unfit: counts rows that are no
+    conversation by what is wrong.
+    """
+
+    def __init__(self, dataset, config: DataConfig, unfit: Counter):
+        if config.format == "chat":
+            names = dataset.column_names or list(next(iter(dataset), {}))
+            form = choose_form(names, config.column_name, f"dataset '{config.dataset}'")
+            self.name, self.said, self.columns = ",".join(form.columns), form_name(form), list(form.columns)
+            self.document = lambda row, place: pack_row(row, form, unfit)
+        else:
+            column = self.name = text_column(dataset, config)
+            self.said, struct = f"column '{column}'", column.partition(".")[0]
+            self.columns = [column if column in (dataset.column_names or [struct]) else struct]
+            self.document = lambda row, place: as_bytes(cell(row, column), column, place)
 
 
-def read_split(dataset, config: DataConfig) -> Documents:
-    """All documents of a downloaded split."""
-    column = text_column(dataset, config)
-    table = _select(dataset, column).with_format("arrow")
-    rows = (cell(row, column) for batch in table.iter(1000) for row in batch.to_pylist())
+def read_split(dataset, config: DataConfig, unfit: Counter) -> tuple[Documents, str]:
+    """(all documents of a downloaded split, what they were read from). unfit: see Rows."""
+    rows = Rows(dataset, config, unfit)
+    table = dataset.select_columns(rows.columns).with_format("arrow")
     sources = [(file["filename"], Path(file["filename"]).stat().st_mtime_ns) for file in dataset.cache_files]
-    key = f"{sources} {len(dataset)} {column}" if sources else None
-    return collect((as_bytes(value, column, config.dataset) for value in rows), key)
+    kind = " chat" if config.format == "chat" else ""
+    key = f"{sources} {len(dataset)} {rows.name}{kind}" if sources else None
+    texts = (rows.document(row, config.dataset) for batch in table.iter(1000) for row in batch.to_pylist())
+    return collect(texts, key), rows.said
 
 
 class Stream:
@@ -234,10 +251,12 @@ class Stream:
     repeats = False  # nobody knows its size: taken for more than could be learned by heart
 
     def __init__(self, dataset, split: str, config: DataConfig, selects: Callable[[int], bool] | None = None):
-        self.column = text_column(dataset, config)
-        self.dataset = _select(dataset, self.column)
+        self.rows = Rows(dataset, config, Counter())
+        self.dataset = dataset.select_columns(self.rows.columns)
         self.config, self.selects = config, selects
-        said = json.dumps([split, self.column, *config.model_dump(exclude={"column_name", "csv_separator"}).values()])
+        self.loss_on = config.loss_on if config.format == "chat" else None
+        unsaid = {"column_name", "csv_separator", "exclude_words"} | ({"loss_on"} if config.format != "chat" else set())
+        said = json.dumps([split, self.rows.name, *config.model_dump(exclude=unsaid).values()])
         self.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         self._start = self.dataset.state_dict()
         self._seek({"pass": 0, "row": 0, "dataset": self._start})
@@ -245,7 +264,7 @@ class Stream:
     def _seek(self, place: dict) -> None:
         self.place = place
         self.dataset.load_state_dict(copy.deepcopy(place["dataset"]))
-        self._rows = enumerate(self.dataset, place["row"])
+        self._read = enumerate(self.dataset, place["row"])
         self._next = place["row"]
 
     def block(self, number: int, place: dict | None = None) -> Documents:
@@ -263,13 +282,17 @@ class Stream:
     def collect(self, size: int | None = None, most: int | None = None, rows: int | None = None) -> Documents:
         """The documents from here on: about `size` bytes, at most `most`, none from beyond row number `rows`."""
         self.place = {**self.place, "row": self._next, "dataset": self.dataset.state_dict()}
-        return collect(self._selected(size, most, rows)).split(self.config.document_separator)
+        documents = collect(self._selected(size, most, rows))
+        if self.loss_on:
+            documents.loss_on = self.loss_on
+            return documents
+        return documents.split(self.config.document_separator)
 
     def _selected(self, size, most, rows) -> Iterator[bytes]:
         count = total = 0
         while rows is None or self._next < rows:
             try:
-                numbered = next(self._rows, None)
+                numbered = next(self._read, None)
             except Exception as error:  # as in `load_splits`; mostly the network
                 raise DataError(f"cannot read on in dataset '{self.config.dataset}': {_reason(error)}") from None
             if numbered is None:
@@ -277,7 +300,7 @@ class Stream:
             number, row = numbered
             self._next = number + 1
             if self.selects is None or self.selects(number):
-                value = as_bytes(cell(row, self.column), self.column, f"{self.config.dataset}, row {number + 1}")
+                value = self.rows.document(row, f"{self.config.dataset}, row {number + 1}")
                 yield value
                 count, total = count + 1, total + len(value)
                 if count == most or (size is not None and total >= size):

@@ -4,6 +4,7 @@ train, validation = open_data(DataConfig(dataset="stories"), seed=0)
 for inputs, targets in Batches(train, context_len=512, next_tokens=8, batch_size=8, seed=0):  # (8, 512), (8, 519)
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,11 +13,13 @@ from typing import Any
 
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
-from pico.data import corpus, hub
+from pico.data import hub
+from pico.data.corpus import BUILT_IN, Endless, held_back
 from pico.data.documents import Documents
 from pico.data.formats import DATA, TABLES, suffix
 from pico.data.holdout import HELD_OUT, STREAM_ROWS, held_rows, hold_out
 from pico.data.hub import Stream
+from pico.data.mixture import Mixture, is_mixture, open_mixture
 from pico.data.packing import Batches
 from pico.data.pipes import as_file
 from pico.data.reading import Reading, amount, file_names
@@ -41,19 +44,25 @@ class Part:
     files: list[Path] = field(default_factory=list)
 
 
-def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> tuple[Documents | Stream, Documents]:
+def open_data(
+    config: DataConfig, seed: int, reading: Reading | None = None
+) -> tuple[Documents | Stream | Mixture, Documents]:
     """(training, validation) documents, which never overlap; see DataConfig for what chooses them.
 
     reading: is told what was read. Raises PicoError if the dataset is missing, empty, unreadable, or has no such
     column, split or file.
     """
     reading = Reading() if reading is None else reading
-    if config.dataset == "stories":
-        _warn_of_stories(config, reading)
-        train, validation = corpus.Stories(seed), corpus.story_documents(0, 0, corpus.story_count(config))
-        reading.note("training", f"stories without end, new ones every epoch of {corpus.STORIES_PER_EPOCH:,}")
+    if config.dataset in BUILT_IN:
+        _warn_of_flags(config, reading)
+        train, validation = Endless(config, seed), held_back(config)
+        reading.note("training", f"{BUILT_IN[config.dataset]} without end, new ones every epoch of {len(train):,}")
         reading.note("validation", amount(validation), "never trained on")
         return train, validation
+    if is_mixture(config.dataset):
+        if config.model_dump(exclude_defaults=True, exclude={"dataset"}):
+            reading.warn(f"{config.dataset} says how its data sets are read: of the flags of data, none counts")
+        return open_mixture(config.dataset, seed, reading, open_data)
     splits = _splits(config, reading)
     train, validation = _choose(config, splits)
     if train is None or train == validation:
@@ -77,15 +86,17 @@ def open_data(config: DataConfig, seed: int, reading: Reading | None = None) -> 
 def open_evaluation(config: DataConfig, seed: int = 0, reading: Reading | None = None) -> Documents:
     """What `eval` scores: the validation part where the flags or the dataset define one, else all of it."""
     reading = Reading() if reading is None else reading
-    documents, *how = _open_evaluation(config, reading)
+    documents, *how = _open_evaluation(config, seed, reading)
     reading.note("text", amount(documents), *how)
     return documents
 
 
-def _open_evaluation(config: DataConfig, reading: Reading) -> tuple:
-    if config.dataset == "stories":
-        _warn_of_stories(config, reading)
-        return corpus.story_documents(0, 0, corpus.story_count(config)), "built-in stories that are never trained on"
+def _open_evaluation(config: DataConfig, seed: int, reading: Reading) -> tuple:
+    if is_mixture(config.dataset):
+        return open_data(config, seed, reading)[1], "held out of all its data sets, in their shares"
+    if config.dataset in BUILT_IN:
+        _warn_of_flags(config, reading)
+        return held_back(config), f"built-in {BUILT_IN[config.dataset]} that are never trained on"
     splits = _splits(config, reading)
     train, validation = _choose(config, splits)
     name = validation or train
@@ -113,14 +124,19 @@ def _open_stream(config: DataConfig, splits: dict[str, Part], train: str, valida
         how, held = "of the stream's first rows, not trained on", held_rows(config.validation_size)
         documents = splits[train].read(reading, selects=held, size=STREAM_BYTES)
         training = Stream(stream, train, config, lambda row: not held(row))
-    reading.note("training", f"a stream, split '{train}'", f"column '{training.column}'")
+    reading.note("training", f"a stream, split '{train}'", training.rows.said)
     reading.note("validation", amount(documents), how)
     return training, documents
 
 
-def _warn_of_stories(config: DataConfig, reading: Reading) -> None:
-    if config.model_dump(exclude_defaults=True, exclude={"dataset", "validation_size"}):
-        reading.warn("the built-in stories are no files: of the flags of data, --dataset-validation-size alone counts")
+def _warn_of_flags(config: DataConfig, reading: Reading) -> None:
+    talk = {"format", "loss_on", "exclude_words"} if config.dataset != "stories" else set()
+    if config.model_dump(exclude_defaults=True, exclude={"dataset", "validation_size", *talk}):
+        counting = "and --loss-on alone count" if talk else "alone counts"
+        reading.warn(
+            f"the built-in {BUILT_IN[config.dataset]} are no files: of the flags of data, "
+            f"--dataset-validation-size {counting}"
+        )
 
 
 def _leave_out(splits: dict[str, Part], used: tuple, reading: Reading) -> None:
@@ -182,6 +198,9 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
         found = find_files(path, raw)
     else:
         found, path = Found({"train": [as_file(path)]}, raw), path.parent
+    if config.format == "chat":
+        found.splits = {split: _tables(files, reading) for split, files in found.splits.items()}
+        found.raw = False
     splits = {split: (files, found.raw) for split, files in found.splits.items()}
     for split, pattern in ("train", config.train_file), ("validation", config.validation_file):
         if pattern:
@@ -197,6 +216,10 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     splits = {split: part for split, part in splits.items() if part[0]}
     if not splits:
         passed = f" (left out: {reading.passed_over()})" if reading.passed_over() else ""
+        if config.format == "chat":
+            raise PicoError(
+                f"no tables in '{config.dataset}'{passed}: expected rows of conversations, {', '.join(sorted(TABLES))}"
+            )
         raise PicoError(
             f"no text files in '{config.dataset}'{passed}: give a folder with some, or read all files of this one as "
             "raw bytes with --dataset-format bytes"
@@ -205,6 +228,13 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
         split: Part(partial(_read_local, files, as_text, config), files=files)
         for split, (files, as_text) in splits.items()
     }
+
+
+def _tables(files: list[Path], reading: Reading) -> list[Path]:
+    """The files that have rows; others are no conversations."""
+    tables = [file for file in files if suffix(file) in TABLES]
+    reading.left_out["files that are no tables"] += len(files) - len(tables)
+    return tables
 
 
 def _hub_splits(config: DataConfig) -> dict[str, Part]:
@@ -219,9 +249,11 @@ def _hub_splits(config: DataConfig) -> dict[str, Part]:
 
 def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Reading) -> Documents:
     log = partial(reading.note, "tables")
-    documents = read_files(files, config.column_name, raw, config.csv_separator, log)
+    unfit = Counter()
+    chats = unfit if config.format == "chat" else None
+    documents = read_files(files, config.column_name, raw, config.csv_separator, log, chats)
     tables = not raw and any(suffix(file) in TABLES for file in files)
-    reading.left_out["rows without text" if tables else "empty files"] += documents.empty
+    _count(documents, config, reading, unfit, "rows without text" if tables else "empty files")
     if not tables and (config.column_name or config.csv_separator):
         flag = "--dataset-column-name" if config.column_name else "--dataset-csv-separator"
         reading.warn(f"{flag} changes nothing {file_names(files)}: no table is among these files")
@@ -230,15 +262,30 @@ def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Readi
     return _separated(documents, config, reading, f" ({file_names(files)})")
 
 
+def _count(documents: Documents, config: DataConfig, reading: Reading, unfit: Counter, empty: str) -> None:
+    """Counts what was left out: empty documents; of conversations the rows that are none, `unfit` by what is wrong."""
+    if config.format == "chat":
+        documents.loss_on = config.loss_on
+        empty = "rows that are no conversation"  # collected some time before, if what is wrong is not known
+        reading.left_out.update(unfit if unfit.total() == documents.empty else {empty: documents.empty})
+    else:
+        reading.left_out[empty] += documents.empty
+
+
 def _read_hub(dataset, config: DataConfig, reading: Reading) -> Documents:
-    documents = hub.read_split(dataset, config)
-    reading.note("tables", f"column '{hub.text_column(dataset, config)}'")
-    reading.left_out["rows without text"] += documents.empty
+    unfit = Counter()
+    documents, said = hub.read_split(dataset, config, unfit)
+    reading.note("tables", said)
+    _count(documents, config, reading, unfit, "rows without text")
     return _separated(documents, config, reading)
 
 
 def _separated(documents: Documents, config: DataConfig, reading: Reading, where: str = "") -> Documents:
-    """Cut at the --document-separator."""
+    """Cut at the --document-separator; conversations are not."""
+    if documents.loss_on:
+        if config.document_separator:
+            reading.warn("--document-separator changes nothing: conversations are cut where a turn begins")
+        return _filled(documents, config, reading, where)
     cut = documents.split(config.document_separator)
     if config.document_separator and cut.size == documents.size:
         reading.warn(f"--document-separator {config.document_separator!r} never occurs in {amount(documents)} of text")

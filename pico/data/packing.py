@@ -3,6 +3,9 @@
 Documents become BOS symbols EOS, the symbols bytes or tokens, one after the other in an order drawn anew each epoch.
 This string is cut into chunks of context_len, which are read in an order of their own: even a single huge document
 gives varied batches.
+
+A symbol of the string that is read and not scored, as most of a conversation is, is ~s in place of s; what follows the
+string's end is ~0.
 """
 
 import hashlib
@@ -12,8 +15,9 @@ import numpy as np
 import torch
 
 from pico.base.errors import PicoError
-from pico.base.symbols import BOS, BYTES, EOS
+from pico.base.symbols import BOS, EOS
 from pico.data.documents import Documents
+from pico.data.encoding import Conversations
 from pico.data.hub import Stream
 from pico.data.storage import PIECE, File
 from pico.data.tokens import EndlessTokens, Tokens
@@ -34,7 +38,7 @@ class Batches:
 
     def __init__(
         self,
-        documents: Documents | Stream | Tokens | EndlessTokens,
+        documents: Documents | Stream | Tokens | EndlessTokens | Conversations,
         context_len: int,
         next_tokens: int,
         batch_size: int,
@@ -89,8 +93,8 @@ class Batches:
 
     def cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T + N) -> inputs (B, T) and targets (B, T + N - 1)."""
-        inputs = tokens[:, : self.context_len]
-        return inputs.where(inputs >= 0, 0), tokens[:, 1:]
+        inputs, targets = tokens[:, : self.context_len], tokens[:, 1:]
+        return inputs.where(inputs >= 0, ~inputs), targets.where(targets >= 0, -100)
 
     def turns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The next batch, epoch by epoch while that one is open: (which of our rows, their chunks)."""
@@ -115,6 +119,7 @@ class Batches:
         self._ends = np.cumsum(sizes)
         self._begins = self._ends - sizes
         self._shifts = self._block.starts[order] - self._begins - 1  # from a place in the string to one in the buffer
+        self._whole = np.broadcast_to(self._block.whole, len(order))[order]
         self.length = int(self._ends[-1])
         self.chunks = -(-(self.length - 1) // self.context_len)  # the last token has no target: it starts no chunk
 
@@ -134,13 +139,14 @@ class Batches:
         return position + self._shifts[document], document
 
     def _read(self, chunks: np.ndarray) -> np.ndarray:
-        """chunks (R,) -> tokens (R, T + N), -100 past the end of the epoch."""
+        """chunks (R,) -> tokens (R, T + N), ~s where a symbol s is not scored, ~0 past the end of the epoch."""
         position = chunks[:, None] * self.context_len + self._offsets  # in the epoch's string
         place, document = self._place(position)
         begin, end = self._begins[document], self._ends[document] - 1  # where its BOS and EOS are
-        tokens = np.full(position.shape, -100, np.int64)
-        tokens[position == begin] = self.alphabet.bos
-        tokens[position == end] = self.alphabet.eos
+        tokens = np.full(position.shape, ~0, np.int64)
+        for edge, symbol in (begin, self.alphabet.bos), (end, self.alphabet.eos):
+            here = position == edge
+            tokens[here] = np.where(self._whole[document[here]], symbol, ~symbol)
         inside = (position > begin) & (position < end)
         tokens[inside] = self._block.take(place[inside])
         return tokens
@@ -163,8 +169,8 @@ class OnDevice:
     """The batches of a `Batches`, gathered on a device from the text that lies there: one byte a byte.
 
     The host says which chunks and waits for nothing. What is opened next, in an epoch of stories or a block of a
-    stream, replaces what was there. A text over `limit` bytes stays where it is, and its chunks are sent; so do tokens,
-    which the host reads in any case: to count the bytes they stand for.
+    stream, replaces what was there. A text over `limit` bytes stays where it is, and its chunks are sent; so do tokens
+    and conversations, which the host reads in any case: to count the bytes they stand for.
     """
 
     def __init__(self, batches: Batches, device: torch.device, limit: int):
@@ -196,7 +202,7 @@ class OnDevice:
         self.ends = batches._ends
         if buffer is not self.buffer:
             self.buffer, self.text = buffer, None  # gives the memory of the old one back first
-            if len(buffer) <= self.limit and batches.alphabet is BYTES:
+            if batches._block.plain and len(buffer) <= self.limit:
                 self.text = torch.empty(len(buffer), dtype=torch.uint8, device=self.device)
                 for start in range(0, len(buffer), PIECE):
                     piece = np.frombuffer(bytearray(buffer[start : start + PIECE]), np.uint8)
@@ -211,7 +217,7 @@ class OnDevice:
         end, begin, shift = self.layout[:, document].unbind()
         tokens = text[(position + shift).clamp(0, len(text) - 1)].long()
         tokens.masked_fill_(position == begin, BOS).masked_fill_(position == end - 1, EOS)
-        return tokens.masked_fill_(position >= end, -100)
+        return tokens.masked_fill_(position >= end, ~0)
 
     def _send(self, array: np.ndarray) -> torch.Tensor:
         x = torch.from_numpy(array)

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pico.base.errors import PicoError
+from pico.data.chat import read_chat
 from pico.data.documents import Documents, collect, open_file
 from pico.data.formats import BOM, COMPRESSED, DATA, TABLES, foreign, is_plain, open_content, read_head, suffix
 from pico.data.storage import stamp, unchanged
@@ -42,17 +43,21 @@ def read_files(
     raw: bool = False,
     separator: str | None = None,
     log: Callable[[str], None] = lambda text: None,
+    chats: Counter | None = None,
 ) -> Documents:
     """Documents of these files: the rows of a table, else one a file. `raw` takes any file's bytes as they are.
 
-    separator: of the cells of a .csv file. log: is told what was found out about the tables. Raises PicoError if a
-    file cannot be read, changes meanwhile, is no text, or has no such column.
+    separator: of the cells of a .csv file. log: is told what was found out about the tables. chats: where the rows are
+    conversations, counts those that are none by what is wrong. Raises PicoError if a file cannot be read, changes
+    meanwhile, is no text, or has no such column.
     """
     said: dict[str, None] = {}
 
     def parts(file: Path) -> Iterable:
         if raw:
             return [file]
+        if chats is not None:
+            return read_chat(file, column, separator, said.setdefault, chats)
         if suffix(file) in TABLES:
             return read_table(file, column, separator, said.setdefault)
         return [_pieces(file)]
@@ -62,8 +67,9 @@ def read_files(
             return _whole(files[0], raw)
         stamps = [stamp(file.stat()) for file in files]
         stats = [(str(file.resolve()), *was) for file, was in zip(files, stamps, strict=True)]
+        kind = "" if chats is None else " chat"
         checked = map(unchanged, files, stamps, map(parts, files))
-        documents = collect(chain.from_iterable(checked), f"{RULES} {stats} {column} {raw} {separator}")
+        documents = collect(chain.from_iterable(checked), f"{RULES} {stats} {column} {raw} {separator}{kind}")
         tables = [file for file in files if suffix(file) in TABLES and not raw]
         if tables and not said:  # the documents were collected some time before
             next(iter(parts(tables[0])), None)

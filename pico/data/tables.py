@@ -4,6 +4,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from pico.base.errors import PicoError
@@ -55,6 +58,19 @@ def read_table(
         raise PicoError(
             f"{file}, {instead[renamed]}: column '{renamed}' instead of '{column}': give the text one name in all rows"
         )
+
+
+def read_rows(file: Path, separator: str | None = None) -> tuple[list[str], Callable[[list[str]], Iterator[dict]]]:
+    """(the columns of a file, a function that reads some of them of every row; a row may not have them all)."""
+    if suffix(file) == ".parquet":
+        with _opened_parquet(file) as table:
+            return table.schema_arrow.names, partial(_parquet_rows, file)
+    if suffix(file) in (".csv", ".tsv"):
+        table = Delimited(file, None, separator)
+        return table.header, lambda _: (row for _, row in table.rows())
+    rows = _json_rows(file)
+    names = dict.fromkeys(name for _, row in islice(rows(), HEAD) for name in row)
+    return list(names), lambda _: (row for _, row in rows())
 
 
 def infer_columns(rows: Iterable[dict], wanted: str | None, known: dict[str, str] | None = None) -> dict[str, str]:
@@ -148,8 +164,33 @@ def _typed(value: bytes):
 
 
 def _read_parquet(file: Path, wanted: str | None, log: Callable) -> Iterator[bytes]:
+    from pyarrow import compute
+
+    with _opened_parquet(file) as table:
+        kinds = dict(_arrow_kinds(table.schema_arrow))
+        column = choose_column(kinds, wanted, file)
+        log(column_note(column, kinds, wanted))
+        path = [column] if column in table.schema_arrow.names else column.split(".")
+        for batch in table.iter_batches(1024, columns=[column]):
+            values = batch.column(path[0])
+            if path[1:]:
+                place = compute.StructFieldOptions(path[1:])
+                values = compute.call_function("struct_field", [values], place)
+            for value in values.to_pylist():
+                yield as_bytes(value, column, file)
+
+
+def _parquet_rows(file: Path, columns: list[str]) -> Iterator[dict]:
+    with _opened_parquet(file) as table:
+        for batch in table.iter_batches(1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _opened_parquet(file: Path):
+    """A ParquetFile, unpacked if it is compressed as a whole. Raises PicoError for what cannot be read of it."""
     import pyarrow
-    from pyarrow import compute, parquet
+    from pyarrow import parquet
 
     try:
         with tempfile.SpooledTemporaryFile(1 << 26) as unpacked:
@@ -160,17 +201,7 @@ def _read_parquet(file: Path, wanted: str | None, log: Callable) -> Iterator[byt
                 unpacked.seek(0)
                 source = unpacked
             with parquet.ParquetFile(source) as table:
-                kinds = dict(_arrow_kinds(table.schema_arrow))
-                column = choose_column(kinds, wanted, file)
-                log(column_note(column, kinds, wanted))
-                path = [column] if column in table.schema_arrow.names else column.split(".")
-                for batch in table.iter_batches(1024, columns=[column]):
-                    values = batch.column(path[0])
-                    if path[1:]:
-                        place = compute.StructFieldOptions(path[1:])
-                        values = compute.call_function("struct_field", [values], place)
-                    for value in values.to_pylist():
-                        yield as_bytes(value, column, file)
+                yield table
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise PicoError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
 

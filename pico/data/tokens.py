@@ -4,7 +4,7 @@ tokens = tokenized(documents, tokenizer)      # what Batches takes in place of d
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -18,42 +18,33 @@ SMALL = 1 << 20  # bytes of tokens that are made anew each time rather than kept
 QUICK = 4_000_000  # bytes of text whose tokens come without a word
 
 
-class Tokens:
-    """Documents as ids, each a slice of a buffer of uint16 or uint32: all that `Batches` reads of Documents.
+class Symbols:
+    """Documents as ids, each a slice of a buffer of integers: all that `Batches` reads of Documents.
 
-    starts, lengths: (n,) int64, in tokens; size: bytes of the text. Raises PicoError if the text changes while it is
-    tokenized, or the tokens while they are read. log: is told of work that takes a while. key: as in `storage.store`.
+    starts, lengths: (n,) int64, in ids. whole: whether BOS and EOS of each are scored. key: as in `storage.store`.
+    Raises PicoError if the ids change while they are read.
     """
 
     repeats = True
     place = None
+    plain = False
 
-    def __init__(self, documents: Documents, alphabet: BPE, log: Callable = lambda text: None, key: str | None = None):
-        self.alphabet, self.size = alphabet, documents.size
-        self.fingerprint = fingerprint(documents, alphabet)
-        self.dtype = np.dtype(np.uint16 if alphabet.size <= 1 << 16 else np.uint32)
-
-        def pieces() -> Iterator[Iterator[bytes]]:
-            if documents.size > QUICK:
-                log(f"tokenizing {byte_size(documents.size)}, once: the tokens are kept in the cache")
-            for document in alphabet.encode_documents(documents):
-                yield (ids.astype(self.dtype).tobytes() for ids in document)
-
-        self.buffer, sizes = storage.store(pieces(), key, SMALL if key else storage.SMALL)
+    def __init__(
+        self,
+        documents: Iterable[Iterable[np.ndarray]],
+        dtype: type,
+        key: str | None = None,
+        small: int = storage.SMALL,
+        whole: bool = True,
+    ):
+        self.dtype, self.whole = np.dtype(dtype), whole
+        pieces = ((ids.astype(dtype).tobytes() for ids in document) for document in documents)
+        self.buffer, sizes = storage.store(pieces, key, small)
         self.lengths = sizes // self.dtype.itemsize
         self.starts = np.cumsum(self.lengths) - self.lengths
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    def notes(self) -> list[str]:
-        """How many there are, in words."""
-        count = int(self.lengths.sum())
-        return [f"{count:,} of {self.alphabet.size:,} kinds", f"{self.size / count:.2f} bytes each"]
-
-    def block(self, number: int, place: dict | None = None) -> "Tokens":
-        """What is read in epoch `number`: always the same."""
-        return self
 
     def take(self, places: np.ndarray) -> np.ndarray:
         """The ids at these places, (n,) -> (n,)."""
@@ -66,6 +57,34 @@ class Tokens:
         """Has the system read what will be taken soon."""
         if not isinstance(self.buffer, bytes) and len(self.buffer) > storage.SMALL:
             self.buffer.prefetch(np.clip(places * self.dtype.itemsize, 0, len(self.buffer) - 1))
+
+
+class Tokens(Symbols):
+    """Documents as tokens. size: bytes of the text. Raises PicoError if the text changes while it is tokenized.
+
+    log: is told of work that takes a while.
+    """
+
+    def __init__(self, documents: Documents, alphabet: BPE, log: Callable = lambda text: None, key: str | None = None):
+        self.alphabet, self.size = alphabet, documents.size
+        self.fingerprint = fingerprint(documents, alphabet)
+
+        def pieces() -> Iterator[Iterator[np.ndarray]]:
+            if documents.size > QUICK:
+                log(f"tokenizing {byte_size(documents.size)}, once: the tokens are kept in the cache")
+            yield from alphabet.encode_documents(documents)
+
+        dtype = np.uint16 if alphabet.size <= 1 << 16 else np.uint32
+        super().__init__(pieces(), dtype, key, SMALL if key else storage.SMALL)
+
+    def notes(self) -> list[str]:
+        """How many there are, in words."""
+        count = int(self.lengths.sum())
+        return [f"{count:,} of {self.alphabet.size:,} kinds", f"{self.size / count:.2f} bytes each"]
+
+    def block(self, number: int, place: dict | None = None) -> "Tokens":
+        """What is read in epoch `number`: always the same."""
+        return self
 
 
 class EndlessTokens:

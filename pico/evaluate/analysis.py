@@ -19,7 +19,7 @@ from pico.base.log import log
 from pico.base.routers import ROUTERS, BestScored, spacelike
 from pico.base.shapes import check_context
 from pico.base.threads import pick_threads
-from pico.data.documents import Documents
+from pico.data.documents import Documents, Packed
 from pico.data.open import open_data, open_evaluation
 from pico.data.reading import Reading
 from pico.evaluate.compressors import last_bytes, yardsticks
@@ -334,7 +334,7 @@ def evaluate_run(
     tell(reading)
     report, examples = analyse(model, texts, training.context_len, max_bytes, full, status)
     report |= {"dataset": data.dataset, "run": str(folder)}
-    if full:
+    if full and not any(isinstance(texts[i], Packed) for i in range(report["documents"])):
         status("compressing the same bytes")
         text = b"".join(texts[i] for i in range(report["documents"]))[: report["bytes"]]
         history = training_text(record, training.seed)

@@ -4,7 +4,8 @@ Rule: a document is BOS, its symbols, EOS: bytes, or tokens as the tokenizer giv
 text only this one counts, so that bits are an upper bound. It is read in windows of `context_len` symbols that advance
 by `stride`, each symbol is scored once, by head 0, in the first window that reaches it, in eval mode: the routing is
 the one generation uses, at the positions that generation would have. bits per byte = all bits, EOS included, over the
-number of raw bytes (control symbols cost but do not count).
+number of raw bytes (control symbols cost but do not count). Of a conversation only what is scored in training is, by
+default the assistant's text and its end of turn, and only these bytes count.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,9 @@ import torch
 
 from pico.base.errors import PicoError
 from pico.base.routers import Rule
+from pico.base.symbols import Alphabet
+from pico.data.chat import lay_out, unpack_turns
+from pico.data.documents import Packed
 from pico.model.loss import head_targets
 
 LN2 = float(np.log(2))
@@ -26,8 +30,8 @@ class Trace:
     """What a model did on one document of n symbols."""
 
     data: bytes
-    lengths: np.ndarray  # (n + 1,) raw bytes of each symbol, and of EOS, which has none
-    bits: np.ndarray  # (n + 1,) surprisal of each symbol, and of EOS, under head 0
+    lengths: np.ndarray  # (n + 1,) raw bytes of each symbol that is scored, 0 of others and of EOS, which has none
+    bits: np.ndarray  # (n + 1,) surprisal of each symbol, and of EOS, under head 0; 0 of what is not scored
     weight: np.ndarray  # (n + 1,) router weight of BOS and each symbol as it was read
     routed: np.ndarray  # (n + 1,) bool
     correct: np.ndarray  # (n + 1,) bool, head 0's likeliest symbol was each symbol, and EOS
@@ -69,7 +73,7 @@ class Score:
 
     def add(self, trace: Trace) -> None:
         self.document_bits.append(float(trace.bits.sum()))
-        self.document_bytes.append(len(trace.data))
+        self.document_bytes.append(int(trace.lengths.sum()))
         self.routed += int(trace.routed.sum())
         self.read += len(trace.routed)
         self.head_bits = self.head_bits + trace.head_bits
@@ -122,12 +126,16 @@ def traces(
 
 
 def _groups(documents, max_bytes, size) -> Iterator[list[bytes]]:
-    """Documents in handfuls of about 16 * size bytes; the last is cut so that max_bytes are taken in all."""
+    """Documents in handfuls of about 16 * size bytes; the last is cut so that max_bytes are taken in all.
+
+    A conversation is not cut.
+    """
     group, held, left = [], 0, max_bytes
     for document in documents:
-        document = document if left is None else document[:left]
+        if left is not None and not isinstance(document, Packed):
+            document = document[:left]
         if left is not None:
-            left -= len(document)
+            left = max(0, left - len(document))
         group.append(document)
         held += len(document)
         if held >= 16 * size:
@@ -146,7 +154,14 @@ class Window(NamedTuple):
     start: int
     scored: int  # targets that earlier windows have scored
     end: int
-    ids: np.ndarray  # from start to the last symbol that any head predicts
+    ids: np.ndarray  # from start to the last symbol that any head predicts; ~s of a symbol s that is not scored
+
+
+def _symbols(document: bytes, alphabet: Alphabet) -> np.ndarray:
+    """What a model reads of a document, and is scored on: ~s in place of a symbol s that is not."""
+    if isinstance(document, Packed):
+        return lay_out(unpack_turns(document), alphabet, loss_on=document.loss_on)[0].astype(np.int64)
+    return np.concatenate([[alphabet.bos], alphabet.encode(document), [alphabet.eos]]).astype(np.int64)
 
 
 @torch.inference_mode()
@@ -154,11 +169,13 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size, rul
     heads, device, alphabet = model.config.next_tokens, next(model.parameters()).device, model.alphabet
     out, windows = [], []
     for d, data in enumerate(documents):
-        ids = np.concatenate([[alphabet.bos], alphabet.encode(data), [alphabet.eos]]).astype(np.int64)
+        ids = _symbols(data, alphabet)
+        if isinstance(data, Packed):  # as a person may see it: a line for each turn
+            data = b"".join(alphabet.table[max(s, ~s)] or b"\n" for s in ids[1:-1].tolist())
         n = len(ids) - 1
         per_head = np.zeros((3, heads))
         each = np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head
-        out.append(Trace(data, alphabet.lengths[ids[1:]], *each))
+        out.append(Trace(data, alphabet.lengths[ids[1:]] * (ids[1:] >= 0), *each))
         scored = start = 0
         while scored < n:
             end = min(start + context_len, n)
@@ -171,8 +188,8 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size, rul
         text = np.zeros((len(batch), length + heads - 1), np.int64)  # of shorter rows the rest is never scored
         targets = np.full_like(text, -100)
         for row, w in enumerate(batch):
-            text[row, : len(w.ids)] = w.ids[: text.shape[1]]
-            targets[row, : len(w.ids) - 1] = w.ids[1:]
+            text[row, : len(w.ids)] = np.where(w.ids >= 0, w.ids, ~w.ids)[: text.shape[1]]
+            targets[row, : len(w.ids) - 1] = np.where(w.ids >= 0, w.ids, -100)[1:]
         text, targets = torch.from_numpy(text).to(device), torch.from_numpy(targets).to(device)
         start = torch.tensor([w.start for w in batch], device=device)  # generation counts on, so windows do too
         result = model(text[:, :length], disable_latent=disable_latent, start=start, rule=rule)
@@ -186,9 +203,9 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size, rul
         for row, w in enumerate(batch):
             new = slice(w.scored - w.start, w.end - w.start)  # positions in the window that no earlier window covered
             trace, at = out[w.document], slice(w.scored, w.end)
-            trace.bits[at], trace.correct[at] = bits[row, new, 0], correct[row, new, 0]
-            trace.weight[at], trace.routed[at] = weight[row, new], routed[row, new]
             seen = exists[row, new]
+            trace.bits[at], trace.correct[at] = bits[row, new, 0] * seen[:, 0], correct[row, new, 0]
+            trace.weight[at], trace.routed[at] = weight[row, new], routed[row, new]
             trace.head_bits += (bits[row, new] * seen).sum(0)
             trace.head_correct += (correct[row, new] & seen).sum(0)
             trace.head_count += seen.sum(0)

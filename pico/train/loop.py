@@ -28,6 +28,7 @@ from pico.base.files import append, size_of
 from pico.base.memory import keep_memory
 from pico.base.shapes import check_context, check_routes
 from pico.base.symbols import VOCABULARY
+from pico.data.documents import Packed
 from pico.data.prefetch import Prefetch
 from pico.data.reading import plural, training_plan
 from pico.decode.generation import generate
@@ -403,7 +404,8 @@ class Training:
         if stopped:
             self.display.log("next: the same command with --resume")
         else:
-            first = hints.prompt(text.validation[0]) if len(text.validation) else []
+            prompt = len(text.validation) and not isinstance(text.validation[0], Packed)
+            first = hints.prompt(text.validation[0]) if prompt else []
             self.display.log(f"next: {hints.command('run', parts.path, parts.run, *first)}")
         parts.accelerator.end_training()
         return summary

@@ -24,10 +24,11 @@ from pico.base.shapes import Shape
 from pico.base.symbols import BYTES, Alphabet
 from pico.base.threads import pick_threads, threads_chosen
 from pico.data.documents import Documents
+from pico.data.encoding import Conversations, encoded
 from pico.data.hub import Stream
 from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
-from pico.data.tokens import EndlessTokens, Tokens, tokenized
+from pico.data.tokens import EndlessTokens, Tokens
 from pico.model.build import Model, build_model
 from pico.runs import checkpoint
 from pico.runs.folder import lock, read_record, run_folder
@@ -61,7 +62,7 @@ class State:
 class Text(NamedTuple):
     """The opened data."""
 
-    documents: Documents | Stream | Tokens | EndlessTokens  # to train on
+    documents: Documents | Stream | Tokens | EndlessTokens | Conversations  # to train on
     validation: Documents
     scored: Documents  # the first ones of it, at most VALIDATION_BYTES
     floor: float | None  # their exact entropy, bits per byte, where it is known
@@ -132,7 +133,7 @@ def build(
             f"--batch-size {config.batch_size} does not divide over {world} processes: use a multiple of {world}"
         )
     check_memory(model_config, config, accelerator)
-    text = open_text(data, config.seed, alphabet, reading, display)
+    text = open_text(data, config, alphabet, reading, display)
     origin = Origin()
     if resume:
         origin = find_origin(path / run, model_config, data, config, text.documents.fingerprint, display)
@@ -189,12 +190,14 @@ def check_memory(model_config: Shape, config: TrainConfig, accelerator) -> None:
     require(size, accelerator.device, what, "take a smaller model, or --optimizer muon, which needs least")
 
 
-def open_text(data: DataConfig, seed: int, alphabet: Alphabet, reading: Reading, display: Display) -> Text:
-    documents, validation = open_data(data, seed, reading)
-    if alphabet is not BYTES:
+def open_text(data: DataConfig, config: TrainConfig, alphabet: Alphabet, reading: Reading, display: Display) -> Text:
+    documents, validation = open_data(data, config.seed, reading)
+    if alphabet is BYTES:
+        documents = encoded(documents, alphabet, config.context_len)
+    else:
         made = []  # by the main process, alone; the others find it in the cache
-        on_main(lambda: made.append(tokenized(documents, alphabet, display.log)))
-        documents = made[0] if made else tokenized(documents, alphabet)
+        on_main(lambda: made.append(encoded(documents, alphabet, config.context_len, display.log)))
+        documents = made[0] if made else encoded(documents, alphabet, config.context_len)
         reading.note("tokens", *documents.notes())
     scored = validation.first(VALIDATION_BYTES) if len(validation) else validation
     floor = scored.floor_bits / scored.size if scored.floor_bits is not None else None

@@ -453,8 +453,8 @@ def test_the_demo_trains_writes_and_explains(cli, home, monkeypatch):
     from pico.app import demo
     from pico.data import corpus
 
-    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 20)
-    monkeypatch.setattr(corpus, "VALIDATION_STORIES", 5)
+    monkeypatch.setattr(corpus, "PER_EPOCH", 20)
+    monkeypatch.setattr(corpus, "VALIDATION", 5)
     monkeypatch.setattr(demo, "preset", lambda name: read_config(home / "model"))
     small = TrainConfig(max_steps=20, batch_size=2, context_len=32)  # however fast the machine is
     monkeypatch.setattr(demo, "TrainConfig", SimpleNamespace(build=lambda max_minutes: small))

@@ -154,8 +154,8 @@ def test_code_folder(tmp_path):
 
 
 def test_stories_are_fresh_every_epoch_and_never_validated_on(monkeypatch):
-    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 40)
-    monkeypatch.setattr(corpus, "VALIDATION_STORIES", 30)
+    monkeypatch.setattr(corpus, "PER_EPOCH", 40)
+    monkeypatch.setattr(corpus, "VALIDATION", 30)
     config = DataConfig()
     train, validation = open_data(config, seed=0)
     other, same = open_data(config, seed=1)
@@ -169,7 +169,7 @@ def test_stories_are_fresh_every_epoch_and_never_validated_on(monkeypatch):
 
 
 def test_stories_know_their_entropy_and_recalls(monkeypatch):
-    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 5)
+    monkeypatch.setattr(corpus, "PER_EPOCH", 5)
     train, validation = open_data(DataConfig(validation_size=20), seed=0)
     assert validation.floor_bits == pytest.approx(sum(story.bits for story in validation.stories))
     assert 0.1 < validation.floor_bits / validation.size < 2
@@ -179,7 +179,7 @@ def test_stories_know_their_entropy_and_recalls(monkeypatch):
 
 
 def test_story_batches_resume_in_a_later_block(monkeypatch):
-    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 3)
+    monkeypatch.setattr(corpus, "PER_EPOCH", 3)
     train, _ = open_data(DataConfig(), seed=0)
     whole = Batches(train, 64, 2, 8, seed=0)
     while whole.number < 2:

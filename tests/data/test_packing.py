@@ -35,6 +35,12 @@ def tokens(inputs, targets):
     return torch.cat([inputs[:, :1], targets], dim=1).numpy()
 
 
+def read(batches, chunks):
+    """Chunks of plain text as they lie in the epoch's string, -100 past its end: (R, T + N)."""
+    found = batches._read(chunks)
+    return np.where(found == ~0, -100, found)
+
+
 def read_back(string):
     """Token ids -> the documents between BOS and EOS. Fails on anything that is not such a string."""
     documents, current = [], None
@@ -57,7 +63,7 @@ def test_an_epoch_holds_every_byte_once(documents, context_len, next_tokens, bat
     batches = make(documents, context_len, next_tokens, batch_size, seed)
     rows = np.concatenate([tokens(*batch) for batch in islice(batches, 2 * batches.chunks)])[: 2 * batches.chunks]
     first, second = rows[: batches.chunks], rows[batches.chunks :]
-    in_order = make(documents, context_len, next_tokens, batch_size, seed)._read(np.arange(batches.chunks))
+    in_order = read(make(documents, context_len, next_tokens, batch_size, seed), np.arange(batches.chunks))
     assert sorted(map(bytes, first)) == sorted(map(bytes, in_order))  # the epoch is these chunks in another order
     for chunks in (in_order, second):
         inputs, targets = chunks[:, :context_len], chunks[:, 1 : context_len + 1]
@@ -71,7 +77,7 @@ def test_an_epoch_holds_every_byte_once(documents, context_len, next_tokens, bat
 @given(texts, st.integers(1, 9), st.integers(1, 4))
 def test_chunks_overlap_by_their_targets_and_only_the_end_is_padded(documents, context_len, next_tokens):
     batches = make(enough(documents, context_len), context_len, next_tokens)
-    chunks = batches._read(np.arange(batches.chunks))
+    chunks = read(batches, np.arange(batches.chunks))
     total = batches.length
     for j, chunk in enumerate(chunks):
         real = min(context_len + next_tokens, total - j * context_len)
@@ -158,7 +164,7 @@ def test_epochs_and_seeds_reshuffle_documents_and_chunks():
     again, other = epochs(0)[0], epochs(1)[0]
     assert (first == again).all()
     assert (first != second).any() and (first != other).any()
-    in_order = make(documents, context_len=16)._read(np.arange(len(first)))
+    in_order = read(make(documents, context_len=16), np.arange(len(first)))
     assert (first != in_order).any()
     assert set(map(bytes, first)) != set(map(bytes, second))  # documents have other neighbours
 
@@ -174,7 +180,7 @@ def test_epoch_counts_passes():
 
 
 def test_last_token_starts_no_chunk():
-    chunks = make([b"abcd"], context_len=5, next_tokens=2)._read(np.arange(1))
+    chunks = read(make([b"abcd"], context_len=5, next_tokens=2), np.arange(1))
     assert chunks.tolist() == [[BOS, *b"abcd", EOS, -100]]
     assert make([b"abcd"], context_len=5).chunks == 1
     inputs, targets = next(make([b"abcd"], context_len=5, next_tokens=2, batch_size=1))

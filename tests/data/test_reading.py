@@ -103,7 +103,7 @@ def test_what_is_held_out(tmp_path):
 
 
 def test_stories(monkeypatch):
-    monkeypatch.setattr(corpus, "STORIES_PER_EPOCH", 40)
+    monkeypatch.setattr(corpus, "PER_EPOCH", 40)
     said, _ = opened("stories", validation_size=3)
     assert said["training"] == "stories without end, new ones every epoch of 40"
     assert said["validation"].startswith("3 documents, ") and said["validation"].endswith("never trained on")

@@ -90,11 +90,11 @@ def test_no_question_is_on_an_excluded_word():
         assert not excluded & set(WORD.findall(text.lower()))
 
 
-@pytest.mark.parametrize("corpus", [spelling, identity], ids=["spelling", "identity"])
-def test_a_conversation_depends_on_its_number_alone(corpus):
-    some = [corpus.conversation(1, number) for number in range(50)]
-    assert some == [corpus.conversation(1, number) for number in range(50)]
-    assert some != [corpus.conversation(2, number) for number in range(50)]
+@pytest.mark.parametrize("talk", [spelling.spelling_conversation, identity.identity_conversation])
+def test_a_conversation_depends_on_its_number_alone(talk):
+    some = [talk(1, number) for number in range(50)]
+    assert some == [talk(1, number) for number in range(50)]
+    assert some != [talk(2, number) for number in range(50)]
     assert all(checked(turns) == turns for turns in some)
     assert max(map(len, some)) > 2
 

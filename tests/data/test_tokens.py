@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import DataError
 from pico.data import bpe, storage, tokens
-from pico.data.corpus import Stories
+from pico.data.corpus import Endless
 from pico.data.documents import Documents, collect, open_file
 from pico.data.open import open_data
 from pico.data.packing import Batches, OnDevice
@@ -170,17 +170,17 @@ def test_large_vocabularies_take_four_bytes():
 
 
 def test_stories_are_tokenized_epoch_by_epoch(monkeypatch):
-    monkeypatch.setattr("pico.data.corpus.STORIES_PER_EPOCH", 20)
-    endless = tokenized(Stories(seed=1), ALPHABET)
+    monkeypatch.setattr("pico.data.corpus.PER_EPOCH", 20)
+    endless = tokenized(Endless(DataConfig(), seed=1), ALPHABET)
     batches = Batches(endless, 64, 1, 2, seed=0)
     for _ in range(batches.chunks // 2 + 1):
         next(batches)
     assert batches.number == 1 and batches.epoch > 1 and not endless.repeats and batches.state_dict()["place"] is None
-    wanted = sorted(Stories(seed=1).block(1))
+    wanted = sorted(Endless(DataConfig(), seed=1).block(1))
     chunks = batches._read(np.arange(batches.chunks))
     string = np.append(chunks[:, :64].ravel(), chunks[-1, 64:])
     assert sorted(read_back(string[string >= 0].tolist())) == wanted
-    other = Batches(tokenized(Stories(seed=1), ALPHABET), 64, 1, 2, seed=0)
+    other = Batches(tokenized(Endless(DataConfig(), seed=1), ALPHABET), 64, 1, 2, seed=0)
     other.load_state_dict(batches.state_dict())
     assert same_batch(next(other), next(batches))
 
@@ -220,7 +220,7 @@ def test_what_is_told(tmp_path):
     made = tokenized(train, ALPHABET)
     count = len(ALPHABET.encode(bytes(train[0])))
     assert made.notes() == [f"{count:,} of {ALPHABET.size} kinds", f"{train.size / count:.2f} bytes each"]
-    assert "as the text comes" in tokenized(Stories(0), ALPHABET).notes()[0]
+    assert "as the text comes" in tokenized(Endless(DataConfig(), 0), ALPHABET).notes()[0]
     assert training_plan(TrainConfig(max_steps=3), 3, None, "token")[0] == "3 steps of 4,096 tokens"
 
 

@@ -299,11 +299,11 @@ def test_the_floor_is_that_of_the_stories_that_are_scored(path, monkeypatch):
 
 
 def test_stories_and_streams_are_never_read_again():
-    from pico.data.corpus import Stories
+    from pico.data.corpus import Endless
     from pico.data.documents import Documents
     from pico.data.hub import Stream
 
-    assert (Documents.repeats, Stories.repeats, Stream.repeats) == (True, False, False)
+    assert (Documents.repeats, Endless.repeats, Stream.repeats) == (True, False, False)
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

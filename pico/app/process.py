@@ -13,6 +13,8 @@ import sys
 def guard() -> None:
     """Makes this process end without a traceback on Ctrl-C, a full disk behind stdout, a closed stdout or stderr."""
     signal.signal(signal.SIGINT, interrupt)
+    if "LOCAL_RANK" in os.environ:  # one of several: of a lost one torch tells in fifty lines, and we in one
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if hasattr(signal, "SIGUSR1"):  # asks a training to save: nothing to one that only starts, or has ended
         signal.signal(signal.SIGUSR1, lambda *_: None)
     for number in range(3):  # a stream that is closed: the next file opened would take its number, and what it is sent

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pico.base.errors import PicoError
+from pico.base.errors import DiskFull, PicoError
 
 if sys.platform == "win32":
     import msvcrt
@@ -36,22 +36,26 @@ FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
+def is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in FULL or any(f"os error {code}" in str(error) for code in FULL)
+
+
 def reason(error: Exception) -> str:
     """Why a file could not be read or written, in a few words. safetensors has the number in its text alone."""
-    number = getattr(error, "errno", None)
-    if number in FULL or any(f"os error {code}" in str(error) for code in FULL):
+    if is_full(error):
         return "the disk is full"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextmanager
 def writing(file: str | Path) -> Generator[None]:
-    """Raises PicoError, in one line, for whatever the system has against writing this file."""
+    """Raises PicoError, in one line, for whatever the system has against writing this file; DiskFull if it is that."""
     try:
         yield
     except OSError as error:
         way_out = "free space" if error.errno in FULL else "make it writable"
-        raise PicoError(f"cannot write {file}: {reason(error)}; {way_out}, or choose another place") from None
+        problem = f"cannot write {file}: {reason(error)}; {way_out}, or choose another place"
+        raise (DiskFull if error.errno in FULL else PicoError)(problem) from None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pico.base.config import Config, DataConfig, TrainConfig
 from pico.base.device import pick_device
-from pico.base.errors import PicoError
+from pico.base.errors import DiskFull, PicoError
 from pico.base.files import read_json, write_json, write_whole
 from pico.base.shapes import Shape
 from pico.data.open import open_data
@@ -68,9 +68,10 @@ def run_experiment(
 
     plan: the runs to make, by default all of the experiment's; the results hold every run that the folder has.
     Returns the results and how the last training ended: 'finished', or what stopped it. A run that fails is named in
-    the results, and the others go on. Raises PicoError where the folder holds runs of another experiment.
+    the results, and the others go on. Raises PicoError where the folder holds runs of another experiment, or the disk
+    is full.
     """
-    from pico.lab.tables import write_report
+    from pico.lab.tables import markdown, write_report
     from pico.train.loop import train
 
     folder, data = Path(folder), experiment.data_config()
@@ -103,13 +104,19 @@ def run_experiment(
                 log(f"{head}: another process is training it")
                 elsewhere.add(number)
             queue.append(turn)
+        except DiskFull as error:  # for all the others, too
+            raise DiskFull(f"{head}: {str(error).replace('--resume', 'give the same command again')}") from None
         except PicoError as error:
             log(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)
     results = collect_results(experiment, folder, validation, failed)
     for warning in results["warnings"]:
         log(f"warning: {warning}")
-    write_report(results, folder)
+    try:
+        write_report(results, folder)
+    except PicoError:  # the table is not lost
+        log(markdown(results))
+        raise
     return results, "finished"
 
 

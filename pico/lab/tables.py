@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pico.base.files import write_json
+from pico.base.files import write_json, write_whole
 from pico.base.numbers import count
 from pico.runs.plots import plot_comparison
 
@@ -12,7 +12,7 @@ UNITS = {"flops": "FLOP", "minutes": "min", "bytes": "bytes of text", "steps": "
 
 def write_report(results: dict, folder: Path) -> None:
     write_json(folder / "compare.json", results)
-    (folder / "compare.md").write_text(markdown(results), encoding="utf-8")
+    write_whole(folder / "compare.md", markdown(results).encode())
     plot_comparison(results, folder / "compare.png")
 
 

@@ -10,6 +10,7 @@ JSON and safetensors: nothing in a checkpoint can execute.
     model = load("models/my-model", "my-run")
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,8 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from pico.base.errors import PicoError
-from pico.base.files import open_regular, read_json, reason, remove, sync
+from pico.base.errors import DiskFull, PicoError
+from pico.base.files import is_full, open_regular, read_json, reason, remove, sync
 from pico.base.log import log
 from pico.base.memory import require_weights
 from pico.base.shapes import Shape, shape
@@ -66,16 +67,24 @@ def save(run: Path, step: int, model, optimizer_state, state: dict) -> Path:
             sync(file)
         sync(beside)
         remove(target)  # only a broken one: a valid one is never written twice
+        if os.path.lexists(target):
+            raise OSError(errno.EEXIST, f"there is one that can be neither read nor removed{of_another(target)}")
         beside.rename(target)
         sync(run)
     except (OSError, SafetensorError) as error:
         remove(beside)
         older = newest(run)[0] if os.path.isdir(run) else None
         kept = f"{older} stays usable" if older else "there is no earlier one"
-        raise PicoError(
+        raise (DiskFull if is_full(error) else PicoError)(
             f"cannot save checkpoint {target}: {reason(error)}; {kept}; free space or make it writable, then --resume"
         ) from None
     return target
+
+
+def of_another(path: Path) -> str:
+    """', because it belongs to user 1002', where it is not one's own."""
+    user = os.stat(path, follow_symlinks=False).st_uid
+    return f", because it belongs to user {user}" if user != getattr(os, "geteuid", lambda: user)() else ""
 
 
 def write_state(folder: Path, record: dict, files) -> None:

@@ -182,7 +182,8 @@ def plot_comparison(results: dict, png_path: str | Path) -> None:
     # of the figure, not of an axes, which would grow as wide as its title
     figure.suptitle(results["title"], x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
     _name_ends(panels[-1], [(y, f"{row['name']} {y:.3f}", colour) for y, row, colour in zip(finals, rows, colours)])
-    figure.savefig(png_path)
+    with writing(png_path):
+        figure.savefig(png_path)
 
 
 def mean_curve(runs: list[dict], cost: str) -> list[tuple[float, float]]:

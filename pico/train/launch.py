@@ -1,10 +1,10 @@
 """Before a training starts: its processes and device, and in what words the machine refuses."""
 
-import errno
 import importlib.util
 import netrc
 import os
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,9 +12,8 @@ import torch
 
 from pico.base.config import TrainConfig
 from pico.base.device import pick_device
-from pico.base.errors import PicoError
-
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # or over one's quota
+from pico.base.errors import DiskFull, PicoError
+from pico.base.files import is_full, reason
 
 
 def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unused_parameters: bool):
@@ -35,6 +34,8 @@ def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unus
     if device and device != "cpu":
         pick_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    # Accelerate passes on what torch 2.15 calls otherwise, and older versions do not know by the new name.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)  # Accelerate would want to shard itself; parallel.py does
     try:
         return Accelerator(
@@ -74,5 +75,4 @@ def explained(config: TrainConfig):
         ) from None
     except OSError as error:
         what = f"cannot use {error.filename}: " if error.filename else ""
-        reason = "the disk is full" if error.errno in FULL else error.strerror or error
-        raise PicoError(f"{what}{reason}; mend that, then --resume") from None
+        raise (DiskFull if is_full(error) else PicoError)(f"{what}{reason(error)}; mend that, then --resume") from None

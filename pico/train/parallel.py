@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from pico.base.config import TrainConfig
 from pico.base.device import device_of
 from pico.base.errors import PicoError
+from pico.base.log import log
 from pico.model.build import build_model, sparse_tables
 from pico.model.casts import cast_together
 from pico.model.regions import compile_regions
 from pico.train.optimizers import build_optimizers
 
 FAILED, CODE, HEARD = "pico/failed", "pico/exit code", "pico/heard by "  # in the store that all processes share
+LOST = "another process of this training was killed: start them anew, with --resume"
 GRACE = 5.0  # seconds that a process has to stop by itself once another has failed
 
 
@@ -78,7 +80,7 @@ def together():
         raise Elsewhere(_hear(store)) from None
     except BaseException as error:
         if isinstance(error, RuntimeError) and re.search("gloo|NCCL|onnection (closed|reset)", str(error)):
-            error = PicoError("another process of this training was killed: start them anew, with --resume")
+            error = PicoError(LOST)
         with suppress(RuntimeError):  # the store is gone with the process that held it
             if store.add(FAILED, 1) > 1:
                 raise Elsewhere(_hear(store)) from None
@@ -98,15 +100,18 @@ def _hear(store) -> int:
 
 
 def _watch(store, over: threading.Event) -> None:
-    code = 1
+    code, lost = 2, False
     while not over.wait(0.5):
         try:
             if store.check([CODE]):
                 code = _hear(store)
                 break
         except RuntimeError:  # nor is there anybody left to ask
+            lost = True
             break
     if not over.wait(GRACE):
+        if lost:
+            log(f"error: {LOST}")
         os._exit(code)
 
 

@@ -53,6 +53,12 @@ def check_resume(
     source, skipped = checkpoint.newest(folder)
     if skipped and source is None:
         raise PicoError(f"no valid checkpoint in {folder} ({'; '.join(skipped)})")
+    for newer in checkpoints(folder):
+        if source and newer > source and os.path.isdir(newer) and not os.access(newer, os.W_OK | os.X_OK):
+            raise PicoError(
+                f"{newer} can be neither read nor replaced{checkpoint.of_another(newer)}: remove it, or take other "
+                f"rights, then --resume from {source.name}; or start a new run with --base-weights {source}"
+            )
     if source:
         checkpoint.saved_config(path, source)
     return source, skipped

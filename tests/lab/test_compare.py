@@ -7,9 +7,11 @@ import pytest
 
 from pico import PicoError
 from pico.base.config import TrainConfig
+from pico.base.files import writing
 from pico.base.shapes import Shape
 from pico.evaluate.score import score
 from pico.lab import compare as module
+from pico.lab import tables
 from pico.lab.compare import run_experiment
 from pico.lab.experiment import Budget, read_experiment
 from pico.lab.tables import markdown
@@ -60,6 +62,39 @@ def run(plan, folder, **settings):
     said = []
     found = run_experiment(plan, folder, device="cpu", quiet=True, log=said.append, **settings)
     return *found, said
+
+
+def test_a_full_disk_ends_it_at_once_and_the_same_command_goes_on(tmp_path, values, monkeypatch):
+    """Whatever is left of the queue would train until its first checkpoint, and fail as well."""
+    plan, save_file, full = experiment(tmp_path, values), checkpoint.save_file, True
+
+    def save(tensors, file):
+        if full and "seed-0" in str(file):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    with pytest.raises(PicoError, match=r"^\[1/4\] threshold seed-0: .*the disk is full.*give the same command again"):
+        run(plan, tmp_path / "out")
+    full = False
+    results, stopped, _ = run(plan, tmp_path / "out")
+    assert stopped == "finished" and not results["failed"] and not results["missing"]
+
+
+def test_a_table_that_cannot_be_written_is_shown(tmp_path, values, monkeypatch):
+    plan, said = experiment(tmp_path, values, seeds=1), []
+    write = tables.write_json
+
+    def full(file, value):
+        with writing(file):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tables, "write_json", full)
+    with pytest.raises(PicoError, match=r"compare\.json: the disk is full"):
+        run_experiment(plan, tmp_path / "out", device="cpu", quiet=True, log=said.append)
+    assert "| threshold |" in said[-1] and "Verdict" in said[-1]
+    monkeypatch.setattr(tables, "write_json", write)
+    assert run(plan, tmp_path / "out")[1] == "finished"
 
 
 def test_each_budget_becomes_the_limit_of_a_run():

@@ -347,6 +347,60 @@ def test_a_signal_stops_with_a_checkpoint(path, data, monkeypatch, number, stopp
     assert_same_run(path, "whole", "r")
 
 
+PLACES = {  # in the middle of what follows a step: the first call of this function at or after step 6
+    "validation": (module, "score"),
+    "sample": (module, "generate"),
+    "weights": (checkpoint, "save_file"),
+    "renaming": (checkpoint, "sync"),
+}
+
+
+def signal_within(monkeypatch, place, *numbers):
+    owner, name = PLACES[place]
+    inner, conclude, to_come, armed = getattr(owner, name), Training.conclude, list(numbers), []
+
+    def and_signal(*arguments, **options):
+        while armed and to_come:
+            os.kill(os.getpid(), to_come.pop(0))
+        return inner(*arguments, **options)
+
+    def watched(self, line):
+        armed.extend([True] * (self.state.step >= 6))
+        return conclude(self, line)
+
+    monkeypatch.setattr(owner, name, and_signal)
+    monkeypatch.setattr(Training, "conclude", watched)
+    return to_come
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("number, code", [("SIGINT", 130), ("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=unix)])
+def test_a_signal_amid_validation_or_saving_loses_nothing(path, data, monkeypatch, place, number, code):
+    go(path, "whole", data)
+    number = getattr(signal, number)
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    with monkeypatch.context() as patch:
+        left = signal_within(patch, place, number)
+        summary = go(path, "r", data)
+    signal.signal(number, before)
+    assert not left and summary.exit_code == code and summary.steps < 12
+    assert checkpoint.newest(path / "r") == (path / "r" / f"{summary.steps:08d}", [])
+    assert go(path, "r", data, resume=True).exit_code == 0
+    assert_same_run(path, "whole", "r")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ctrl_c_twice_amid_validation_or_saving_leaves_whole_checkpoints(path, data, monkeypatch, place):
+    go(path, "whole", data)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        signal_within(patch, place, signal.SIGINT, signal.SIGINT)
+        go(path, "r", data)
+    assert checkpoint.newest(path / "r")[1] == []
+    go(path, "r", data, resume=True)
+    assert_same_run(path, "whole", "r")
+    assert not list((path / "r").glob(".*.tmp"))
+
+
 def test_ctrl_c_says_what_it_does_and_again_ends_at_once(path, data, monkeypatch, capfd):
     """During a step, whose text it does not wait for."""
     go(path, "whole", data)

@@ -15,6 +15,7 @@ from pico.runs.folder import checkpoints
 pytestmark = pytest.mark.slow
 
 START = """
+from pico.app import process; process.guard()
 import hashlib, json, os, signal, sys, torch
 import picolm
 from pico import PicoError
@@ -77,16 +78,34 @@ def test_an_error_of_one_ends_both_with_one_line(path, data, fault, code, words)
     assert said.count("rror: ") == 1 and ("Traceback" in said) == (code == 1), said
 
 
-def test_a_process_that_is_killed_ends_the_other(path, data):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_with_one_line(path, data, victim):
     fault = f"""
 def die(self, prefetch):
-    if rank == 1 and self.state.step == 3: os.kill(os.getpid(), {int(signal.SIGKILL)})
+    if rank == {victim} and self.state.step == 6: os.kill(os.getpid(), {int(signal.SIGKILL)})
     return step(self, prefetch)
 module.Training.step = die
 """
-    codes, said = two(path, data, fault)
-    assert codes[1] == -signal.SIGKILL and codes[0] in (1, 2)
-    assert "Traceback" not in said
+    codes, said = two(path, data, fault, "--quiet")
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2
+    assert said == "error: another process of this training was killed: start them anew, with --resume\n"
+    assert checkpoints(path / "r")[-1].name == "00000006"
+    assert go(path, "r", data, resume=True).steps == 12
+
+
+def test_a_disk_that_is_full_ends_both_after_the_last_checkpoint(path, data):
+    fault = """
+from pico.runs import checkpoint
+save_file = checkpoint.save_file
+def full(tensors, file):
+    if "00000008" in str(file): raise OSError(28, "No space left on device")
+    return save_file(tensors, file)
+checkpoint.save_file = full
+"""
+    codes, said = two(path, data, fault, "--quiet")
+    assert codes == [2, 2]
+    assert said.count("\n") == 1 and "the disk is full" in said and "r/00000006 stays usable" in said, said
+    assert go(path, "r", data, resume=True).steps == 12
 
 
 @pytest.mark.parametrize("where", ["rank == 1", "True"])

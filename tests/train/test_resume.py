@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -243,6 +244,25 @@ def test_a_full_disk_keeps_the_last_checkpoint(path, data, monkeypatch):
     go(path, "whole", data)
     go(path, "r", data, resume=True)
     assert_same_run(path, "whole", "r")
+
+
+def test_a_checkpoint_of_another_user_is_no_riddle(path, data, monkeypatch):
+    """One that cannot be read is skipped, and its place cannot be taken: known before hours of training."""
+    go(path, "r", data, config(max_steps=8))
+    (path / "r" / "00000008" / "state.json").write_text("{}")
+    monkeypatch.setattr(checkpoint, "remove", lambda folder: None)
+    with pytest.raises(
+        PicoError, match=r"00000008: there is one that can be neither read nor removed; .*00000006 stays"
+    ):
+        go(path, "r", data, resume=True)
+    owned = os.stat(path)
+    monkeypatch.setattr(os, "geteuid", lambda: owned.st_uid + 1)
+    monkeypatch.setattr(os, "access", lambda file, mode: Path(file).name != "00000008")
+    with pytest.raises(
+        PicoError, match=rf"00000008 .*belongs to user {owned.st_uid}: remove it, .* from 00000006"
+    ) as error:
+        go(path, "r", data, resume=True)
+    assert "\n" not in str(error.value)
 
 
 def test_base_weights_start_from_another_run(path, data, monkeypatch):

@@ -56,7 +56,7 @@ def two(path, data, fault, *flags):
         command = [sys.executable, str(file), json.dumps(arguments)]
         environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=path))
-    said = [process.communicate(timeout=120)[1] for process in started]
+    said = [process.communicate(timeout=400)[1] for process in started]
     return [process.returncode for process in started], "".join(said)
 
 

@@ -43,7 +43,7 @@ from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.log import log
-from pico.base.shapes import PRESETS, check_routes, preset
+from pico.base.shapes import PRESETS, GPTConfig, check_routes, preset
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",
@@ -115,7 +115,7 @@ def init(
         if tokenizer is not None:
             from pico.data import bpe
 
-            check_tokens(config)
+            config = check_tokens(config)
             file = bpe.find_tokenizer(tokenizer)
             config = with_tokenizer(config, bpe.read_tokenizer(file), "vocab_size" in model)
         facts, dataset = model_facts(config), "stories"
@@ -124,7 +124,7 @@ def init(
     print_result(model_table(config, facts))
     if source:
         log(f"\nits runs start from the weights in {weights}")
-    if config.unit == "token" and not config.tokenizer_sha256:
+    if isinstance(config, GPTConfig) and config.unit == "token" and not config.tokenizer_sha256:
         make = hints.command("tokenizer", dataset, "tokenizer.json", "--vocab-size", config.vocab_size)
         log(f"\nto train, it needs a tokenizer: {make}; then the model anew, with --tokenizer")
         return

@@ -7,6 +7,7 @@ import difflib
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from pico.base.errors import PicoError
 from pico.base.schedules import SCHEDULES, WARMED
@@ -67,7 +68,7 @@ class Config(BaseModel):
         return f"--{field.replace('_', '-')}"
 
 
-def _problem(config: type[Config], error: dict) -> str:
+def _problem(config: type[Config], error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
@@ -82,7 +83,7 @@ def _keys(config: type[Config], place: tuple) -> str:
     *way, key = place
     for step in way:
         if isinstance(step, str):  # a number is a place in a list of the same kind
-            config = nested_config(config.model_fields[step].annotation)
+            config = nested_config(config.model_fields[step].annotation) or config
     return meant(key, config.model_fields)
 
 

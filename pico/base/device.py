@@ -19,7 +19,7 @@ def pick_dtype(precision: str, device: str | torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def device_of(model: torch.nn.Module) -> torch.device:
+def device_of(model) -> torch.device:
     """Where a model's weights are."""
     return next(model.parameters()).device
 

@@ -6,7 +6,7 @@ Both say how large everything is without building anything. model.json holds one
 """
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,6 +23,15 @@ NGramMax = Annotated[int, Field(ge=0, le=16)]
 
 class Sizes(Config):
     """What both shapes can tell."""
+
+    if TYPE_CHECKING:  # fields of both
+        dim: int
+        ngram_max: int
+        ngram_rows: int
+        ngram_dim: int
+
+        @property
+        def matrices(self) -> Matrices: ...
 
     @property
     def ngram_orders(self) -> int:
@@ -143,13 +152,14 @@ class ModelConfig(Sizes):
         qkv = attention + 2 * c.att_kv_heads * c.head_dim
         block = [(1, qkv, c.dim), (1, c.dim, attention), (1, 2 * c.mlp_dim, c.dim), (1, c.dim, c.mlp_dim)]
         block.append((int(c.qk_norm), 1, 1))
-        local = [(c.fb_num_blocks * n, *shape) for n, *shape in [*block, (int(c.embedding_skip), 1, 2)]]
+        skip = int(c.embedding_skip), 1, 2
+        local = [(c.fb_num_blocks * n, rows, columns) for n, rows, columns in [*block, skip]]
         return {
             "embedding": [(1, c.vocabulary, c.dim)],
             **c.ngram_matrices,
             "local_in": local,
             "router": [(1, 1, c.dim), (1, 1, 1)],
-            "latent": [(c.latent_blocks * n, *shape) for n, *shape in block],
+            "latent": [(c.latent_blocks * n, rows, columns) for n, rows, columns in block],
             "local_out": local,
             "heads": [(1, c.next_tokens * c.vocabulary, c.dim)],
             "chain": [((c.next_tokens - 1) * c.chained_heads, c.dim, c.dim)],

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
 from operator import itemgetter
@@ -206,7 +206,7 @@ def checksum(file: str | Path) -> str:
 
 
 @contextmanager
-def _understood(name: str | Path) -> Iterator[None]:
+def _understood(name: str | Path) -> Generator[None]:
     """Turns what a file of another kind gives rise to, in the library or here, into a PicoError."""
     try:
         yield

@@ -155,10 +155,10 @@ class WordSource(NamedTuple):
 
     def rhyme(self, word: str, tries: int = 50) -> str | None:
         """Another word with the same ending, a story's where there is one; None if none was found."""
-        ending = ENDING.search(word)[0]
+        ending = ending_of(word)
         known = [other for other in endings().get(ending, ()) if other != word and self.allows(other)]
         made = (self.random.choice(BEGIN) + ending for _ in range(tries))
-        fits = (other for other in made if other != word and ENDING.search(other)[0] == ending and self.allows(other))
+        fits = (other for other in made if other != word and ending_of(other) == ending and self.allows(other))
         return self.random.choice(known) if known and self.random.random() < 0.5 else next(fits, None)
 
     def said(self, wordings: str, **words) -> str:
@@ -173,12 +173,17 @@ def is_test_word(word: str) -> bool:
 @cache
 def story_words() -> list[str]:
     """The words of small letters in the story grammar, in order."""
-    texts = [file.GRAMMAR for file in stories.GRAMMARS]
+    texts: list[str] = [file.GRAMMAR for file in stories.GRAMMARS]
     for table in WORDS.values():
         for word, properties in table.items():
             texts += [word, *(value if isinstance(value, str) else " ".join(value) for value in properties.values())]
     text = re.sub(r"<[^>]*>|\{[^}]*\}|^\S+:", " ", "\n".join(texts), flags=re.MULTILINE)
     return sorted(set(re.findall(r"(?<![A-Za-z'])[a-z]{3,}(?![A-Za-z'])", text)))
+
+
+def ending_of(word: str) -> str:
+    found = ENDING.search(word)
+    return found[0] if found else ""
 
 
 @cache

@@ -111,7 +111,7 @@ def tokenized(
     documents: Documents | Stream, alphabet: BPE, log: Callable = lambda text: None
 ) -> Tokens | EndlessTokens:
     """The documents as tokens, which are looked for in the cache by the whole text and the tokenizer."""
-    if not documents.repeats:
+    if isinstance(documents, Stream) or not documents.repeats:
         return EndlessTokens(documents, alphabet)
     key = f"tokens {RULES} {documents.digest()} {alphabet.fingerprint}"
     return Tokens(documents, alphabet, log, key)

@@ -9,7 +9,7 @@ before it. At temperature 0 both distributions are one-hot and the same lines ar
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -83,7 +83,8 @@ def generate(
     Raises PicoError for impossible settings and for texts that do not fit into memory.
     """
     sampling = Sampling.build(**{**dict(sampling or ()), **settings})
-    prompts = prompt if isinstance(prompt, list) and not any(isinstance(p, int) for p in prompt) else [prompt]
+    several = isinstance(prompt, list) and not any(isinstance(p, int) for p in prompt)
+    prompts: list[Any] = list(prompt) if several else [prompt]
     each = [to_ids(prompt, model.alphabet) for prompt in prompts]
     ids = [ids for ids in each for _ in range(sampling.num_samples)]
     if not 0 < len(ids) <= MOST_TEXTS:

@@ -150,9 +150,9 @@ class NumpyGPT(NumpyReader):
         return cap * np.tanh(logits / cap) if cap else logits
 
     def keep(self, count: np.ndarray) -> None:
-        count = int(count[0])
-        self.local.length += count
-        self.history = [*self.history, *self._tokens[0, :count].tolist()][count:]
+        kept = int(count[0])
+        self.local.length += kept
+        self.history = [*self.history, *self._tokens[0, :kept].tolist()][kept:]
 
     def _embed(self, ids: list[int]) -> np.ndarray:
         """(n, D) of ids that continue the history."""

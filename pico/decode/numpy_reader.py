@@ -8,7 +8,7 @@ keys of a window are one contiguous slice and the only mask is a precomputed bia
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray, bounde
     return mixed
 
 
-def swiglu(x: np.ndarray, weights: Weights) -> np.ndarray:
+def swiglu(x: np.ndarray, weights) -> np.ndarray:
     """silu(gate) value = gate value / (1 + exp(-gate)), where x (n, D) gives -gate and -value."""
     up = np.dot(x, weights.up)
     gate, value = up[:, : up.shape[1] // 2], up[:, up.shape[1] // 2 :]
@@ -105,7 +105,7 @@ class ReaderStack:
     def __init__(self, blocks, config, window: int):
         self.window, self.length, self.shift = window, 0, 0  # index in the memory = position - shift
         self.heads, self.kv_heads, self.width = config.att_q_heads, config.att_kv_heads, config.head_dim
-        self.blocks = [Weights.of(block, config) for block in blocks]
+        self.blocks: list[Any] = [Weights.of(block, config) for block in blocks]
         # a normalised query and key of width E score at most sharpness sqrt(E), which exp may then be able to take
         most = [abs(w.sharpness[0, 0]) * self.width**0.5 for w in self.blocks if w.sharpness is not None]
         self.bounded = config.qk_norm and all(score < LARGEST for score in most)
@@ -117,6 +117,7 @@ class ReaderStack:
         pieces, new = self.open(len(x))
         for weights, memory in zip(self.blocks[layers], self.memory[layers]):
             if weights.mix is not None:
+                assert embedding is not None, "blocks that mix it in are local"
                 x = weights.mix[0] * x + weights.mix[1] * embedding
             x = x + np.dot(self.attention(rms_norm(x), weights, memory, new, pieces), weights.out)
             x += swiglu(rms_norm(x), weights)
@@ -180,7 +181,7 @@ class NumpyReader:
         self.heads = [np.ascontiguousarray(part) for part in np.split(heads, config.next_tokens, axis=1)]
         self.chain = [columns(link) for link in model.chain]  # gives as much of a stream that _norm left short
         self.score_weight, self.score_bias = columns(model.router, unit)[:, 0], model.router.bias.item()
-        self.local = ReaderStack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
+        self.local: Any = ReaderStack([*model.local_in, *model.local_out], config, config.fb_att_window_size)
         self.latent = ReaderStack(model.latent, config, config.latent_att_window_size)
         self.history = [BOS] * config.history  # the newest last
         self.ahead: tuple[list, list] = [], []  # bytes drafted behind the history, and their embeddings
@@ -220,10 +221,10 @@ class NumpyReader:
         return logits
 
     def keep(self, count: np.ndarray) -> None:
-        count = int(count[0])
-        self.local.length += count
-        self.latent.length += int(self._routed[:count].sum())
-        self.history = [*self.history, *self._tokens[0, :count].tolist()][count:]
+        kept = int(count[0])
+        self.local.length += kept
+        self.latent.length += int(self._routed[:kept].sum())
+        self.history = [*self.history, *self._tokens[0, :kept].tolist()][kept:]
         self.ahead = [], []
 
     @contextmanager
@@ -261,7 +262,8 @@ class NumpyDecoder:
 
     def __init__(self, reader: NumpyReader, ids: list[list[int]], drafts: int, sampling: Sampling):
         self.reader, self.tokens, self.drafts, self.sampling = reader, np.array([ids[0][-1:]]), drafts, sampling
-        self.banned, self.q = sampling.banned(reader.alphabet), None  # what the drafts were drawn from
+        self.banned = sampling.banned(reader.alphabet)
+        self.q: list[np.ndarray] = []  # what the drafts were drawn from
         self.recent = sampling.recent(ids[0][:-1], reader.alphabet)
 
     def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
@@ -270,7 +272,7 @@ class NumpyDecoder:
         logits = numpy_penalised(reader.logits(), self.recent, tokens[0], self.sampling)
         p = numpy_distribution(logits, self.sampling, self.banned)
         accepted, following = numpy_accept_drafts(p, tokens[0][1:], self.q, u[:n])
-        reader.keep([accepted + 1])
+        reader.keep(np.array([accepted + 1]))
         self.recent = [*self.recent, *tokens[0]][accepted + 1 :][: len(self.recent)]
         drawn, self.q = [following], []
         for chance in u[n:].tolist():

@@ -8,6 +8,7 @@ stands beside the one that a router choosing at random at the same rate would ge
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Tally:
             if position + length <= n:  # the symbols that the word, or a part of it, is in
                 first, last = np.searchsorted(place, (position, position + length - 1), side="right") - 1
                 right, bits = trace.correct[first : last + 1], trace.bits[first : last + 1].sum()
-                self.recalls[:, bins(distance, FIRST_DISTANCES)] += 1, right.all(), right[0], bits
+                self.recalls[:, bins(distance, FIRST_DISTANCES)] += np.array([1, right.all(), right[0], bits])
 
     @property
     def units(self) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +228,7 @@ def analyse(
     whole = [len(texts[i]) for i in range(len(stories))][: len(on.score.document_bytes)]
     whole = whole if whole == on.score.document_bytes else whole[:-1]  # max_bytes cut the last one
     bits, size = on.units
-    report = {
+    report: dict[str, Any] = {
         "bits_per_byte": on.score.bits_per_byte,
         "bits_per_byte_interval": bootstrap(bits, size),
         "entropy_floor": sum(story.bits for story in stories[: len(whole)]) / sum(whole) if whole else None,

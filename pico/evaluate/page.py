@@ -37,7 +37,7 @@ def write_html(
     title: str,
     documents: dict[str, list[Symbol]],
     metrics: dict,
-    plots: list[Plot] = (),
+    plots: Iterable[Plot] = (),
     conclusion: str = "",
 ) -> None:
     """Writes the page. metrics: {name: number or text}; a dict among the values becomes a table of its own."""

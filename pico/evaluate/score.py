@@ -51,9 +51,9 @@ class Score:
     document_bytes: list[int] = field(default_factory=list)
     routed: int = 0
     read: int = 0
-    head_bits: np.ndarray = 0
-    head_correct: np.ndarray = 0
-    head_count: np.ndarray = 0
+    head_bits: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    head_correct: np.ndarray = field(default_factory=lambda: np.zeros((), int))
+    head_count: np.ndarray = field(default_factory=lambda: np.zeros((), int))
 
     @property
     def bytes(self) -> int:

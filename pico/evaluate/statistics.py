@@ -30,7 +30,8 @@ def bootstrap(bits, lengths, seed: int = 0, draws: int = DRAWS, level: float = 0
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return tuple(map(float, found.confidence_interval))
+    low, high = found.confidence_interval
+    return float(low), float(high)
 
 
 def summary(values: list[float]) -> dict:

@@ -277,7 +277,7 @@ def plots(report: dict) -> list[Plot]:
     if "gaps" in report.get("routing", {}):
         rate = report["routing"]["realised_fraction"]
         share_of = report["routing"]["gaps"]["histogram"][:24]
-        lines = {
+        lines: dict[str, list[tuple[float, float]]] = {
             "routed": list(enumerate(share_of, start=1)),
             "chance": [(g, rate * (1 - rate) ** (g - 1)) for g in range(1, len(share_of) + 1)],
         }

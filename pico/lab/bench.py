@@ -25,7 +25,7 @@ from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
 from pico.base.errors import PicoError
 from pico.base.memory import keep_memory, require_weights
-from pico.base.shapes import Shape
+from pico.base.shapes import ModelConfig, Shape
 from pico.data.prefetch import Prefetch
 from pico.model.attention import attention, available_backends
 from pico.model.build import Model, build_model, sparse_tables
@@ -270,6 +270,7 @@ def written(model: Model, texts: int, size: int, disable_latent: bool) -> Iterab
 
 def bench_attention(config: Shape, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Forward and backward of each backend at growing lengths and the same number of bytes, with the local window."""
+    assert isinstance(config, ModelConfig), "its windows are Pico's"
     dtype, total, heads = pick_dtype(settings.precision, device), 4096, config.att_q_heads
     rows = []
     for window in sorted({config.fb_att_window_size, config.latent_att_window_size}):
@@ -296,6 +297,7 @@ def bench_optimizer(config: Shape, device: torch.device, settings: TrainConfig, 
         model = trainable(config, device, settings)
         tokens = torch.randint(256, (settings.batch_size, settings.context_len + config.next_tokens), device=device)
         out = model(tokens[:, : settings.context_len], targets=tokens[:, 1:])
+        assert out.loss is not None and out.router_loss is not None
         (out.loss + out.router_loss).backward()
         optimizers = build_optimizers(model, settings.model_copy(update={"optimizer": name}))
         tasks[name] = lambda optimizers=optimizers: [optimizer.step() for optimizer in optimizers]

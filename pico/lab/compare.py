@@ -21,7 +21,7 @@ from pico.base.config import Config, DataConfig, TrainConfig
 from pico.base.device import pick_device
 from pico.base.errors import DiskFull, PicoError
 from pico.base.files import read_json, write_json, write_whole
-from pico.base.shapes import Shape
+from pico.base.shapes import GPTConfig, ModelConfig, Shape
 from pico.data.open import open_data
 from pico.data.reading import Reading
 from pico.evaluate.analysis import Tally
@@ -127,7 +127,7 @@ def make_model(path: Path, shape: Shape, data: DataConfig, folder: Path, log: Ca
     """
     if (path / "model.json").exists():
         return
-    if shape.unit == "byte":
+    if not isinstance(shape, GPTConfig) or shape.unit == "byte":
         create(path, shape)
         return
     from pico.data import bpe
@@ -298,9 +298,10 @@ def doubts(row: dict, shape: Shape, settings: TrainConfig) -> Iterator[str]:
     runs, warmup = row["runs"].values(), settings.warmup
     if len(runs) < FEWEST_SEEDS:
         yield f"fewer than {FEWEST_SEEDS} seeds, too few to tell a difference from chance: raise seeds"
-    routed, wanted = row["routed_fraction"]["mean"], shape.latent_capacity_factor if shape.routes else 0.0
-    if shape.routes and shape.rule.rate == wanted and abs(routed - wanted) > FAR * wanted:
-        yield f"routed {routed:.1%} of the bytes where latent_capacity_factor asks for {wanted:.1%}"
+    if isinstance(shape, ModelConfig):
+        routed, rate = row["routed_fraction"]["mean"], shape.latent_capacity_factor
+        if shape.rule.rate == rate and abs(routed - rate) > FAR * rate:
+            yield f"routed {routed:.1%} of the bytes where latent_capacity_factor asks for {rate:.1%}"
     steps = min(facts["steps"] for facts in runs)
     if steps <= warmup:
         yield f"all {steps} steps are warm-up: lower warmup_steps, {warmup}, or raise the budget"

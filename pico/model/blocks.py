@@ -4,6 +4,8 @@ B batch, T bytes, D width, H query heads, K key/value heads, E head width. Weigh
 model's `dtype`, and every Linear casts to it.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -94,7 +96,7 @@ class Block(nn.Module):
         return x + dropout(self.mlp(norm(x)), share)
 
 
-def run_block(block: nn.Module, again: bool, *inputs) -> Tensor:
+def run_block(block, again: bool, *inputs) -> Tensor:
     """What the block makes of them. again: it keeps nothing but its inputs, and runs once more in the backward pass
     (arXiv 1604.06174)."""
     if not again:
@@ -102,7 +104,7 @@ def run_block(block: nn.Module, again: bool, *inputs) -> Tensor:
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=block.dropout > 0)
 
 
-def check_groups(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> dict[str, list[nn.Parameter]]:
+def check_groups(model: nn.Module, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, list[nn.Parameter]]:
     """The groups, each in the order of `model.parameters()`, if every parameter is in exactly one of them."""
     found = {id(p): [] for p in model.parameters()}
     for group, parameters in groups.items():

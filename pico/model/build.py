@@ -5,7 +5,7 @@ outside this room looks inside of a model.
 """
 
 from collections.abc import Hashable, Iterator
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,8 @@ class Model(Protocol):
 
 def build_model(config: Shape, attention_backend: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
     """A new model of this shape. attention_backend: of Pico alone; None picks the fastest for the device."""
-    return GPT(config, dtype) if config.kind == "gpt" else Pico(config, attention_backend, dtype)
+    model = GPT(config, dtype) if config.kind == "gpt" else Pico(config, attention_backend, dtype)
+    return cast(Model, model)  # torch types neither a module's call nor its children
 
 
 def sparse_tables(model: Model, sparse: bool) -> None:

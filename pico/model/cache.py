@@ -46,7 +46,8 @@ class Ring:
     def write(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store kv (B, n, 2, K, E) at the opened positions; returns all keys and values (B, R, K, E)."""
         memory = self.memory[layer].index_copy_(0, self._written, kv.flatten(0, 1))
-        return memory.view(kv.shape[0], self.slots, *kv.shape[2:]).unbind(2)
+        keys, values = memory.view(kv.shape[0], self.slots, *kv.shape[2:]).unbind(2)
+        return keys, values
 
 
 class Cache:

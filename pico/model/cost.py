@@ -21,8 +21,8 @@ def flops_per_symbol(config: Shape, context_len: int, routed: float | None = Non
 
 def keys_seen(window: int, length: float) -> float:
     """By an average query of so many positions that sees `window` before it and itself; the first ones have fewer."""
-    window = min(window, length - 1)
-    return (window + 1) * (1 - window / max(length, 1) / 2)
+    before = min(window, length - 1)
+    return (before + 1) * (1 - before / max(length, 1) / 2)
 
 
 def _gpt_multiplications(c: GPTConfig, context_len: int) -> float:

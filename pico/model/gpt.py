@@ -7,6 +7,8 @@ max_context - 1 or a smaller window. B batch, T symbols, D width, H query heads,
 V vocabulary. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,18 +87,21 @@ class CausalAttention(nn.Module):
         if ring is None:
             y = causal_attention(q, k, v, c.reach)
         else:
+            assert isinstance(ring.bias, Tensor), "it was opened for torch's own attention"
             filled = ring.bias.shape[-1]
             k, v = ring.write(layer, torch.stack([k, v], dim=2))
             y = sdpa(q, k[:, :filled], v[:, :filled], ring.bias)
+        if self.gate is None:
+            return self.out(y.flatten(2))
         if c.gate == "query":  # one matrix for all heads of a block
             y = y * torch.sigmoid(self.gate(q))
-        elif c.gate == "input":  # G1 of arXiv 2505.06708
+        else:  # G1 of arXiv 2505.06708
             y = y * torch.sigmoid(self.gate(x)).view_as(y)
         return self.out(y.flatten(2))
 
     def normed(self, qk: Tensor) -> Tensor:
         """QK-norm (arXiv 2010.04245) of (B, T, H + K, E)."""
-        if self.q_gain is None:
+        if self.q_gain is None or self.k_gain is None:
             return norm(qk)
         gains = [self.q_gain.expand(self.config.att_q_heads, -1), self.k_gain.expand(self.config.att_kv_heads, -1)]
         return norm(qk) * torch.cat(gains)
@@ -166,12 +171,13 @@ class GPT(nn.Module):
         """
         c, standard = self.config, self.config.init == "standard"
         scaled = {"none": 0.5, "sqrt": c.dim**-0.5, "norm": 1.0}[c.embedding_scale]
-        std = {self.embedding.weight: 0.02 if standard or c.tied else scaled}
+        std: dict[Tensor, float] = {self.embedding.weight: 0.02 if standard or c.tied else scaled}
         if self.head:
             std[self.head.weight] = 0.02 if standard else 0.0
         if self.ngrams:
             std[self.ngrams.table.weight] = 0.0
-        for layer, block in enumerate(self.blocks):
+        blocks = cast(list[GPTBlock], list(self.blocks))
+        for layer, block in enumerate(blocks):
             out, up, down = block.attention.out.weight, block.mlp.up.weight, block.mlp.down.weight
             std[out] = std[down] = 0.02 / (2 * c.num_blocks) ** 0.5 if standard else 0.0
             if c.init == "depth":
@@ -182,7 +188,7 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         if c.init == "depth" and c.mlp == "swiglu":
-            for block in self.blocks:
+            for block in blocks:
                 nn.init.zeros_(block.mlp.up.weight.chunk(2)[1])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -240,7 +246,8 @@ class GPT(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         head = self.head or self.embedding
-        return head.weight if getattr(head, "cast", None) is None else head.cast
+        held = getattr(head, "cast", None)
+        return head.weight if held is None else held
 
     def embed(self, text: Tensor) -> Tensor:
         """Of each symbol and of the n-grams that end with it: (B, history + T) -> (B, T, D)."""
@@ -261,7 +268,7 @@ class GPT(nn.Module):
 
     def set_dropout(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
-        for block in self.blocks:
+        for block in cast(list[GPTBlock], self.blocks):
             block.dropout = updates
         if self.ngrams:
             self.ngrams.dropout = lookups

@@ -55,7 +55,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             mask = y >= 0
             y = y.clamp(min=0)
             total -= (p.gather(-1, y).clamp(min=1e-30).log() * mask).sum()
-            if train:
+            if grad_hidden is not None and grad_weight is not None:
                 p.scatter_add_(-1, y, torch.full_like(y, -1, dtype=p.dtype))  # d nll / d logits
                 if cap is not None:
                     p *= 1 - bent.square()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import Shape
 from pico.base.symbols import BOS
 from pico.model import kernels
 from pico.model.blocks import Linear
@@ -39,7 +39,7 @@ def keys(tokens, before, longest: int, rows: int, bos: int = BOS) -> list:
 class NGrams(nn.Module):
     """Embeddings of the n-grams that end with a symbol, from hashed tables."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: Shape):
         super().__init__()
         self.longest, self.rows = config.ngram_max, config.ngram_rows
         self.dropout = 0.0  # share of the lookups that training leaves out

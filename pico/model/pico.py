@@ -8,7 +8,7 @@ B batch, T bytes, D width, H query heads, K key/value heads, E head width, N pre
 M latent positions. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class Pico(nn.Module):
     alphabet: Alphabet = BYTES  # what its ids stand for
 
     regions = ("head_inputs",)  # what torch.compile traces besides the blocks
+    lookahead: Tensor
 
     def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
         super().__init__()
@@ -86,7 +87,7 @@ class Pico(nn.Module):
     @property
     def blocks(self) -> list[Block]:
         """All of them, in the order in which a routed byte passes."""
-        return [*self.local_in, *self.latent, *self.local_out]
+        return cast(list[Block], [*self.local_in, *self.latent, *self.local_out])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter, by what its optimizer must know:
@@ -100,7 +101,7 @@ class Pico(nn.Module):
         its parameters are.
         """
         inside = [p for block in self.blocks for p in block.parameters()]
-        linear = [*self.chain, *([self.ngrams.project] if self.ngrams else [])]
+        linear = cast(list[Linear], [*self.chain, *([self.ngrams.project] if self.ngrams else [])])
         groups = {
             "tables": [self.ngrams.table.weight] if self.ngrams else [],
             "symbols": [self.embedding.weight, self.heads.weight],

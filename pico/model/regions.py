@@ -7,6 +7,7 @@ What the text decides (lookups, routing) stays outside, so no graph breaks.
 
 import warnings
 from types import MethodType
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ def compile_regions(model, **options) -> None:
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of constants: harmless
     regions = [(block, "forward") for block in model.blocks] + [(model, name) for name in model.regions]
     shapes = {tuple(p.shape for p in block.parameters()) for block in model.blocks}
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS * len(shapes))
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS * len(shapes))
     compiled = {}  # a function a class, so that all of its modules share their graphs
     for module, name in regions:
         plain = getattr(type(module), name)

@@ -94,6 +94,9 @@ def scatter_routed(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backe
 class Router(nn.Module):
     """Scores every byte and lets a rule decide which are routed."""
 
+    threshold: Tensor
+    seen: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.rule = config.rule

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -312,7 +312,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise PicoError(f"{file} cannot be read: {reason(error)}") from None
 
 
-def load_training(folder: Path) -> tuple[object, dict]:
+def load_training(folder: Path) -> tuple[Any, dict]:
     """(optimizer_state, state) as they were given to save. The folder must have been verified."""
     if not os.path.exists(folder / OPTIMIZER):
         raise PicoError(f"{folder} was exported without optimizer state: start a new run with --base-weights {folder}")

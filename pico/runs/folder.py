@@ -17,13 +17,17 @@ import subprocess
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.files import NO_LINKS, entries, hold, read_json, remove, write_json, write_whole, writing
 from pico.base.hints import command
-from pico.base.shapes import Shape, shape
+from pico.base.shapes import GPTConfig, Shape, shape
 from pico.base.symbols import BYTES, Alphabet
+
+if TYPE_CHECKING:
+    from pico.data.bpe import BPE
 
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}  # what hold says of another's lock
 WRITTEN = ("train.json", "metrics.jsonl", "samples.txt", "loss.png", ".lock")  # by a training, besides checkpoints
@@ -43,7 +47,7 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None, recip
     """
     path, file, copy = Path(path), Path(path) / "model.json", None
     if tokenizer:
-        _checked(tokenizer, config)
+        _checked(tokenizer, check_tokens(config))
         copy = path / TOKENIZER if tokenizer.resolve() != (path / TOKENIZER).resolve() else None
     for there in filter(None, (file, copy)):
         if os.path.lexists(there):
@@ -52,7 +56,7 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None, recip
     try:
         with writing(file):
             path.mkdir(parents=True, exist_ok=True)
-        if copy:
+        if copy and tokenizer:
             write_whole(copy, tokenizer.read_bytes())
         if recipe:
             write_json(path / RECIPE, recipe)
@@ -104,7 +108,7 @@ def read_alphabet(path: str | Path, config: Shape) -> Alphabet:
 
     Raises PicoError if it has none, or another one than it was made with.
     """
-    if config.unit == "byte":
+    if not isinstance(config, GPTConfig) or config.unit == "byte":
         return BYTES
     if config.tokenizer_sha256 is None:
         make = command("tokenizer", "stories", TOKENIZER, "--vocab-size", config.vocab_size)
@@ -112,7 +116,7 @@ def read_alphabet(path: str | Path, config: Shape) -> Alphabet:
     return _checked(Path(path) / TOKENIZER, config)
 
 
-def _checked(file: Path, config: Shape) -> Alphabet:
+def _checked(file: Path, config: GPTConfig) -> Alphabet:
     """The tokenizer in a file. Raises PicoError if it is not the config's."""
     from pico.data import bpe
 
@@ -124,12 +128,12 @@ def _checked(file: Path, config: Shape) -> Alphabet:
     return alphabet
 
 
-def with_tokenizer(config: Shape, tokenizer: Alphabet, asked: bool = False) -> Shape:
+def with_tokenizer(config: Shape, tokenizer: "BPE", asked: bool = False) -> Shape:
     """The shape for a tokenizer: its vocabulary is the tokenizer's. asked: for the size that the config has.
 
     Raises PicoError for a model of bytes, and where that is another size.
     """
-    check_tokens(config)
+    config = check_tokens(config)
     if asked and config.vocab_size != tokenizer.size:
         raise PicoError(
             f"--vocab-size {config.vocab_size}: the tokenizer {tokenizer.name} has {tokenizer.size} ids, and gives the "
@@ -139,12 +143,13 @@ def with_tokenizer(config: Shape, tokenizer: Alphabet, asked: bool = False) -> S
     return shape({**config.model_dump(), **found})
 
 
-def check_tokens(config: Shape) -> None:
-    """Raises PicoError for a model of bytes."""
-    if config.unit == "byte":
+def check_tokens(config: Shape) -> GPTConfig:
+    """The shape of a model of tokens. Raises PicoError for one of bytes."""
+    if not isinstance(config, GPTConfig) or config.unit == "byte":
         raise PicoError(
             "--tokenizer: this model reads bytes and needs none; a model of tokens is, say, --preset gpt-tiny"
         )
+    return config
 
 
 def differences(before, after, only=None, name: Callable[[str], str] = str) -> str:

@@ -29,7 +29,7 @@ def step_limit(config: TrainConfig, chunks: int | None) -> int | None:
         raise PicoError(
             "the length of a stream is unknown: limit it by --max-steps, --max-minutes or --max-flops, not --epochs"
         )
-    if epochs:
+    if epochs and chunks:
         limits.append(max(1, math.ceil(epochs * chunks / config.step_chunks)))
     return min(limits, default=None)
 

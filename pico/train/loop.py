@@ -86,10 +86,10 @@ def train(
         keep_memory()
     with ExitStack() as stack:
         stack.enter_context(parallel.together())
-        display = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
+        shown = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
         stack.enter_context(explained(config))
-        on_main(lambda: claim(path, run, resume, stack, display))
-        settings = model_config, alphabet, data, config, accelerator, display
+        on_main(lambda: claim(path, run, resume, stack, shown))
+        settings = model_config, alphabet, data, config, accelerator, shown
         training = Training(build(path, run, *settings, resume, base_weights))
         if head and accelerator.is_main_process:
             training.announce()
@@ -367,7 +367,7 @@ class Training:
     def save(self) -> None:
         """A checkpoint of this step, then removal of those no longer kept."""
         self.state.sample_bytes = size_of(self.folder / "samples.txt")
-        step, best = self.state.step, self.state.best and self.state.best["step"]
+        step, best = self.state.step, self.state.best["step"] if self.state.best else None
         state = {**asdict(self.state), "rng": gather_object([rng_state()])}
         model, optimizers = self.sound_model(), [optimizer.state_dict() for optimizer in self.parts.optimizers]
 

@@ -1,5 +1,7 @@
 """Which optimizer moves which parameter, and how fast."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     if config.optimizer == "soap":
         groups = joined(matrices, *({**group, "one_sided": True} for group in symbols), undecayed)
         return [SOAP(groups, lr=config.learning_rate, weight_decay=decay, exact=config.soap_exact), *lookups]
-    options = {"lr": config.learning_rate, "weight_decay": decay}
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": decay}
     beside = [*symbols, undecayed] if config.optimizer == "muon" else [*symbols, matrices, undecayed]
     rest = adamw(joined(*beside), **options, betas=(0.9, 0.95))
     if config.optimizer == "adamw":
@@ -123,6 +125,7 @@ class RowAdagrad(torch.optim.Optimizer):
 
     def _step_found(self, p: Tensor, squares: Tensor, group: dict) -> None:
         """Each row that has a gradient once, after a look at which they are."""
+        assert p.grad is not None
         if p.grad.is_sparse:
             found, sums = self._summed(p)
             rows = found.new_zeros(len(p), dtype=torch.bool).index_fill_(0, found, True).nonzero().flatten()
@@ -138,6 +141,7 @@ class RowAdagrad(torch.optim.Optimizer):
 
     def _step_unseen(self, p: Tensor, squares: Tensor, group: dict) -> None:
         """The same without the host knowing the rows: one that was found twice is written twice, with equal values."""
+        assert p.grad is not None
         if p.grad.is_sparse:
             found, sums = self._summed(p)
             grad = sums.index_select(0, found)
@@ -158,6 +162,7 @@ class RowAdagrad(torch.optim.Optimizer):
 
         It is zero elsewhere; to be left so everywhere. This spares the sort of coalesce.
         """
+        assert p.grad is not None
         if p not in self._sums:
             self._sums[p] = torch.zeros_like(p)
         found = p.grad._indices()[0]

@@ -159,10 +159,11 @@ def total(x: Tensor) -> Tensor:
 
 def full_tensor(x: Tensor) -> Tensor:
     """The tensor that x is a slice of; x itself if it is whole. To be called by all processes."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
+    whole = getattr(x, "full_tensor", None)
+    return x if whole is None else whole()
 
 
-def slice_like(x: Tensor, part: Tensor) -> Tensor:
+def slice_like(x: Tensor, part) -> Tensor:
     """This process's slice of x, cut and placed as `part` is. Every process has the same x: nothing is sent."""
     from torch.distributed.tensor import distribute_tensor
 

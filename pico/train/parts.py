@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -82,7 +82,7 @@ class Parts:
     path: Path  # of the model
     run: str  # its name
     config: TrainConfig
-    accelerator: object
+    accelerator: Any  # accelerate.Accelerator
     display: Display
     reading: Reading  # what was read, in words
     text: Text
@@ -154,7 +154,8 @@ def build(
 
     # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
     numbers = sum(table.numel() for table in model.parameter_groups()["tables"])
-    short_text = text.documents.repeats and text.documents.size < numbers
+    documents = text.documents
+    short_text = isinstance(documents, (Documents, Tokens)) and documents.repeats and documents.size < numbers
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)
     tracker_run = origin.record.get("tracker_run") or secrets.token_hex(4)
     about = {
@@ -245,7 +246,7 @@ def restore(source: Path, optimizers: list, batches: Batches, rank: int) -> Stat
         batches.load_state_dict(found["data"])
         if rank < len(found["rng"]):
             set_rng_state(found["rng"][rank])
-        found = {"sample_bytes": None, "unconcluded": None, **found}
+        found: dict[str, Any] = {"sample_bytes": None, "unconcluded": None, **found}
         return State(**{each.name: found[each.name] for each in fields(State)})
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise PicoError(f"{source} is of another version of Pico or this run: {error!r}") from None
@@ -264,6 +265,7 @@ def choose_threads(model: Model, config: TrainConfig, accelerator, origin: Origi
 
         def work() -> None:
             out = model(tokens[:, : config.context_len], targets=tokens[:, 1:])
+            assert out.loss is not None and out.router_loss is not None
             (out.loss + out.router_loss).backward()
 
         pick_threads(work, display.log)

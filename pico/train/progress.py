@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -82,7 +83,7 @@ class Display:
     """What one training says. `quiet`: nothing but warnings. Use as a context manager."""
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(file=Unfailing(sys.stderr), highlight=False)
+        self.console = Console(file=cast(TextIO, Unfailing(sys.stderr)), highlight=False)
         self.quiet = quiet
         self._due = 0.0
         self._progress = None

@@ -135,7 +135,7 @@ class SOAP(torch.optim.Optimizer):
                     if kind not in paces:
                         paces[kind] = Pace.of(group, stack.steps[0], self.gate, stack.dtype)
                     stack.step(group, paces[kind])
-                elif self.gate is None or self.gate:
+                elif isinstance(stack, SpreadStack) and (self.gate is None or self.gate):
                     stack.step(group)
         return loss
 

@@ -5,7 +5,8 @@ them. A `TogetherStack` refreshes all on one step, by Cholesky-QR, and leaves ev
 """
 
 import math
-from typing import NamedTuple
+import typing
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Stack:
         self.counts = [a * b for _, (a, _, b, _) in members]
         plain = self.exact or not sides
         self.matmul_dtype = p.dtype if plain else matmul_dtype or pick_dtype("auto", p.device)
-        shapes = {"exp_avg": (r, c), "exp_avg_sq": (r, c)}
+        shapes: dict[str, tuple[int, ...]] = {"exp_avg": (r, c), "exp_avg_sq": (r, c)}
         for side in sides:
             shapes[f"gram_{side}"] = shapes[f"basis_{side}"] = ((r, c)[side],) * 2
 
@@ -51,7 +52,7 @@ class Stack:
             states[p] = {"step": step, **dict(zip(self.state, tensors))}
 
         self.grad = p.new_empty(sum(self.counts), r, c, dtype=self.matmul_dtype)
-        self.bases = [self.basis(side) for side in (0, 1)]
+        self.bases: list[Any] = [self.basis(side) for side in (0, 1)]
 
     def basis(self, side: int) -> Tensor | None:
         """Q_L or Q_R, eigenvectors in columns, in the dtype of the per-step matmuls; None if not rotated."""
@@ -71,7 +72,9 @@ class Stack:
 
     def read_gradients(self):
         """Copies them into the stack, cast to the dtype of the matmuls."""
-        torch._foreach_copy_(self.views(self.grad), [p.grad.reshape(cut) for p, cut in self.members])
+        torch._foreach_copy_(
+            self.views(self.grad), [typing.cast(Tensor, p.grad).reshape(cut) for p, cut in self.members]
+        )
 
     def adam(self, weight1: float | Tensor, weight2: float | Tensor, eps: float) -> Tensor:
         """Moves the moments towards this gradient's by these weights. Returns momentum over size, (n, r, c), rotated.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def optimizer_step(
 
     def gradients(*tensors: Tensor) -> Tensor:
         """(7,) sums over the batches, and the norm of the gradients that the parameters have then."""
-        sums = 0
+        sums: Any = 0
         # inputs (B, T), targets (B, T + N - 1)
         for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
             model.set_dropout(config.ngram_dropout * dropped, config.dropout * dropped)

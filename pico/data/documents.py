@@ -21,6 +21,8 @@ from pico.data.storage import File
 class Packed(bytes):
     """A conversation as bytes, see pico/data/chat.py, and what of it is scored."""
 
+    loss_on: str
+
     def __new__(cls, data: bytes, loss_on: str):
         packed = super().__new__(cls, data)
         packed.loss_on = loss_on

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pico.base.symbols import BYTES, Alphabet
+from pico.data.bpe import BPE
 from pico.data.chat import lay_out, unpack_turns
 from pico.data.documents import Documents
 from pico.data.hub import Stream
@@ -24,7 +25,7 @@ class Conversations:
         self.documents, self.alphabet, self.context_len = documents, alphabet, context_len
         self.repeats, self.fingerprint, self._source = documents.repeats, documents.fingerprint, None
         if alphabet is not BYTES:
-            said = f"{documents.fingerprint} {alphabet.fingerprint}"
+            said = f"{documents.fingerprint} {getattr(alphabet, 'fingerprint', 'bytes')}"
             self.fingerprint = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
     def notes(self) -> list[str]:
@@ -43,6 +44,7 @@ class Conversations:
         return self._block
 
     def _encode(self, documents: Documents) -> Symbols:
+        assert documents.loss_on is not None, "they are conversations"
         loss_on, name = documents.loss_on, getattr(self.alphabet, "fingerprint", "bytes")
         key = f"conversations {RULES} {documents.digest()} {name} {self.context_len}" if self.repeats else None
 
@@ -62,4 +64,4 @@ def encoded(
         return mixed(alphabet, context_len, log)
     if documents.loss_on:
         return Conversations(documents, alphabet, context_len)
-    return documents if alphabet is BYTES else tokenized(documents, alphabet, log)
+    return tokenized(documents, alphabet, log) if isinstance(alphabet, BPE) else documents

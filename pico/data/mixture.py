@@ -96,7 +96,7 @@ class Joined(Documents):
         which: np.ndarray | None = None,
         inside: np.ndarray | None = None,
     ):
-        if which is None:
+        if which is None or inside is None:
             which = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
             inside = np.concatenate([np.arange(len(part)) for part in parts])
         self.parts, self.which, self.inside = parts, which, inside

@@ -118,6 +118,7 @@ def peak_memory() -> int:
 
 def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Whole training steps on the built-in stories, split into data, forward, backward and optimizer."""
+    from pico.data.mixture import Mixture
     from pico.data.open import open_data
     from pico.data.packing import Batches
     from pico.model.regions import compile_regions
@@ -137,6 +138,7 @@ def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seco
     def mark(part: str) -> None:
         marks.append((part, synchronized_clock(device)))
 
+    assert not isinstance(documents, Mixture), "they are stories"
     with Prefetch(Batches(documents, length, config.next_tokens, batch, settings.seed), device) as batches:
         while len(times) < warm + 10 or time.perf_counter() < end:
             mark("start")
@@ -243,12 +245,12 @@ def bench_long(model: Model, seconds: float, block: int = 1000, least: int = 20)
 
 def bench_spelling(model: Model, dataset: str, texts: int = 20, size: int = 500) -> dict:
     """Does a model spell without its latent blocks? Share of the words it writes that its training text has."""
-    from pico.data.hub import Stream
+    from pico.data.documents import Documents
     from pico.data.open import open_data
 
     documents, _ = open_data(DataConfig(dataset=dataset), 0)
-    if isinstance(documents, Stream):
-        raise PicoError("spelling needs the words of all training text, which a stream does not show: download it")
+    if not isinstance(documents, Documents):
+        raise PicoError("spelling needs the words of all training text: give one data set that is no stream")
     known = {word.lower() for document in documents for word in WORD.findall(document)}
     result: dict = {"dataset": dataset, "texts": texts, "bytes_per_text": size}
     ways = {"with_latent_blocks": False, "without_latent_blocks": True} if model.config.routes else {"written": False}

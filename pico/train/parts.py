@@ -192,7 +192,8 @@ def check_memory(model_config: Shape, config: TrainConfig, accelerator) -> None:
 
 
 def open_text(data: DataConfig, config: TrainConfig, alphabet: Alphabet, reading: Reading, display: Display) -> Text:
-    documents, validation = open_data(data, config.seed, reading)
+    opened, validation = open_data(data, config.seed, reading)
+    documents: Any = opened
     if alphabet is BYTES:
         documents = encoded(documents, alphabet, config.context_len)
     else:

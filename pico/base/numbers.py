@@ -1,5 +1,7 @@
 """Numbers as a person reads them."""
 
+import math
+
 
 def count(value: float, unit: str = "") -> str:
     """1234567 -> '1.23 M'; three figures and a thousands' letter."""
@@ -7,3 +9,8 @@ def count(value: float, unit: str = "") -> str:
         if abs(value) >= scale:
             return f"{value / scale:.3g} {letter}{unit}"
     return f"{value:.3g} {unit}".strip()
+
+
+def perplexity(nats: float) -> float:
+    """e^nats: among so many equally likely symbols the model was to choose. Where a float ends it stays."""
+    return math.exp(min(nats, 700.0))

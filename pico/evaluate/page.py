@@ -39,8 +39,12 @@ def write_html(
     metrics: dict,
     plots: Iterable[Plot] = (),
     conclusion: str = "",
+    routes: bool = True,
 ) -> None:
-    """Writes the page. metrics: {name: number or text}; a dict among the values becomes a table of its own."""
+    """Writes the page. metrics: {name: number or text}; a dict among the values becomes a table of its own.
+
+    routes: whether the model does; if not, surprisal is all there is to shade.
+    """
     plain = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     tables = {name: value for name, value in metrics.items() if isinstance(value, dict)}
     tiles = "".join(f"<div><b>{figure(v)}</b><span>{escape(k)}</span></div>" for k, v in plain.items())
@@ -60,6 +64,7 @@ def write_html(
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     filled = {"title": escape(title), "conclusion": escape(conclusion)}
     filled |= {"tiles": tiles, "texts": texts, "charts": charts}
+    filled["kind"] = "" if routes else "surprise dense"
     filled |= {"low": f"{low:.2f}", "high": f"{high:.2f}"}
     for i, mode in enumerate(("light", "dark")):
         filled[mode] = "; ".join(f"--{key}: {colours[i]}" for key, colours in COLOURS.items())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pico.base.errors import PicoError
+from pico.base.numbers import perplexity
 from pico.base.routers import Rule
 from pico.base.symbols import Alphabet
 from pico.data.chat import lay_out, unpack_turns
@@ -65,6 +66,25 @@ class Score:
         if not self.bytes:
             raise PicoError("nothing to score: the text has no bytes; expected at least one")
         return sum(self.document_bits) / self.bytes
+
+    @property
+    def symbols(self) -> int:
+        """How many were scored, EOS of each document among them."""
+        return int(self.head_count[0])
+
+    @property
+    def loss(self) -> float:
+        """Nats a symbol."""
+        return LN2 * float(self.head_bits[0]) / self.symbols
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the symbols that were the likeliest."""
+        return float(self.head_correct[0]) / self.symbols
 
     @property
     def routed_fraction(self) -> float:

@@ -57,6 +57,7 @@ def report_table(report: dict) -> Group:
     row("bits per byte", report["bits_per_byte"], f"lower is better; 95% {interval(report['bits_per_byte_interval'])}")
     if report["entropy_floor"] is not None:
         row("entropy floor", report["entropy_floor"], "no model goes below")
+    row("perplexity", report["perplexity"], f"of the next {report['unit']}; loss {report['loss']:.4f} nats")
     first, *further = [share(head["accuracy"]) for head in report["heads"]]
     note = "right at first guess" + f"; further heads {', '.join(further)}" * bool(further)
     row(f"next {report['unit']}", first, note)
@@ -200,7 +201,13 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
         },
     }
     title = f"{report['run']} on {report['dataset']}"
-    write_html(file, title, shown, tiles | tables, plots(report), conclusion(report))
+    write_html(file, title, shown, tiles | tables, plots(report), conclusion(report), "routing" in report)
+
+
+def context(report: dict) -> str:
+    """'512', or of tokens '256 tokens, 1,018 bytes on average'."""
+    length, each = report["context_len"], report.get("bytes_per_token")
+    return f"{length} tokens, {length * each:,.0f} bytes on average" if each else str(length)
 
 
 def context(report: dict) -> str:

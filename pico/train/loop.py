@@ -96,6 +96,15 @@ def train(
         return training.run()
 
 
+class Validation(NamedTuple):
+    """What the validation text costs; all but bits per byte are for a symbol, a byte or a token."""
+
+    bpb: float
+    loss: float  # nats
+    perplexity: float
+    accuracy: float  # of the first guess
+
+
 class Queued(NamedTuple):
     """A step that the device was given."""
 
@@ -229,6 +238,7 @@ class Training:
             "step": state.step,
             "loss": done.loss,
             "train_bpb": done.bits_per_byte,  # by the training-time routing; validation_bpb is causal
+            "perplexity": done.perplexity,
             "router_loss": done.router_loss,
             "routed": done.routed,
             "skipped": done.skipped,
@@ -333,24 +343,30 @@ class Training:
             return {}
         model = self.sound_model()
 
-        def bits_per_byte() -> float | DataError:
+        def scored() -> Validation | DataError:
             try:
-                return score(model, text.scored, self.config.context_len, max_bytes=VALIDATION_BYTES).bits_per_byte
+                found = score(model, text.scored, self.config.context_len, max_bytes=VALIDATION_BYTES)
+                return Validation(found.bits_per_byte, found.loss, found.perplexity, found.accuracy)
             except DataError as error:
                 return error
 
-        bpb = on_main(bits_per_byte)
-        if isinstance(bpb, DataError):
-            self.failure, self.failed = bpb, True
+        found = on_main(scored)
+        if isinstance(found, DataError):
+            self.failure, self.failed = found, True
             return None
+        bpb = found.bpb
         if not math.isfinite(bpb):
             raise self.diverged(f"the validation of step {state.step} is not finite")
         state.validation_bpb = bpb
         if state.best is None or bpb < state.best["bits_per_byte"]:
             state.best = {"step": state.step, "bits_per_byte": bpb}
         floor = f", the floor is {text.floor:.4f}" if text.floor is not None else ""
-        self.display.log(f"step {state.step}: validation {bpb:.4f} bits per byte{floor}")
-        return {"validation_bpb": bpb}
+        unit = self.parts.model.config.unit
+        self.display.log(
+            f"step {state.step}: validation {bpb:.4f} bits per byte{floor}; {found.accuracy:.1%} of the next {unit}s "
+            f"right, perplexity {found.perplexity:.3f}"
+        )
+        return {f"validation_{name}": value for name, value in found._asdict().items()}
 
     def sample(self) -> None:
         """One text, shown and added to samples.txt with a _ before what was routed."""

@@ -117,7 +117,8 @@ class Display:
         routed = f"  routed {line['routed']:.1%}" if line["routed"] else ""
         text = (
             f"step {line['step']}  loss {line['loss']:.3f}  bpb {line['train_bpb']:.3f}{beside}  "
-            f"{line['kB_per_s']:.1f} kB/s{routed}" + (f"  ETA {duration(remaining)}" if remaining is not None else "")
+            f"perplexity {line['perplexity']:.2f}  {line['kB_per_s']:.1f} kB/s{routed}"
+            + (f"  ETA {duration(remaining)}" if remaining is not None else "")
         )
         if self._progress:
             self._progress.update(self._task, completed=done, line=text)

@@ -11,6 +11,7 @@ from torch import Tensor
 from pico.base.config import TrainConfig
 from pico.base.device import device_of
 from pico.base.graphs import StepGraphs
+from pico.base.numbers import perplexity
 from pico.data.prefetch import Batch
 from pico.model.build import Model
 from pico.train import parallel
@@ -26,6 +27,7 @@ class StepResult(NamedTuple):
     skipped: float  # fraction of the bytes to be routed that met a full training buffer
     slots: float  # positions that the latent blocks ran on, the empty ones included, over all positions
     bits_per_byte: float  # of head 0, by the routing that training uses
+    perplexity: float  # of head 0, for a symbol
     bytes: int  # raw bytes that head 0 was to predict
     grad_norm: float  # before it was clipped
     learning_rate: float
@@ -85,7 +87,7 @@ def optimizer_step(
     tick = mark if graphs is None else lambda part: None
 
     def gradients(*tensors: Tensor) -> Tensor:
-        """(7,) sums over the batches, and the norm of the gradients that the parameters have then."""
+        """(8,) sums over the batches, and the norm of the gradients that the parameters have then."""
         sums: Any = 0
         # inputs (B, T), targets (B, T + N - 1)
         for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
@@ -99,10 +101,11 @@ def optimizer_step(
                 loss = (1 - share) * out.loss + share * out.router_loss
                 (loss / len(batches)).backward()
                 tick("backward")
-            nats = out.head_nll[0] * (targets[:, :length] >= 0).sum()
+            symbols = (targets[:, :length] >= 0).sum()
+            nats = out.head_nll[0] * symbols
             slots = nats.new_full((), out.slots / length)
-            these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats
-            sums = sums + torch.stack([x.detach().float() for x in these])  # (6,), still on the device
+            these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats, symbols
+            sums = sums + torch.stack([x.detach().float() for x in these])  # (7,), still on the device
         norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
         return torch.cat([sums, parallel.full_tensor(norm).float()[None]])
 
@@ -134,7 +137,7 @@ def optimizer_step(
     numbers = parallel.total(torch.cat([seen, mine.to(device, non_blocking=True)]))
 
     def result(numbers: list[float]) -> StepResult:
-        *sums, nats, norm, parts, text = numbers[:9]
+        *sums, nats, symbols, norm, parts, text = numbers[:10]
         loss, router_loss, routed, skipped, slots = (x / parts for x in sums)  # over the batches of all processes
         return StepResult(
             loss,
@@ -143,10 +146,11 @@ def optimizer_step(
             skipped,
             slots,
             bits_per_byte=nats / math.log(2) / max(text, 1),
+            perplexity=perplexity(nats / max(symbols, 1)),
             bytes=int(text),
             grad_norm=norm * len(batches) / parts,  # every process has the same one
             learning_rate=rate,
-            shared=numbers[9:],
+            shared=numbers[10:],
         )
 
     pending = Pending(numbers, result)

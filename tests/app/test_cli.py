@@ -440,7 +440,7 @@ def test_a_training_too_short_to_learn_says_so_once(minutes, speed, said, capsys
     from pico.app.demo import PaceDisplay
 
     pace = PaceDisplay(Path("models/demo"), minutes)
-    line = dict(loss=1.0, train_bpb=1.0, kB_per_s=1.0, routed=0.2)
+    line = dict(loss=1.0, train_bpb=1.0, perplexity=2.0, kB_per_s=1.0, routed=0.2)
     for step in range(1, int(minutes * 60 * speed)):
         pace.step({**line, "step": step, "seconds": 9 + step / speed}, 0.1, None, None)
     out = " ".join(capsys.readouterr().err.split())

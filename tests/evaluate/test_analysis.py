@@ -1,18 +1,23 @@
 """The report: every figure against the plain way to compute it, and chance levels against a real coin."""
 
+import io
 import json
+import math
 from datetime import date
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from rich.console import Console
 
 from pico import PicoError
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.files import write_json
 from pico.base.routers import ROUTERS, BestScored, Nothing, Random, RouterInput, Space, Stride
+from pico.base.shapes import preset
 from pico.base.symbols import BOS, VOCABULARY
+from pico.data import bpe
 from pico.data.corpus import story_documents
 from pico.data.documents import Documents
 from pico.data.stories import Recall
@@ -21,6 +26,7 @@ from pico.evaluate import analysis
 from pico.evaluate.analysis import KINDS, Routed, Tally, analyse, bins, edges, evaluate_run, kinds
 from pico.evaluate.score import Trace, score, traces
 from pico.evaluate.tables import _routing_rows, conclusion, report_table, write_page
+from pico.model.gpt import GPT
 from pico.model.pico import Pico
 from pico.runs import checkpoint
 from pico.runs.folder import create
@@ -127,6 +133,30 @@ def test_tokens_lie_where_their_first_byte_does(monkeypatch):
     assert list(tally.by_recall()) == [
         (0, 32, {"words": 1, "word_accuracy": 1.0, "first_byte_accuracy": 1.0, "bits": 5.0})
     ]
+
+
+def test_the_report_of_a_model_of_tokens_has_what_there_is(tmp_path):
+    """No routing, no latent blocks, one head, and surprise alone to shade."""
+    text = TEXT * 9
+    tokenizer = bpe.BPE("t.json", json.loads(bpe.train(documents(text), 300)), "")
+    torch.manual_seed(0)
+    model = GPT(preset("gpt-tiny", dim=16, num_blocks=2, head_dim=8, vocab_size=tokenizer.size)).eval()
+    model.alphabet = tokenizer
+    report, (example,) = analyse(model, documents(text), 20, full=True)
+    tokens = len(tokenizer.encode(text)) + 1
+    assert (report["unit"], report["symbols"], report["bytes"]) == ("token", tokens, len(text))
+    assert report["perplexity"] == pytest.approx(tokenizer.size) and 0 <= report["accuracy"] <= 1
+    assert report["loss"] == pytest.approx(math.log(tokenizer.size))
+    assert not [key for key in report if "rout" in key or "latent" in key]
+
+    report |= {"dataset": "here", "run": "m/r"}
+    Console(file=(out := io.StringIO()), width=160).print(report_table(report))
+    shown = out.getvalue()
+    assert "next token" in shown and "of the next token; loss" in shown
+    assert not [word for word in ("latent", "rout", "further heads", "none") if word in shown]
+    write_page(tmp_path / "page.html", report, [example])
+    page = (tmp_path / "page.html").read_text()
+    assert '<body class="surprise dense">' in page and "Gaps between" not in page
 
 
 def test_recalls_and_distances_are_sums_over_bytes(model, texts):

@@ -67,6 +67,18 @@ def test_every_byte_is_scored_once_for_any_window(documents, context_len, stride
         assert trace.head_count.tolist() == [max(0, len(data) + 1 - k) for k in range(4)]
 
 
+def test_loss_perplexity_and_accuracy_are_of_the_next_symbol():
+    """Of each byte, and of EOS, by the first head."""
+    model = tiny()
+    found = list(traces(model, TEXTS, 16))
+    result = score(model, TEXTS, 16)
+    symbols = sum(len(text) + 1 for text in TEXTS)
+    assert result.symbols == symbols
+    assert result.loss == pytest.approx(math.log(2) * sum(trace.bits.sum() for trace in found) / symbols)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.accuracy == pytest.approx(sum(trace.correct.sum() for trace in found) / symbols)
+
+
 def test_tokens_cost_and_bytes_count():
     """A model of tokens: each token of the tokenizer's own spelling of a text is scored once, over the text's bytes."""
     text = "The cat sat, à voix basse. The cat sang. ".encode() * 9
@@ -76,6 +88,7 @@ def test_tokens_cost_and_bytes_count():
     model.alphabet = tokenizer
     uniform = score(model, [text, b""], 10)  # as it begins
     tokens = len(tokenizer.encode(text))
+    assert uniform.symbols == tokens + 2 and uniform.perplexity == pytest.approx(tokenizer.size)
     assert tokens < len(text) / 2
     assert uniform.bits_per_byte == pytest.approx((tokens + 2) / len(text) * math.log2(tokenizer.size))
     for weight in model.parameters():

@@ -228,6 +228,11 @@ def test_the_run_folder(path, data, monkeypatch):
     lines = metrics(path, "r")
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "validation_bpb" in line] == [6, 12]
+    for line in lines:
+        assert 1 < line["perplexity"] <= 264 and line["loss"] > 0
+        assert ("validation_perplexity" in line) == ("validation_bpb" in line)
+    assert math.exp(lines[-1]["validation_loss"]) == pytest.approx(lines[-1]["validation_perplexity"])
+    assert 0 < lines[-1]["validation_accuracy"] < 1
     assert summary.bpb == lines[-1]["validation_bpb"] and summary.bytes == lines[-1]["bytes"]
     text = (folder / "samples.txt").read_text()
     assert "step 8\n" in text and "step 12\n" in text
@@ -236,10 +241,14 @@ def test_the_run_folder(path, data, monkeypatch):
     assert state["best"] == {"step": best["step"], "bits_per_byte": best["validation_bpb"]}
 
 
+def fake_score(bpb: float):
+    return SimpleNamespace(bits_per_byte=bpb, loss=bpb, perplexity=2.0, accuracy=0.5)
+
+
 def test_the_best_checkpoint_is_kept(path, data, monkeypatch):
     """Over a resume, too."""
     values = iter([2.0, 1.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(module, "score", lambda *_, **__: type("Score", (), {"bits_per_byte": next(values)}))
+    monkeypatch.setattr(module, "score", lambda *_, **__: fake_score(next(values)))
     settings = dict(validation_interval=3, checkpoint_interval=2, keep_last=1)
     go(path, "r", data, config(**settings, max_steps=8))
     assert [p.name for p in checkpoints(path / "r")] == ["00000006", "00000008"]

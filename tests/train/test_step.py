@@ -63,6 +63,7 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
     assert result.finite and result.shared == [3.0, 4.0] and result.bytes == 3 * 48
     assert result.loss == pytest.approx(sum(losses) / 3)
     assert result.bits_per_byte == pytest.approx(sum(nats) / 3 / math.log(2))
+    assert result.perplexity == pytest.approx(math.exp(sum(nats) / 3))
     assert result.grad_norm == pytest.approx(norm.item()) and norm > 0.5
     assert result.learning_rate == pytest.approx(0.75e-2)
     assert parts == ["forward", "backward"] * 3 + ["optimizer"]
@@ -240,5 +241,5 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, captured, monkey
         for number in range(12):
             options = dict(step=number, progress=number / 12, short_text=True, graphs=graphs)
             numbers = optimizer_step(model, model, optimizers, config, batches(2, epoch=number % 2), **options)
-            assert numbers.is_cuda and numbers.shape == (9,)
+            assert numbers.is_cuda and numbers.shape == (10,)
     alibi_slopes.cache_clear()  # it keeps the fake ones

@@ -47,7 +47,7 @@ def reroute(path, router) -> None:
 def metrics(path, run):
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (path / run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "kB_per_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "kB_per_s", "peak_memory_mb")} for line in lines]
 
 
 def weights(path, run, step=-1):

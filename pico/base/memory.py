@@ -4,6 +4,9 @@ Only what is certain is counted: weights, gradients and the optimizer's state, o
 """
 
 import ctypes
+import gc
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -71,6 +74,32 @@ def require_weights(config: Shape, device: str | torch.device = "cpu") -> None:
     size = 4 * sum(config.parameters.values())
     for place in {"cpu", str(device)}:
         require(size, place, "the weights of this model do not fit", "take a smaller model or a larger machine")
+
+
+def forget_peak(device: str | torch.device) -> None:
+    """From here on `peak_memory` counts anew, where the system can do that: on CUDA and on Linux."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError, AttributeError, TypeError):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free, and was kept
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: str | torch.device) -> int:
+    """Bytes held at most: of a GPU by tensors, else by the whole process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, ValueError, IndexError):  # the one figure that forget_peak resets
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 2**10
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        from psutil import Process
+
+        return Process().memory_info().peak_wset
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)  # there bytes, else kilobytes
 
 
 def keep_memory() -> None:

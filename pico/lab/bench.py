@@ -10,7 +10,6 @@ Nothing is timed once: every figure is a median over repetitions that take turns
 """
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,7 +23,7 @@ import torch
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
 from pico.base.errors import PicoError
-from pico.base.memory import keep_memory, require_weights
+from pico.base.memory import keep_memory, peak_memory, require_weights
 from pico.base.shapes import ModelConfig, Shape
 from pico.data.prefetch import Prefetch
 from pico.model.attention import attention, available_backends
@@ -105,17 +104,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return max(peaks)
 
 
-def peak_memory() -> int:
-    """Bytes that this process held at most."""
-    try:
-        from resource import RUSAGE_SELF, getrusage
-    except ImportError:  # Windows
-        from psutil import Process
-
-        return Process().memory_info().peak_wset
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)  # there bytes, else kilobytes
-
-
 def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seconds: float) -> dict:
     """Whole training steps on the built-in stories, split into data, forward, backward and optimizer."""
     from pico.data.mixture import Mixture
@@ -153,7 +141,7 @@ def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seco
     times = times[warm:]
     step = quartiles([sum(t.values()) for t in times])
     rate = 1000 * batch * length / step["median"]
-    memory = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()) / 2**20
+    memory = peak_memory(device) / 2**20
     parts = {name: quartiles([t[name] for t in times]) for name in times[0]}
     flops = flops_per_symbol(config, length)[1]
     return {

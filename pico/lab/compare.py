@@ -17,6 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from pico.base.config import Config, DataConfig, TrainConfig
 from pico.base.device import pick_device
 from pico.base.errors import DiskFull, PicoError
@@ -24,6 +27,7 @@ from pico.base.files import read_json, write_json, write_whole
 from pico.base.shapes import GPTConfig, ModelConfig, Shape
 from pico.data.open import open_data
 from pico.data.reading import Reading
+from pico.decode.generation import generate
 from pico.evaluate.analysis import Tally
 from pico.evaluate.score import traces
 from pico.evaluate.statistics import bootstrap, holm, paired_test, summary
@@ -36,6 +40,8 @@ from pico.train.budget import progress
 
 COSTS = ("flops", "bytes", "seconds")  # of a run, as its metrics count them
 SUMMED = ("bits_per_byte", "routed_fraction", "charged_flops_per_byte", "executed_flops_per_byte", *COSTS)
+MEASURED = ("training_bytes_per_second", "generation_bytes_per_second", "peak_memory_mb")
+WRITTEN = 256  # bytes of each text whose writing is timed
 WAIT = 5  # seconds between looks at a run that another process is training
 FEWEST_SEEDS = 3  # that say anything by their spread
 FAR = 0.1  # of a router's rate from its target, relative
@@ -51,6 +57,7 @@ class Scored(Config):
     bytes: int
     unit_bits: list[float]
     unit_bytes: list[int]
+    generation_bytes_per_second: float | None = None
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -220,9 +227,28 @@ def scored(experiment: Experiment, path: Path, run: str, settings: TrainConfig, 
         "bytes": tally.score.bytes,
         "unit_bits": [round(x, 3) for x in bits.tolist()],  # of documents, or blocks where they are few
         "unit_bytes": sizes.tolist(),
+        "generation_bytes_per_second": round(writing_speed(model), 1),
     }
     write_json(path / run / "score.json", found)
     return found
+
+
+def writing_speed(model) -> float:
+    """Bytes a second of one text at temperature 0.8, as `run` writes it, on one thread: the median of three texts.
+
+    A first one is not counted. What else runs on the machine slows it: figures of one row are of one machine alone.
+    """
+    threads, speeds = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for seed in range(4):
+            generation = generate(model, max_bytes=WRITTEN, seed=seed, stop_symbols=())
+            for _ in generation:
+                pass
+            speeds.append(generation.stats["bytes_per_second"])
+    finally:
+        torch.set_num_threads(threads)
+    return float(np.median(speeds[1:]))
 
 
 def scoring_rule(experiment: Experiment, settings: TrainConfig, validation) -> dict:
@@ -262,9 +288,13 @@ def collect_results(experiment: Experiment, folder: Path, validation, failed: di
             except PicoError as error:
                 failed[name] = str(error)
         row = {"name": configuration.name, "parameters": model_facts(shape)["parameters"], "runs": runs}
+        row["table_parameters"] = math.prod(shape.matrices["ngrams"][0]) if shape.ngram_max else 0
         if runs:
             for key in SUMMED:
                 row[key] = summary([facts[key] for facts in runs.values()])
+            for key in MEASURED:
+                known = [facts[key] for facts in runs.values() if facts[key] is not None]
+                row[key] = summary(known) if known else None
             for warning in doubts(row, shape, settings):
                 warnings.setdefault(warning, []).append(configuration.name)
         rows.append(row)
@@ -325,6 +355,9 @@ def run_costs(run: Path, shape: Shape, settings: TrainConfig, score: dict) -> di
         **{cost: end[cost] for cost in COSTS},
         "charged_flops_per_byte": end["flops"] / read,
         "executed_flops_per_byte": end["executed_flops"] / read,
+        "training_bytes_per_second": end["bytes"] / end["seconds"] if end["seconds"] else None,
+        "generation_bytes_per_second": score["generation_bytes_per_second"],
+        "peak_memory_mb": max((line["peak_memory_mb"] for line in lines if "peak_memory_mb" in line), default=None),
         "curve": [
             {cost: line[cost] for cost in COSTS} | {"bits_per_byte": line["validation_bpb"]}
             for line in lines

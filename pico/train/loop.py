@@ -25,7 +25,7 @@ from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import device_of
 from pico.base.errors import DataError, PicoError
 from pico.base.files import append, size_of
-from pico.base.memory import keep_memory
+from pico.base.memory import forget_peak, keep_memory, peak_memory
 from pico.base.shapes import check_context, check_routes
 from pico.base.symbols import VOCABULARY
 from pico.data.documents import Packed
@@ -84,6 +84,7 @@ def train(
     accelerator = make_accelerator(config, path / run, device, not model_config.trains_all)
     if accelerator.device.type == "cpu":
         keep_memory()
+    forget_peak(accelerator.device)
     with ExitStack() as stack:
         stack.enter_context(parallel.together())
         shown = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
@@ -366,7 +367,8 @@ class Training:
             f"step {state.step}: validation {bpb:.4f} bits per byte{floor}; {found.accuracy:.1%} of the next {unit}s "
             f"right, perplexity {found.perplexity:.3f}"
         )
-        return {f"validation_{name}": value for name, value in found._asdict().items()}
+        memory = round(peak_memory(self.parts.accelerator.device) / 2**20, 1)  # MiB, of this run
+        return {f"validation_{name}": value for name, value in found._asdict().items()} | {"peak_memory_mb": memory}
 
     def sample(self) -> None:
         """One text, shown and added to samples.txt with a _ before what was routed."""

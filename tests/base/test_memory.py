@@ -1,7 +1,12 @@
 """Models and batches that cannot fit are refused by arithmetic, before anything is built."""
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import tiny, tiny_config, tiny_gpt_config
@@ -11,7 +16,7 @@ import picolm
 from pico.base import memory
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
-from pico.base.memory import free_bytes, training_bytes
+from pico.base.memory import forget_peak, free_bytes, peak_memory, training_bytes
 from pico.base.routers import ROUTERS
 from pico.base.shapes import ModelConfig, preset
 from pico.decode.generation import generate
@@ -134,3 +139,17 @@ def test_init_tells_the_memory_of_training_before_it_starts(tmp_path, capsys):
     assert facts["activations_checkpointed"]["cpu"] < facts["activations"]["cpu"] < facts["activations"]["mps"]
     out = capsys.readouterr().out
     assert "4.56 GB  training with muon" in out and "gradient_checkpointing=true" in out and "in generation" in out
+
+
+def test_the_most_that_was_held_here_and_on_windows(monkeypatch):
+    held = np.ones(2**23)
+    before = peak_memory("cpu")
+    assert held.nbytes < before < 2**40
+    held = None
+    forget_peak("cpu")
+    if sys.platform == "linux":
+        assert peak_memory("cpu") <= before - 2**25
+    monkeypatch.setattr(Path, "read_text", lambda _: "")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=12345))
+    assert peak_memory("cpu") == 12345

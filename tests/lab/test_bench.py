@@ -1,11 +1,7 @@
 """`bench` measures what it says: fields, parts that add up, every kind. No test looks at how fast anything is."""
 
 import json
-import sys
-from types import SimpleNamespace
 
-import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -14,7 +10,7 @@ from pico import Pico
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.shapes import preset
-from pico.lab.bench import KINDS, bench_long, bench_spelling, peak_memory, run_benchmark, take_turns, written
+from pico.lab.bench import KINDS, bench_long, bench_spelling, run_benchmark, take_turns, written
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
 CPU = torch.device("cpu")
@@ -89,14 +85,6 @@ def test_attention_and_optimizer_rows():
     rows = run("attention")["forward_backward"]
     assert {row["backend"] for row in rows} >= {"dense", "blocked"} and all(row["ms"]["median"] > 0 for row in rows)
     assert set(run("optimizer")["ms_per_step"]) == {"soap", "adamw", "muon"}
-
-
-def test_peak_memory_here_and_on_windows(monkeypatch):
-    held = np.ones(2**20)
-    assert held.nbytes < peak_memory() < 2**40
-    monkeypatch.setitem(sys.modules, "resource", None)
-    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=12345))
-    assert peak_memory() == 12345
 
 
 def test_every_task_takes_its_turn():

@@ -1,6 +1,7 @@
 """Comparisons: budgets are equal, nothing is trained twice, figures are those of the runs, mistakes are one line."""
 
 import json
+import math
 from contextlib import ExitStack
 
 import pytest
@@ -181,6 +182,12 @@ def test_a_comparison_end_to_end(tmp_path, values):
     low, high = against["document_interval"]
     assert low - 1e-3 <= against["mean"] <= high + 1e-3
     assert second["routed_fraction"]["mean"] == 0
+    facts, lines = second["runs"][1], read_metrics(folder / "none/seed-1/metrics.jsonl")
+    assert facts["training_bytes_per_second"] == facts["bytes"] / facts["seconds"]
+    assert facts["peak_memory_mb"] == max(line["peak_memory_mb"] for line in lines if "peak_memory_mb" in line) > 50
+    speeds = [run["generation_bytes_per_second"] for run in second["runs"].values()]
+    assert second["generation_bytes_per_second"]["mean"] == pytest.approx(sum(speeds) / 2) and min(speeds) > 0
+    assert second["table_parameters"] == math.prod(read_config(folder / "none").matrices["ngrams"][0])
 
     table = (folder / "compare.md").read_text()
     assert markdown(results) == table and f"{first['bits_per_byte']['mean']:.4f} ± " in table

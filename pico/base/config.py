@@ -190,7 +190,7 @@ class TrainConfig(Config):
     sample_interval: Interval = Field(500, description="steps between printed samples")
     keep_last: Interval = Field(3, description="newest valid checkpoints kept, besides the best")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of weights, order, samples, held-out part")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where hardware has it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="bf16 where it is fast")
     attention_backend: BackendName | None = Field(None, description="by device when not given")
     gradient_checkpointing: bool = Field(
         False, description="keep what goes into each block alone, and run it again: less memory, a third more time"

@@ -8,15 +8,16 @@ SHARE = 0.25  # of a GPU's free memory, that the text may take
 
 
 def pick_dtype(precision: str, device: str | torch.device) -> torch.dtype:
-    """The dtype of activations for 'auto', 'fp32' or 'bf16': auto is bf16 where the hardware multiplies it faster."""
+    """The dtype of activations: 'auto' is bf16 where the hardware multiplies it faster, fp16 on older NVIDIA GPUs."""
     if precision == "auto":
         device = torch.device(device)
         if device.type == "cuda":
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            bf16, other = torch.cuda.is_bf16_supported(including_emulation=False), "fp16"
         else:
+            other = "fp32"
             bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() | torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if bf16 else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        precision = "bf16" if bf16 else other
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def device_of(model) -> torch.device:

@@ -210,12 +210,6 @@ def context(report: dict) -> str:
     return f"{length} tokens, {length * each:,.0f} bytes on average" if each else str(length)
 
 
-def context(report: dict) -> str:
-    """'512', or of tokens '256 tokens, 1,018 bytes on average'."""
-    length, each = report["context_len"], report.get("bytes_per_token")
-    return f"{length} tokens, {length * each:,.0f} bytes on average" if each else str(length)
-
-
 def _start(trace: Trace, most: int = 2500):
     ends = np.cumsum(trace.lengths[:-1])
     n = int(np.searchsorted(ends, most, side="right"))  # symbols

@@ -87,8 +87,8 @@ def cells(row: dict) -> list[str]:
         f"{row['executed_flops_per_byte']['mean'] / 1e6:.2f}",
         count(row["bytes"]["mean"], "B"),
         f"{row['seconds']['mean']:.0f}",
-        *(measured(row, f"{kind}_bytes_per_second", 1e3, "kB/s") for kind in ("training", "generation")),
-        measured(row, "peak_memory_mb", 1, "MiB"),
+        *(with_unit(row, f"{kind}_bytes_per_second", 1e3, "kB/s") for kind in ("training", "generation")),
+        with_unit(row, "peak_memory_mb", 1, "MiB"),
         f"{row['routed_fraction']['mean']:.1%}",
         f"{bpb['mean']:.4f}" + (f" ± {bpb['sd']:.4f}" if bpb["sd"] is not None else ""),
         pair(bpb["interval"]),
@@ -100,7 +100,7 @@ def cells(row: dict) -> list[str]:
     return [*out, f"{against['mean']:+.4f}", *shown, pair(against["document_interval"], sign=True)]
 
 
-def measured(row: dict, key: str, scale: float, unit: str) -> str:
+def with_unit(row: dict, key: str, scale: float, unit: str) -> str:
     """The mean over seeds; nothing where it was not measured."""
     if not (found := row.get(key)):
         return ""

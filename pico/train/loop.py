@@ -197,6 +197,7 @@ class Training:
             parts.short_text,
             to_share=lambda: self.to_share(prefetch),
             graphs=self.graphs,
+            scaler=parts.scaler,
         )
         self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
 
@@ -282,7 +283,13 @@ class Training:
         return [*self.signals.counts.values(), self.failure is not None, clock]
 
     def skip(self, loss: float, norm: float) -> None:
-        """A step that was not finite: say so, and stop after ten in a row."""
+        """A step that was not finite: say so, and stop after ten in a row.
+
+        A gradient that overflows in fp16 is no news, unless its scale, which has halved now, is as small as can help.
+        """
+        scaler = self.parts.scaler
+        if scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= 1:
+            return
         self.skips += 1
         step, row = self.state.step + 1, f"({self.skips} in a row)"
         self.display.warn(f"step {step} skipped: loss {loss}, gradient norm {norm} {row}")
@@ -386,7 +393,7 @@ class Training:
         """A checkpoint of this step, then removal of those no longer kept."""
         self.state.sample_bytes = size_of(self.folder / "samples.txt")
         step, best = self.state.step, self.state.best["step"] if self.state.best else None
-        state = {**asdict(self.state), "rng": gather_object([rng_state()])}
+        state = {**asdict(self.state), "rng": gather_object([rng_state()]), "scaler": self.parts.scaler.state_dict()}
         model, optimizers = self.sound_model(), [optimizer.state_dict() for optimizer in self.parts.optimizers]
 
         def write() -> None:

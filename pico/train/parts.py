@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch.amp import GradScaler
 
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
@@ -90,6 +91,7 @@ class Parts:
     model: Model
     forward: Callable  # the model as it is called, which may be wrapped in DDP
     optimizers: list
+    scaler: GradScaler  # of the loss; on for fp16 alone
     batches: Batches
     short_text: bool  # it would be learned by heart when it is read again
     total_steps: int | None  # that limit the run; None if other limits do
@@ -144,11 +146,12 @@ def build(
     model.alphabet = alphabet
     base = first_weights(model, path, origin, base_weights, display, main=not rank)
     forward, optimizers = parallel.prepare(model.train(), config, accelerator)
+    scaler = GradScaler(accelerator.device.type, enabled=dtype == torch.float16)
     if rank:
         set_seed(config.seed, rank)  # its rows lose others to dropout than rank 0's
     heads = model_config.next_tokens
     batches = Batches(text.documents, config.context_len, heads, config.batch_size, config.seed, rank, world)
-    state = restore(origin.checkpoint, optimizers, batches, rank) if origin.checkpoint else State()
+    state = restore(origin.checkpoint, optimizers, scaler, batches, rank) if origin.checkpoint else State()
     state.data = batches.state_dict()
     choose_threads(model, config, accelerator, origin, display)
 
@@ -177,8 +180,8 @@ def build(
     tracker = Tracker(accelerator, config, settings, path / run, tracker_run, state.step, display.warn)
     return Parts(
         path=path, run=run, config=config, accelerator=accelerator, display=display, reading=reading, text=text,
-        origin=origin, model=model, forward=forward, optimizers=optimizers, batches=batches, short_text=short_text,
-        total_steps=total_steps, state=state, tracker=tracker,
+        origin=origin, model=model, forward=forward, optimizers=optimizers, scaler=scaler, batches=batches,
+        short_text=short_text, total_steps=total_steps, state=state, tracker=tracker,
     )  # fmt: skip
 
 
@@ -238,12 +241,14 @@ def first_weights(
     return base
 
 
-def restore(source: Path, optimizers: list, batches: Batches, rank: int) -> State:
+def restore(source: Path, optimizers: list, scaler: GradScaler, batches: Batches, rank: int) -> State:
     """Everything except the weights, from a checkpoint."""
     optimizer_states, found = checkpoint.load_training(source)
     try:
         for optimizer, optimizer_state in zip(optimizers, optimizer_states, strict=True):
             optimizer.load_state_dict(optimizer_state)
+        if scaler.is_enabled() and found.get("scaler"):
+            scaler.load_state_dict(found["scaler"])
         batches.load_state_dict(found["data"])
         if rank < len(found["rng"]):
             set_rng_state(found["rng"][rank])

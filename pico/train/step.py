@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from pico.base.config import TrainConfig
 from pico.base.device import device_of
@@ -16,6 +18,8 @@ from pico.data.prefetch import Batch
 from pico.model.build import Model
 from pico.train import parallel
 from pico.train.optimizers import gated, set_learning_rate
+
+UNSCALED = GradScaler("cpu", enabled=False)
 
 
 class StepResult(NamedTuple):
@@ -68,6 +72,7 @@ def optimizer_step(
     to_share: Callable[[], list[float]] = list,
     mark: Callable[[str], object] = lambda part: None,
     graphs: StepGraphs | None = None,
+    scaler: GradScaler = UNSCALED,
 ) -> Pending:
     """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
 
@@ -75,6 +80,7 @@ def optimizer_step(
     before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
     then there is dropout. to_share: numbers that the processes share on the way. mark: told the name of each part
     when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
+    scaler: of the loss, for activations in fp16: where a gradient overflows its scale halves, and no weight moves.
     """
     # 1. Where the run is decides how far a step goes, and what the model does in it.
     rate = set_learning_rate(optimizers, config, step, progress)
@@ -99,13 +105,14 @@ def optimizer_step(
                 out = forward(inputs, targets=targets)
                 tick("forward")
                 loss = (1 - share) * out.loss + share * out.router_loss
-                (loss / len(batches)).backward()
+                scaler.scale(loss / len(batches)).backward()
                 tick("backward")
             symbols = (targets[:, :length] >= 0).sum()
             nats = out.head_nll[0] * symbols
             slots = nats.new_full((), out.slots / length)
             these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats, symbols
             sums = sums + torch.stack([x.detach().float() for x in these])  # (7,), still on the device
+        scaler.unscale_(SimpleNamespace(param_groups=[{"params": list(model.parameters())}]))
         norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
         return torch.cat([sums, parallel.full_tensor(norm).float()[None]])
 
@@ -125,6 +132,7 @@ def optimizer_step(
         forget()  # of a capture that failed
         seen = gradients(*tensors)
         move(seen.isfinite().all().float())
+        scaler.update()
         return seen
 
     if graphs is None:
@@ -166,6 +174,8 @@ def optimizer_step(
     else:
         model.forget_step()  # what it saw is not finite either
         forget()
+    if graphs is None:
+        scaler.update()
     mark("optimizer")
     return pending
 

@@ -138,7 +138,7 @@ def test_tokens_lie_where_their_first_byte_does(monkeypatch):
 def test_the_report_of_a_model_of_tokens_has_what_there_is(tmp_path):
     """No routing, no latent blocks, one head, and surprise alone to shade."""
     text = TEXT * 9
-    tokenizer = bpe.BPE("t.json", json.loads(bpe.train(documents(text), 300)), "")
+    tokenizer = bpe.BPE("t.json", json.loads(bpe.train_tokenizer(documents(text), 300)), "")
     torch.manual_seed(0)
     model = GPT(preset("gpt-tiny", dim=16, num_blocks=2, head_dim=8, vocab_size=tokenizer.size)).eval()
     model.alphabet = tokenizer

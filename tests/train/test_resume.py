@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.amp import GradScaler
 from training import SMALL, TWINS, assert_same_run, config, go, metrics, reroute, script, weights
 
 from pico import PicoError, load, preset
@@ -19,6 +20,7 @@ from pico.base.files import append
 from pico.model.pico import Pico
 from pico.runs import checkpoint
 from pico.runs.folder import checkpoints, create, lock
+from pico.train import parts
 from pico.train.loop import Training, train
 
 
@@ -125,6 +127,21 @@ def test_resume_is_exact_for_every_schedule_and_with_own_rates(path, data, monke
         go(path, "killed", data, settings)
     go(path, "killed", data, settings, resume=True)
     assert_same_run(path, "whole", "killed")
+
+
+def test_resume_is_exact_in_fp16_and_keeps_the_scale(path, data, monkeypatch):
+    monkeypatch.setattr(
+        parts, "GradScaler", lambda device, enabled: GradScaler(device, 4.0, growth_interval=5, enabled=enabled)
+    )
+    settings = config(precision="fp16")
+    go(path, "whole", data, settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at_step(patch, 6)
+        go(path, "killed", data, settings)
+    go(path, "killed", data, settings, resume=True)
+    assert_same_run(path, "whole", "killed")
+    scales = [checkpoint.read_state(path / run / "00000012")["scaler"] for run in ("whole", "killed")]
+    assert scales[0] == scales[1] and scales[0]["scale"] == 16 and scales[0]["_growth_tracker"] == 2
 
 
 def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):

@@ -112,7 +112,8 @@ def optimizer_step(
             slots = nats.new_full((), out.slots / length)
             these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats, symbols
             sums = sums + torch.stack([x.detach().float() for x in these])  # (7,), still on the device
-        scaler.unscale_(SimpleNamespace(param_groups=[{"params": list(model.parameters())}]))
+        everything: Any = SimpleNamespace(param_groups=[{"params": list(model.parameters())}])
+        scaler.unscale_(everything)
         norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
         return torch.cat([sums, parallel.full_tensor(norm).float()[None]])
 

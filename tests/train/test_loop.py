@@ -229,7 +229,7 @@ def test_the_run_folder(path, data, monkeypatch):
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "validation_bpb" in line] == [6, 12]
     for line in lines:
-        assert 1 < line["perplexity"] <= 264 and line["loss"] > 0
+        assert 1 < line["perplexity"] < 1000 and line["loss"] > 0
         assert ("validation_perplexity" in line) == ("validation_bpb" in line)
     assert math.exp(lines[-1]["validation_loss"]) == pytest.approx(lines[-1]["validation_perplexity"])
     assert 0 < lines[-1]["validation_accuracy"] < 1

@@ -57,9 +57,9 @@ class Conversations:
 
 
 def encoded(
-    documents: Documents | Stream, alphabet: Alphabet, context_len: int, log: Callable = lambda text: None
+    documents, alphabet: Alphabet, context_len: int, log: Callable = lambda text: None
 ) -> Documents | Stream | Tokens | EndlessTokens | Conversations:
-    """The documents as a model of this alphabet reads them in training. log: is told of work that takes a while."""
+    """Documents, a Stream or a Mixture as a model of this alphabet reads them in training. log: told of slow work."""
     if mixed := getattr(documents, "encoded", None):
         return mixed(alphabet, context_len, log)
     if documents.loss_on:

@@ -196,13 +196,12 @@ def check_memory(model_config: Shape, config: TrainConfig, accelerator) -> None:
 
 def open_text(data: DataConfig, config: TrainConfig, alphabet: Alphabet, reading: Reading, display: Display) -> Text:
     opened, validation = open_data(data, config.seed, reading)
-    documents: Any = opened
     if alphabet is BYTES:
-        documents = encoded(documents, alphabet, config.context_len)
+        documents = encoded(opened, alphabet, config.context_len)
     else:
-        made = []  # by the main process, alone; the others find it in the cache
-        on_main(lambda: made.append(encoded(documents, alphabet, config.context_len, display.log)))
-        documents = made[0] if made else encoded(documents, alphabet, config.context_len)
+        made: list[Any] = []  # by the main process, alone; the others find it in the cache
+        on_main(lambda: made.append(encoded(opened, alphabet, config.context_len, display.log)))
+        documents: Any = made[0] if made else encoded(opened, alphabet, config.context_len)
         reading.note("tokens", *documents.notes())
     scored = validation.first(VALIDATION_BYTES) if len(validation) else validation
     floor = scored.floor_bits / scored.size if scored.floor_bits is not None else None

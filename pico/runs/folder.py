@@ -123,8 +123,8 @@ def _checked(file: Path, config: GPTConfig) -> Alphabet:
     alphabet = bpe.read_tokenizer(file)
     if alphabet.fingerprint != config.tokenizer_sha256:
         raise PicoError(f"{file} is another one than the model was made with (its checksum differs): bring that back")
-    if alphabet.size > config.vocab_size:
-        raise PicoError(f"{file} has {alphabet.size} ids, and the model only {config.vocab_size}: make the model anew")
+    if alphabet.size != config.vocab_size:
+        raise PicoError(f"{file} has {alphabet.size} ids, and the model {config.vocab_size}: make the model anew")
     return alphabet
 
 

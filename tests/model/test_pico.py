@@ -9,7 +9,7 @@ from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.routers import ROUTERS
 from pico.base.shapes import ModelConfig, preset
-from pico.base.symbols import BOS, EOS, VOCABULARY
+from pico.base.symbols import BOS, BYTES, EOS, VOCABULARY, Alphabet
 from pico.decode.generation import generate
 from pico.model.blocks import Linear, check_groups, dropout
 from pico.model.cost import flops_per_symbol
@@ -265,6 +265,7 @@ def test_the_vocabulary_is_the_config_s(monkeypatch):
     """Another model may know more symbols: nothing takes the 264 of bytes for granted."""
     monkeypatch.setattr(ModelConfig, "vocabulary", 300)
     model = tiny()
+    model.alphabet = Alphabet([*BYTES.table, *[b"word"] * 36], BYTES.control)
     assert model.config.parameters == model.parts()
     tokens = random_tokens(2, 20, high=300)
     tokens[:, 3] = 299

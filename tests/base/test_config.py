@@ -76,7 +76,7 @@ def test_problems_say_what_was_expected():
         (TrainConfig, dict(max_steps=0)),
         (TrainConfig, dict(max_minutes=-1)),
         (TrainConfig, dict(optimizer="sgd")),
-        (TrainConfig, dict(precision="fp16")),
+        (TrainConfig, dict(precision="fp64")),
         (TrainConfig, dict(tracker="mlflow")),
         (TrainConfig, dict(seed=-1)),
         (DataConfig, dict(format="xml")),

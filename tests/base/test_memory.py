@@ -55,7 +55,7 @@ def test_what_cannot_fit_is_refused_before_it_is_built(tmp_path, monkeypatch, ca
     path = create(tmp_path / "m", preset("tiny"))
     line = ["train", str(path), "r", str(file), "--device", "cpu", "--max-steps", "1", "--optimizer", "adamw"]
     needed = training_bytes(preset("tiny"), "adamw")
-    monkeypatch.setattr(memory, "available", lambda device: needed - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
     monkeypatch.setattr(Pico, "__init__", lambda *_: pytest.fail("it was built"))
     assert picolm.main(line) == 2
     err = capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_sizes_past_every_bound_are_a_line_wherever_they_stand(tmp_path, change,
 
 
 def test_a_batch_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 10**6)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
     with pytest.raises(PicoError, match="keys and values of 60000 texts"):
         list(generate(tiny(), num_samples=60000))
 

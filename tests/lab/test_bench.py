@@ -69,7 +69,7 @@ def test_words_count_that_the_training_text_has(tmp_path, monkeypatch):
     (tmp_path / "train.txt").write_text("the Cat")
     (tmp_path / "valid.txt").write_text("a dog")
     monkeypatch.setattr("pico.lab.bench.written", lambda *_: [b"The cat sat, cut", b"dog the"])
-    result = bench_spelling(None, str(tmp_path))
+    result = bench_spelling(Pico(preset("tiny", **SMALL)), str(tmp_path))
     assert result["with_latent_blocks"] == {"words": 4, "known": 0.5}  # the last word of a text may be cut off
 
 

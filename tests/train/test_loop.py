@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
@@ -299,7 +300,9 @@ def test_the_floor_is_that_of_the_stories_that_are_scored(path, monkeypatch):
     texts = []
     monkeypatch.setattr(parts, "VALIDATION_BYTES", 4000)
     monkeypatch.setattr(
-        module, "score", lambda model, documents, *_, **__: texts.extend(documents) or Score(32, 16, [1.0], [1])
+        module,
+        "score",
+        lambda model, documents, *_, **__: texts.extend(documents) or Score(32, 16, [1.0], [1], 0, 1, *np.ones((3, 1))),
     )
     summary = go(path, "r", DataConfig(dataset="stories", validation_size=20), config(max_steps=1))
     stories = story_documents(0, 0, len(texts)).stories
@@ -529,7 +532,7 @@ def test_weights_are_looked_at_before_they_are_used(path, data, monkeypatch, int
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_validation_that_is_not_finite_ends_the_run(path, data, monkeypatch, value):
-    monkeypatch.setattr(module, "score", lambda *_, **__: type("Score", (), {"bits_per_byte": value}))
+    monkeypatch.setattr(module, "score", lambda *_, **__: Score(32, 16, [value], [1], 0, 1, *np.ones((3, 1))))
     with pytest.raises(PicoError, match=r"validation of step 6 is not finite.*00000004: --resume from there"):
         go(path, "r", data)
     assert all("validation_bpb" not in line for line in metrics(path, "r"))

@@ -143,22 +143,26 @@ def test_in_a_terminal():
         before, _, screen = screen.partition(words)
         return before
 
+    def press(keys: bytes):
+        time.sleep(0.3)  # a prompt is on the screen a moment before somebody listens
+        os.write(terminal, keys)
+
     until(b"> ")
-    os.write(terminal, b"half a li")
+    press(b"half a li")
     until(b"half a li")
-    os.write(terminal, b"\x03")
+    press(b"\x03")
     until(b"> ")
-    os.write(terminal, b"Once upon a time\r")
+    press(b"Once upon a time\r")
     until(b"Once upon a time\r\n")
     until(b"Once upon a time")
     until(b" a")
-    os.write(terminal, b"\x03")
+    press(b"\x03")
     until(b"\n> ")
-    os.write(terminal, b"/max 12\r")
+    press(b"/max 12\r")
     until(b"max_bytes = 12\r\n> ")
-    os.write(terminal, b"The cat\r")
+    press(b"The cat\r")
     until(b"The cat\r\nThe cat")
     until(b"\n> ")
-    os.write(terminal, b"\x04")
+    press(b"\x04")
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0

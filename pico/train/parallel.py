@@ -84,6 +84,7 @@ def together():
         with suppress(RuntimeError):  # the store is gone with the process that held it
             if store.add(FAILED, 1) > 1:
                 raise Elsewhere(_hear(store)) from None
+            over.set()  # this process ends by itself: the watcher, which waits as long, would end it without a word
             store.set(CODE, str(exit_code(error)))
             others = [f"{HEARD}{rank}" for rank in range(dist.get_world_size()) if rank != dist.get_rank()]
             store.wait(others, timedelta(seconds=GRACE))  # the store may end with this process

@@ -77,29 +77,29 @@ def test_a_killed_run_resumes_bit_for_bit(path, data, monkeypatch, die, step):
     assert [line["step"] for line in metrics(path, "killed")] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
-@pytest.mark.parametrize("router", ["threshold", "topk", "random", "none"])
-def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch, optimizer, router):
-    settings = config(optimizer=optimizer, grad_accumulation_steps=2, batch_size=2)
-    reroute(path, router)
+def assert_resume_is_exact(path, data, settings, monkeypatch):
+    """A run that is killed and goes on is the one that was not."""
     go(path, "whole", data, settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_at_step(patch, 6)
         go(path, "killed", data, settings)
     go(path, "killed", data, settings, resume=True)
     assert_same_run(path, "whole", "killed")
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
+@pytest.mark.parametrize("router", ["threshold", "topk", "random", "none"])
+def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch, optimizer, router):
+    settings = config(optimizer=optimizer, grad_accumulation_steps=2, batch_size=2)
+    reroute(path, router)
+    assert_resume_is_exact(path, data, settings, monkeypatch)
 
 
 @pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
 @pytest.mark.parametrize("twin", TWINS)
 def test_resume_is_exact_for_every_dense_decoder(tmp_path, short_samples, data, monkeypatch, twin, optimizer):
     path, settings = create(tmp_path / "twin", TWINS[twin]), config(optimizer=optimizer)
-    go(path, "whole", data, settings)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at_step(patch, 6)
-        go(path, "killed", data, settings)
-    go(path, "killed", data, settings, resume=True)
-    assert_same_run(path, "whole", "killed")
+    assert_resume_is_exact(path, data, settings, monkeypatch)
     assert metrics(path, "whole")[-1]["loss"] < metrics(path, "whole")[0]["loss"]
 
 
@@ -121,12 +121,7 @@ OWN_RATES = dict(embedding_rate=3e-2, head_rate=1e-3, vector_rate=2e-3)
 )
 def test_resume_is_exact_for_every_schedule_and_with_own_rates(path, data, monkeypatch, settings):
     settings = config(**settings)
-    go(path, "whole", data, settings)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at_step(patch, 6)
-        go(path, "killed", data, settings)
-    go(path, "killed", data, settings, resume=True)
-    assert_same_run(path, "whole", "killed")
+    assert_resume_is_exact(path, data, settings, monkeypatch)
 
 
 def test_resume_is_exact_in_fp16_and_keeps_the_scale(path, data, monkeypatch):
@@ -134,12 +129,7 @@ def test_resume_is_exact_in_fp16_and_keeps_the_scale(path, data, monkeypatch):
         parts, "GradScaler", lambda device, enabled: GradScaler(device, 4.0, growth_interval=5, enabled=enabled)
     )
     settings = config(precision="fp16")
-    go(path, "whole", data, settings)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at_step(patch, 6)
-        go(path, "killed", data, settings)
-    go(path, "killed", data, settings, resume=True)
-    assert_same_run(path, "whole", "killed")
+    assert_resume_is_exact(path, data, settings, monkeypatch)
     scales = [checkpoint.read_state(path / run / "00000012")["scaler"] for run in ("whole", "killed")]
     assert scales[0] == scales[1] and scales[0]["scale"] == 16 and scales[0]["_growth_tracker"] == 2
 

@@ -4,12 +4,11 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import refused
 
-import picolm
 from pico import load
 from pico.base.errors import PicoError
 from pico.data import bpe
@@ -21,18 +20,10 @@ GPT = "--preset gpt-tiny --dim 16 --num-blocks 1 --att-q-heads 2 --att-kv-heads 
 
 
 @pytest.fixture
-def cli(tmp_path, capsysbinary, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("PICO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text(TEXT)
-
-    def call(line: str, *more: str):
-        capsysbinary.readouterr()
-        code = picolm.main([*line.split(), *more])
-        out, err = capsysbinary.readouterr()
-        return SimpleNamespace(code=code, out=out.decode(errors="replace"), err=err.decode())
-
-    return call
+    return tmp_path
 
 
 @pytest.fixture
@@ -40,12 +31,6 @@ def tokenizer(cli):
     result = cli("tokenizer text.txt t.json --vocab-size 280")
     assert result.code == 0, result.err
     return result
-
-
-def refused(result, *words: str) -> None:
-    assert result.code == 2 and result.out == "", result
-    assert result.err.count("\n") == 1 and result.err.startswith("error: "), result.err
-    assert all(word in result.err for word in words), result.err
 
 
 def test_it_is_made_and_judged_by_the_validation_part(cli, tokenizer, tmp_path):

@@ -1,16 +1,16 @@
 """The installed command `picolm`, and `python -m pico`."""
 
-import sys
+from typing import NoReturn
 
-from pico.app.process import guard
+from pico.app.process import guard, leave
 
 
-def main() -> int:
+def main() -> NoReturn:
     guard()
     import picolm
 
-    return picolm.main()
+    leave(picolm.main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

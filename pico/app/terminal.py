@@ -70,6 +70,8 @@ def run_app(app, arguments: list[str]) -> int:
         problem, code = str(error), 2
     except TyperException as error:  # a wrong flag or value
         problem, code = mistyped(error), 2
+    except SystemExit as end:  # another process failed, and says why
+        return end.code if isinstance(end.code, int) else 1
     except process.StdoutFailed as error:
         if error.quiet:  # what a shell shows of a command that the closed pipe ended
             return 141

@@ -105,3 +105,22 @@ def test_a_training_that_only_starts_is_not_ended_by_sigusr1(home):
     line = [sys.executable, "-c", AT.replace("SIGINT", "SIGUSR1"), *words]
     done = subprocess.run(line, cwd=home, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and (home / "m" / "asked" / "00000002").is_dir(), done.stderr
+
+
+def test_one_of_several_processes_that_ends_because_another_failed_returns_its_code_and_leaves_at_once():
+    code = """if True:
+        import atexit, sys
+        from pico.app import process
+        from pico.app.terminal import run_app
+        def elsewhere(*_, **__): raise SystemExit(2)
+        atexit.register(print, "the interpreter ended step by step")
+        code = run_app(elsewhere, ["train"])
+        print("returned", code)
+        process.leave(code)"""
+    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    one = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True, cwd=ROOT)
+    several = subprocess.run(
+        [sys.executable, "-c", code], env={**alone, "LOCAL_RANK": "1"}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert (one.returncode, several.returncode) == (2, 2)
+    assert one.stdout == "returned 2\nthe interpreter ended step by step\n" and several.stdout == "returned 2\n"

@@ -33,7 +33,7 @@ code = picolm.main(json.loads(sys.argv[1]))
 if torch.distributed.is_initialized() and not code:
     torch.distributed.barrier()
 sys.stderr.flush()
-os._exit(code)  # the threads of the group abort the interpreter as it ends, now and then
+os._exit(code)  # the group is kept, and its threads abort the interpreter as it ends, now and then
 """
 KEEP_GROUP = "torch.distributed.destroy_process_group = lambda *_: None\n"
 
@@ -73,7 +73,7 @@ def two(path, data, fault, *flags):
 )  # fmt: skip
 def test_an_error_of_one_ends_both_with_one_line(path, data, fault, code, words):
     codes, said = two(path, data, fault)
-    assert codes == [code, code]
+    assert codes == [code, code], said
     assert said.count(words) == 1, said
     assert said.count("rror: ") == 1 and ("Traceback" in said) == (code == 1), said
 
@@ -87,7 +87,7 @@ def die(self, prefetch):
 module.Training.step = die
 """
     codes, said = two(path, data, fault, "--quiet")
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2, (codes, said)
     assert said == "error: another process of this training was killed: start them anew, with --resume\n"
     assert checkpoints(path / "r")[-1].name == "00000006"
     assert go(path, "r", data, resume=True).steps == 12
@@ -103,7 +103,7 @@ def full(tensors, file):
 checkpoint.save_file = full
 """
     codes, said = two(path, data, fault, "--quiet")
-    assert codes == [2, 2]
+    assert codes == [2, 2], said
     assert said.count("\n") == 1 and "the disk is full" in said and "r/00000006 stays usable" in said, said
     assert go(path, "r", data, resume=True).steps == 12
 

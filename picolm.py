@@ -95,11 +95,8 @@ def init(
     ) = None,
 ):
     """Make a model: write its shape to PATH/model.json, and show its size and cost."""
-    if source and (model or preset_name != "xs" or tokenizer is not None):
-        raise PicoError(
-            "--from takes shape and tokenizer of the other model: leave out --preset, --tokenizer and the sizes' flags"
-        )
-    config = preset(preset_name, **model)
+    if source and (preset_name != "xs" or tokenizer is not None):
+        raise PicoError("--from takes shape and tokenizer of the other model: leave out --preset and --tokenizer")
     from pico.app.tables import model_table
     from pico.base.recipes import RECIPES
     from pico.model.cost import model_facts
@@ -108,10 +105,10 @@ def init(
     if source:
         from pico.runs.derive import derive
 
-        weights, config = derive(source, path).parent, read_config(path)
+        weights, config = derive(source, path, **model).parent, read_config(path)
         facts, dataset = model_facts(config), "my-text.txt"
     else:
-        file = None
+        file, config = None, preset(preset_name, **model)
         if tokenizer is not None:
             from pico.data import bpe
 

@@ -23,19 +23,23 @@ from pico.runs.metrics import read_metrics
 KNOWN = ("step", "model", "seconds", "bytes", "best", "validation_bpb")  # of a checkpoint's state, what is told
 
 
-def export_run(path: str | Path, run: str, target: str | Path, step: int | str = "best") -> Path:
+def export_run(
+    path: str | Path, run: str, target: str | Path, step: int | str = "best", config: Shape | None = None
+) -> Path:
     """Writes target/model.json and target/<run>/, which `run`, `eval` and `--base-weights` read as any other run.
 
-    A tokenizer goes with it. Weights are fp16. Of the metrics the validations stay, of paths the last part. Returns the
-    checkpoint's folder. Raises PicoError where there is a model already, no such run or checkpoint, or no room; then
-    nothing is written.
+    config: of the new model, where it is another than the run's. A tokenizer goes with it. Weights are fp16. Of the
+    metrics the validations stay, of paths the last part. Returns the checkpoint's folder. Raises PicoError where there
+    is a model already, no such run or checkpoint, or no room; then nothing is written.
     """
     source, target = run_folder(path, run), Path(target)
     if os.path.lexists(target / "model.json") or os.path.lexists(target / source.name):
         raise PicoError(f"{target} already exists and holds a model: choose another path, or remove that folder first")
     record = public_record(read_record(source))
     scored = [line for line in read_metrics(source / "metrics.jsonl") if "validation_bpb" in line]
-    config, state, weights = checkpoint.read_checkpoint(source, step, lambda folder: _halves(path, folder))
+    own, state, weights = checkpoint.read_checkpoint(source, step, lambda folder: _halves(path, folder))
+    config = config or own
+    state["model"] = config.model_dump()
 
     new = [folder for folder in (target, *target.parents) if not os.path.lexists(folder)]
     beside = target / f".{source.name}.tmp"

@@ -52,6 +52,14 @@ def test_init_from_a_trained_model_begins_with_its_shape_and_weights(cli, home, 
     assert "starting from the weights of own" in said
 
 
+def test_init_from_a_trained_model_may_change_what_no_weight_depends_on(cli, home, tmp_path):
+    new = tmp_path / "new"
+    assert cli(f"init {new} --from model --fb-att-window-size 7").code == 0
+    assert read_config(new) == read_config(home / "model").model_copy(update={"fb_att_window_size": 7})
+    before, after = load(home / "model", "a").state_dict(), load(new).state_dict()
+    assert all(torch.equal(x.half().float(), after[name].float()) for name, x in before.items())
+
+
 def test_strict_json_and_a_report_that_can_be_written(cli, home, monkeypatch):
     import pico.evaluate.analysis
 

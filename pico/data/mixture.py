@@ -82,6 +82,15 @@ def is_mixture(dataset: str) -> bool:
         return text.lstrip().startswith(b'{"mixture"') or text.split()[:2] == [b"{", b'"mixture":']
 
 
+def holds_chats(data: DataConfig) -> bool:
+    """Whether any of its documents are conversations."""
+    if is_mixture(data.dataset):
+        return any(
+            holds_chats(part) for part in MixtureFile.build(**read_json(Path(data.dataset).expanduser())).mixture
+        )
+    return data.format == "chat" or data.dataset in set(BUILT_IN) - {"stories"}
+
+
 class Joined(Documents):
     """Documents of several kinds as one sequence. A place is one of the first kind's, or so far behind them.
 

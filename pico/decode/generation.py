@@ -9,6 +9,7 @@ before it. At temperature 0 both distributions are one-hot and the same lines ar
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from math import nan
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,8 +34,8 @@ Prompt = bytes | str | list[int]
 class Decoder(Protocol):
     """Continues the texts of a reader."""
 
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
-        """One forward: tokens (B, n) that were read, how many are kept (B,), routed (B, n), router weight (B, n).
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
+        """One forward: tokens (B, n) that were read, how many are kept (B,); routed, router weight, surprise (B, n).
 
         u (B, n + drafts) are uniform numbers to accept, draw and draft by.
         """
@@ -47,7 +48,7 @@ class Reader(Protocol):
         """tokens (B, n), n <= the feed it was made for -> router weight (B, n), routed (B, n)."""
 
     def keep(self, count: np.ndarray) -> None:
-        """count (B,): so many bytes of the last read are part of each text; the others never were."""
+        """count (B,): so many bytes of the last read are part of each text, the others never were. May change."""
 
     def decoder(self, ids: list[list[int]], drafts: int, sampling: Sampling) -> AbstractContextManager[Decoder]:
         """What continues the texts, in a context in which it is fastest. ids: all of each text, its last one unread."""
@@ -62,6 +63,7 @@ class Step(NamedTuple):
     routed: bool  # whether the latent blocks ran on it
     weight: float  # the router's gate in [0, 1]
     prompt: bool  # True for echoed symbols of the prompt
+    surprise: float = nan  # bits: -log2 p of the model itself, whatever is sampled from; nan in the prompt
 
 
 def generate(
@@ -188,7 +190,7 @@ class Generation:
         table = self.model.alphabet.table
         size = symbols = routed_symbols = decodes = 0
         accepted = [0] * self.drafts
-        for forwards, (tokens, keep, routed, weight, prompt) in enumerate(self._cycles(), start=1):
+        for forwards, (tokens, keep, routed, weight, surprise, prompt) in enumerate(self._cycles(), start=1):
             sure = []
             for row, (text, kept) in enumerate(zip(texts, keep)):
                 if not text.ended and kept > prompt[row] and tokens[row][0] not in self.stop_symbols:
@@ -196,7 +198,8 @@ class Generation:
                     accepted = [n + (kept > k) for k, n in enumerate(accepted, start=1)]
                 for i in range(kept):
                     symbol = tokens[row][i]
-                    step = Step(row, symbol, table[symbol], routed[row][i], weight[row][i], i < prompt[row])
+                    seen = routed[row][i], weight[row][i], i < prompt[row], surprise[row][i]
+                    step = Step(row, symbol, table[symbol], *seen)
                     if step.prompt:
                         if self.echo and step.bytes:
                             sure.append(step)
@@ -224,16 +227,15 @@ class Generation:
             started = time.perf_counter()
 
     def _cycles(self) -> Iterator[tuple]:
-        """One forward each: tokens, how many of them are kept, routed, weight, how many belong to the prompt."""
-        longest = max(map(len, self.ids)) - 1  # all but the last byte of each prompt
-        feed = prompt_feed(len(self.ids), longest)
-        texts = reader(self.model, len(self.ids), feed, **self.options)
-        for start in range(0, longest, feed):
+        """One forward each: tokens, how many are kept, routed, weight, surprise, how many belong to the prompt."""
+        texts, known, feed = self._reader(max(map(len, self.ids)) - 1)  # all but the last symbol of each prompt
+        for start in range(known, max(map(len, self.ids)) - 1, feed):
             piece = [ids[start : min(start + feed, len(ids) - 1)] for ids in self.ids]
             keep = np.array([len(ids) for ids in piece])
             weight, routed = texts.read(np.array([ids + [0] * (keep.max() - len(ids)) for ids in piece]))
             texts.keep(keep)
-            yield piece, keep.tolist(), routed.tolist(), weight.tolist(), keep.tolist()
+            unknown = np.full(weight.shape, nan).tolist()
+            yield piece, keep.tolist(), routed.tolist(), weight.tolist(), unknown, keep.tolist()
 
         rng, batch, n, prompt = np.random.default_rng(self.sampling.seed), len(self.ids), 1, [1] * len(self.ids)
         with texts.decoder(self.ids, self.drafts, self.sampling) as decode:
@@ -241,6 +243,11 @@ class Generation:
                 u = np.concatenate([rng.random((batch, k)) for k in (n - 1, 1, self.drafts)], axis=1)
                 yield *decode(u), prompt
                 n, prompt = 1 + self.drafts, [0] * batch
+
+    def _reader(self, longest: int) -> tuple[Reader, int, int]:
+        """What reads the texts, how many symbols of them it has read, and how many of the prompts it reads at once."""
+        feed = prompt_feed(len(self.ids), longest)
+        return reader(self.model, len(self.ids), feed, **self.options), 0, feed
 
 
 def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:

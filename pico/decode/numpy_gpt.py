@@ -142,6 +142,7 @@ class NumpyGPT(NumpyReader):
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.stream, self._tokens = rms_norm(self.local.run(self._embed(tokens[0].tolist()))), tokens
+        self._before = self.local.length, self.history
         return np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
 
     def logits(self) -> np.ndarray:
@@ -150,9 +151,9 @@ class NumpyGPT(NumpyReader):
         return cap * np.tanh(logits / cap) if cap else logits
 
     def keep(self, count: np.ndarray) -> None:
-        kept = int(count[0])
-        self.local.length += kept
-        self.history = [*self.history, *self._tokens[0, :kept].tolist()][kept:]
+        kept, (length, history) = int(count[0]), self._before
+        self.local.length = length + kept
+        self.history = [*history, *self._tokens[0, :kept].tolist()][kept:]
 
     def _embed(self, ids: list[int]) -> np.ndarray:
         """(n, D) of ids that continue the history."""

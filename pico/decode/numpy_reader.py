@@ -8,6 +8,7 @@ keys of a window are one contiguous slice and the only mask is a precomputed bia
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,14 @@ from pico.base.config import MAX_FEED, PREFILL
 from pico.base.routers import RouterInput
 from pico.base.symbols import BOS
 from pico.base.threads import blas_threads, pick_blas_threads
-from pico.decode.sampling import Sampling, numpy_accept_drafts, numpy_distribution, numpy_draw, numpy_penalised
+from pico.decode.sampling import (
+    Sampling,
+    numpy_accept_drafts,
+    numpy_distribution,
+    numpy_draw,
+    numpy_penalised,
+    numpy_surprise,
+)
 from pico.model.attention import alibi_bias
 from pico.model.ngrams import keys
 
@@ -202,6 +210,7 @@ class NumpyReader:
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
         self.stream = rms_norm(self.local.run(x, slice(depth, None), embedding))
+        self._before = self.local.length, self.latent.length, self.history
         self._tokens, self._routed = tokens, routed
         return weight[None], routed[None]
 
@@ -221,10 +230,10 @@ class NumpyReader:
         return logits
 
     def keep(self, count: np.ndarray) -> None:
-        kept = int(count[0])
-        self.local.length += kept
-        self.latent.length += int(self._routed[:kept].sum())
-        self.history = [*self.history, *self._tokens[0, :kept].tolist()][kept:]
+        kept, (local, latent, history) = int(count[0]), self._before
+        self.local.length = local + kept
+        self.latent.length = latent + int(self._routed[:kept].sum())
+        self.history = [*history, *self._tokens[0, :kept].tolist()][kept:]
         self.ahead = [], []
 
     @contextmanager
@@ -264,14 +273,20 @@ class NumpyDecoder:
         self.reader, self.tokens, self.drafts, self.sampling = reader, np.array([ids[0][-1:]]), drafts, sampling
         self.banned = sampling.banned(reader.alphabet)
         self.q: list[np.ndarray] = []  # what the drafts were drawn from
+        self.surprise = nan  # of the token that is read next
         self.recent = sampling.recent(ids[0][:-1], reader.alphabet)
 
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
         reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]
         weight, routed = reader.read(self.tokens)
-        logits = numpy_penalised(reader.logits(), self.recent, tokens[0], self.sampling)
-        p = numpy_distribution(logits, self.sampling, self.banned)
+        logits = reader.logits()
+        bits = numpy_surprise(logits)
+        p = numpy_distribution(
+            numpy_penalised(logits, self.recent, tokens[0], self.sampling), self.sampling, self.banned
+        )
         accepted, following = numpy_accept_drafts(p, tokens[0][1:], self.q, u[:n])
+        surprise = [[self.surprise, *bits[range(n - 1), tokens[0][1:]].tolist()]]
+        self.surprise = bits[accepted, following].item()
         reader.keep(np.array([accepted + 1]))
         self.recent = [*self.recent, *tokens[0]][accepted + 1 :][: len(self.recent)]
         drawn, self.q = [following], []
@@ -280,4 +295,4 @@ class NumpyDecoder:
             self.q.append(numpy_distribution(logits[0], self.sampling, self.banned))
             drawn = [*drawn, numpy_draw(self.q[-1], chance)]
         self.tokens = np.array([drawn])
-        return tokens, [accepted + 1], routed.tolist(), weight.tolist()
+        return tokens, [accepted + 1], routed.tolist(), weight.tolist(), surprise

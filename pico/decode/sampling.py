@@ -18,6 +18,7 @@ from pico.base.symbols import Alphabet
 from pico.model import kernels
 
 LARGEST = 4096  # vocabulary of which a GPU's kernel holds a row
+BITS = np.float32(1 / np.log(2))  # in a nat
 GREEDY = 1e-5  # temperatures below are one-hot to fp32's last digit, and smaller ones would overflow
 
 StopText = Annotated[bytes, Field(min_length=1, max_length=256)]
@@ -94,6 +95,22 @@ def torch_penalised(logits: Tensor, recent: Tensor, tokens: Tensor, sampling: Sa
     seen = nothing.scatter(-1, windows, True)[..., :-1]
     logits, penalty = logits.float(), sampling.repetition_penalty
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+# How much a symbol surprises: -log2 of the probability that the model itself gives it, whatever is sampled from
+
+
+def numpy_surprise(logits: np.ndarray) -> np.ndarray:
+    """Logits (..., V) to bits (..., V)."""
+    bits = np.maximum.reduce(logits, -1, keepdims=True) - logits
+    bits += np.log(np.add.reduce(np.exp(-bits), -1, keepdims=True))
+    bits *= BITS
+    return bits
+
+
+def torch_surprise(logits: Tensor) -> Tensor:
+    """The same of a batch."""
+    return logits.float().log_softmax(-1) * -BITS
 
 
 # From logits to the distribution that is sampled from

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pico.base.device import widest
 from pico.base.graphs import Graphed, run
-from pico.decode.sampling import Sampling, torch_draft, torch_penalised, torch_verify
+from pico.decode.sampling import Sampling, torch_draft, torch_penalised, torch_surprise, torch_verify
 from pico.model.cache import MAX_FEED
 
 
@@ -56,6 +56,7 @@ class TorchDecoder:
         self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
         self.q = torch.zeros(batch, drafts, alphabet.size, device=device)  # what the drafts were drawn from
         self.u = torch.zeros(batch, 1 + 2 * drafts, dtype=widest(device), device=device)
+        self.surprise = torch.full((batch, 1), torch.nan, device=device)  # of the token drawn
         self.rows = torch.arange(batch, device=device)
         self.banned = torch.from_numpy(sampling.banned(alphabet)).to(device)
         self.recent = torch.tensor(
@@ -65,7 +66,7 @@ class TorchDecoder:
         self.run = Graphed(device, warm_up=1) if device.type == "cuda" and reader.cuda_graph else run
 
     @torch.inference_mode()
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list]:
+    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
         chances = torch.from_numpy(u).to(self.u.dtype)  # here, for the device may not know float64
         if self.last is not None:  # nothing is drafted yet
             last, self.last = self.last, None
@@ -74,25 +75,29 @@ class TorchDecoder:
             self.u.copy_(chances)
             record = self.run(self.step, self.tokens, self.u)
         record = record.cpu()  # the one transfer back, and the only wait
-        n = record.shape[1] // 3
-        tokens, routed, weight, kept = record.split([n, n, n, 1], dim=1)
-        return tokens.int().tolist(), kept[:, 0].int().tolist(), routed.bool().tolist(), weight.tolist()
+        n = record.shape[1] // 4
+        tokens, routed, weight, surprise, kept = record.split([n, n, n, n, 1], dim=1)
+        kept = kept[:, 0].int().tolist()
+        return tokens.int().tolist(), kept, routed.bool().tolist(), weight.tolist(), surprise.tolist()
 
     def step(self, tokens: Tensor, u: Tensor) -> Tensor:
         """Reads tokens (B, n), keeps what holds, leaves the next tokens and their q in place; u (B, n + drafts).
 
-        All the host needs, as one tensor of floats (B, 3n + 1): tokens, routed, router weight, count kept.
+        All the host needs, as one tensor of floats (B, 4n + 1): tokens, routed, router weight, surprise, count kept.
         """
         n = tokens.shape[1]
         out = self.reader.forward(tokens)
         arguments = self.sampling, self.banned
+        bits = torch_surprise(out.logits[:, :, 0])
         logits = torch_penalised(out.logits[:, :, 0], self.recent, tokens, self.sampling)
         accepted, following = torch_verify(logits, tokens[:, 1:], self.q[:, : n - 1], u[:, :n], *arguments)
         self.reader.cache.rollback(accepted + 1)
         if self.sampling.repetition_penalty != 1:
             text = torch.cat([self.recent, tokens], dim=1)
             self.recent.copy_(text.gather(1, accepted[:, None] + 1 + self.window))
-        parts = tokens, out.routed, out.router_weight, accepted[:, None] + 1
+        surprise = torch.cat([self.surprise, bits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]], dim=1)
+        self.surprise.copy_(bits[self.rows, accepted].gather(-1, following))
+        parts = tokens, out.routed, out.router_weight, surprise, accepted[:, None] + 1
         record = torch.cat([part.float() for part in parts], dim=1)
         self.tokens[:, :1] = following
         stream = out.stream[self.rows, accepted] if self.drafts else None

@@ -78,7 +78,7 @@ class Cache:
     def advance(self, tokens: Tensor, routed: Tensor) -> None:
         """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
         self._before = self.local.length.clone(), self.latent.length.clone(), self.history.clone()
-        self._tokens, self._routed = tokens, routed
+        self._tokens, self._routed = tokens.clone(), routed  # the decoder writes the next ones into its tensor
         self.rollback(torch.full_like(self.length, tokens.shape[1]))
 
     def rollback(self, keep: Tensor) -> None:

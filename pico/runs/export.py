@@ -85,7 +85,7 @@ def public_record(record: dict) -> dict:
     train = TrainConfig.build(**record.get("train", {})).model_dump(exclude={"tracker", "tracker_project_name"})
     model = shape(record.get("model", {})).model_dump()
     out = {"train": train, "data": data, "model": model}
-    out |= only(record, "fingerprint", "processes", "device", "git_revision")
+    out |= only(record, "fingerprint", "chat", "processes", "device", "git_revision")
     out["device"] = str(out.get("device", "")).split(":")[0]
     out["versions"] = only(record.get("versions"), "python", "torch")
     if base := only(record.get("base_weights"), "run", "step", "sha256"):

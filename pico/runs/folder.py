@@ -239,6 +239,11 @@ def read_record(run: Path) -> dict:
     return record
 
 
+def is_chat(run: Path) -> bool:
+    """Whether a run's training held conversations, by its train.json: then its model can be talked to."""
+    return bool(read_record(run).get("chat"))
+
+
 # --- one training at a time -------------------------------------------------------------------------------------------
 
 

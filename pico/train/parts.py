@@ -27,6 +27,7 @@ from pico.base.threads import pick_threads, threads_chosen
 from pico.data.documents import Documents
 from pico.data.encoding import Conversations, encoded
 from pico.data.hub import Stream
+from pico.data.mixture import holds_chats
 from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
 from pico.data.tokens import EndlessTokens, Tokens
@@ -163,6 +164,7 @@ def build(
     tracker_run = origin.record.get("tracker_run") or secrets.token_hex(4)
     about = {
         "fingerprint": text.documents.fingerprint,
+        "chat": holds_chats(data),
         "processes": world,
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),

@@ -16,7 +16,7 @@ from pico.data import bpe, corpus
 from pico.data.chat import lay_out, unpack_turns
 from pico.data.documents import Packed, collect
 from pico.data.encoding import encoded
-from pico.data.mixture import MixtureFile, is_mixture
+from pico.data.mixture import MixtureFile, holds_chats, is_mixture
 from pico.data.open import open_data, open_evaluation
 from pico.data.packing import Batches
 from pico.data.reading import Reading
@@ -152,6 +152,15 @@ def test_what_is_a_mixture(tmp_path, data):
     assert not is_mixture(str(tmp_path)) and not is_mixture(str(tmp_path / "text.jsonl")) and not is_mixture("stories")
     assert not is_mixture(str(write(tmp_path / "a.json", '[{"text": "mixture"}]')))
     assert is_mixture(str(write(tmp_path / "b.json", '{"mixture": [')))
+
+
+def test_what_holds_conversations(tmp_path, data):
+    texts = mixed(tmp_path / "qa", [{"dataset": str(tmp_path / "text.jsonl")}, {"dataset": "stories", "rows": 3}])
+    talk = [holds_chats(DataConfig(**each)) for each in (
+        {"dataset": str(data)}, {"dataset": "identity"}, {"dataset": "x.jsonl", "format": "chat"},
+        {"dataset": str(texts)}, {"dataset": "stories"}, {"dataset": "x.jsonl"},
+    )]  # fmt: skip
+    assert talk == [True, True, True, False, False, False]
 
 
 def test_all_problems_of_a_file_are_one_line(tmp_path):

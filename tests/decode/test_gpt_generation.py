@@ -113,4 +113,4 @@ def test_nothing_in_a_step_waits_for_the_gpu(monkeypatch):
         decoder = TorchDecoder(TorchReader(model, 2), [[BOS, 1], [BOS, 2]], 0, Sampling(repetition_penalty=1.2))
         with OneDevice():
             record = decoder.run(decoder.step, decoder.tokens, decoder.u)
-        assert record.shape == (2, 4) and record.is_cuda
+        assert record.shape == (2, 5) and record.is_cuda

@@ -50,7 +50,7 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypa
             decoder = TorchDecoder(TorchReader(model, 2), [[BOS, 1], [BOS, 2]], drafts, Sampling(**sampling))
             with OneDevice():
                 record = decoder.run(decoder.step, decoder.tokens, decoder.u)
-            assert record.shape == (2, 3 * (1 + drafts) + 1) and record.is_cuda
+            assert record.shape == (2, 4 * (1 + drafts) + 1) and record.is_cuda
         alibi_slopes.cache_clear()  # it keeps the fake ones
 
 

@@ -12,7 +12,7 @@ from pico import DataConfig, PicoError, TrainConfig, load, preset
 from pico.base import files
 from pico.runs import checkpoint, folder
 from pico.runs.export import export_run, folder_size
-from pico.runs.folder import create
+from pico.runs.folder import create, is_chat
 from pico.train import loop as training
 from pico.train.loop import train
 
@@ -41,6 +41,16 @@ def test_an_exported_model_is_the_same_in_half_precision(trained, tmp_path):
     assert {p.dtype for p in two.parameters()} == {torch.float32}
     assert sorted(file.name for file in made.iterdir()) == ["model.safetensors", "state.json"]
     assert folder_size(tmp_path / "out") < folder_size(trained) / 3
+
+
+def test_a_run_says_whether_it_was_trained_on_conversations(trained, tmp_path):
+    rows = "".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(99))
+    (tmp_path / "talk.jsonl").write_text(rows)
+    data = DataConfig(dataset=str(tmp_path / "talk.jsonl"), format="chat")
+    train(trained, "talk", data, TrainConfig(context_len=32, batch_size=4, max_steps=1), quiet=True, device="cpu")
+    export_run(trained, "talk", tmp_path / "out", -1)
+    runs = trained / "r", trained / "talk", tmp_path / "out" / "talk", tmp_path
+    assert [is_chat(run) for run in runs] == [False, True, True, False]
 
 
 def test_an_exported_model_tells_no_paths(trained, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from pico.base.config import PREFILL
 from pico.base.threads import pick_blas_threads
-from pico.decode.numpy_reader import EPS, LARGEST, NumpyReader, ReaderStack, columns, rms_norm, swiglu
+from pico.decode.numpy_reader import EPS, LARGEST, NumpyReader, ReaderStack, TextState, columns, rms_norm, swiglu
 from pico.model.attention import distances
 from pico.model.ngrams import keys
 
@@ -76,7 +76,7 @@ class GPTStack(ReaderStack):
     def run(self, x: np.ndarray, layers: slice = slice(None)) -> np.ndarray:
         """x (n, D) at the next n positions through some of the blocks. The caller moves `length` afterwards."""
         pieces, new = self.open(len(x))
-        angle = (self.length + np.arange(len(x)))[:, None, None] * self.frequency
+        angle = self.positions(len(x))[:, None, None] * self.frequency
         turn = np.exp(1j * angle).astype(np.complex64)  # (n, 1, E/2)
         for weights, memory in zip(self.blocks[layers], self.memory[layers]):
             y = np.dot(self.attention(rms_norm(x), weights, memory, new, pieces, turn), weights.out)
@@ -142,7 +142,7 @@ class NumpyGPT(NumpyReader):
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.stream, self._tokens = rms_norm(self.local.run(self._embed(tokens[0].tolist()))), tokens
-        self._before = self.local.length, self.history
+        self._before = self.local.length, 0, self.history
         return np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
 
     def logits(self) -> np.ndarray:
@@ -151,9 +151,12 @@ class NumpyGPT(NumpyReader):
         return cap * np.tanh(logits / cap) if cap else logits
 
     def keep(self, count: np.ndarray) -> None:
-        kept, (length, history) = int(count[0]), self._before
+        kept, (length, _, history) = int(count[0]), self._before
         self.local.length = length + kept
         self.history = [*history, *self._tokens[0, :kept].tolist()][kept:]
+
+    def state(self) -> TextState:
+        return TextState(self.local.state(), None, self.history)
 
     def _embed(self, ids: list[int]) -> np.ndarray:
         """(n, D) of ids that continue the history."""

@@ -6,6 +6,7 @@ text in fp32: weights laid out once, and keys and values in plain arrays that ar
 keys of a window are one contiguous slice and the only mask is a precomputed bias.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import nan
@@ -77,8 +78,8 @@ class Weights:
 
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray, bounded: bool) -> np.ndarray:
-    """softmax(q k^T + bias) v of q (K, H/K n, E) and k, v (K, S, E), scaled before; bounded: exp cannot overflow."""
-    scores = q @ k.swapaxes(1, 2)  # (K, H/K n, S)
+    """softmax(q k^T + bias) v of q (..., K, H/K n, E), k and v (..., K, S, E), scaled before; bounded: exp has room."""
+    scores = q @ k.swapaxes(-1, -2)  # (..., K, H/K n, S)
     scores += bias
     if not bounded:
         scores -= np.maximum.reduce(scores, -1, keepdims=True)
@@ -105,6 +106,24 @@ class Piece(NamedTuple):
     rows: slice  # among the new positions
     keys: slice  # in the memory
     bias: np.ndarray  # (K, H/K n, S)
+
+
+class StackState(NamedTuple):
+    """What a stack remembers of a text."""
+
+    length: int
+    memory: np.ndarray  # (layers, 2, K, S, E) keys and values of the last S <= W positions
+
+
+class TextState(NamedTuple):
+    """All that a reader remembers of a text, however long it is."""
+
+    local: StackState
+    latent: StackState | None
+    history: list[int]
+
+    def memory_bytes(self) -> int:
+        return sum(stack.memory.nbytes for stack in (self.local, self.latent) if stack)
 
 
 class ReaderStack:
@@ -165,6 +184,18 @@ class ReaderStack:
             pieces.append(Piece(slice(start, end), seen, bias))
         return pieces, slice(new, new + count)
 
+    def positions(self, count: int) -> np.ndarray:
+        return self.length + np.arange(count)
+
+    def state(self) -> StackState:
+        end = self.length - self.shift
+        return StackState(self.length, self.memory[..., max(0, end - self.window) : end, :].copy())
+
+    def restore(self, state: StackState) -> None:
+        kept = state.memory.shape[3]
+        self.memory[..., :kept, :] = state.memory
+        self.length, self.shift = state.length, state.length - kept
+
     def bias(self, n: int) -> np.ndarray:
         """(K, H/K n, W + n): n queries against the keys from the first one's window to the last one."""
         if n not in self.biases:
@@ -199,20 +230,25 @@ class NumpyReader:
         self.threads = pick_blas_threads(lambda: stack.run(embedding, slice(1), embedding))
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        depth, ids = self.config.fb_num_blocks, tokens[0].tolist()
-        embedding = x = np.array(self._embed(ids))
+        ids = tokens[0].tolist()
+        weight, routed = self.forward(np.array(self._embed(ids)), lambda score: self._wanted(score, ids))
+        self._before = self.local.length, self.latent.length, self.history
+        self._tokens, self._routed = tokens, routed
+        return weight[None], routed[None]
+
+    def forward(self, x: np.ndarray, wanted: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings x (n, D) -> router weight (n,), routed (n,), which are `wanted` of the scores; sets the stream."""
+        depth, embedding = self.config.fb_num_blocks, x
         x = self.local.run(x, slice(depth), embedding)
         score = rms_norm(x) @ self.score_weight + self.score_bias
         weight = 1 / (1 + np.exp(-score))
-        routed = np.zeros(len(x), bool) if self.disable_latent else self._wanted(score, ids)
+        routed = wanted(score)
         if self.latent.blocks and routed.any():
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
         self.stream = rms_norm(self.local.run(x, slice(depth, None), embedding))
-        self._before = self.local.length, self.latent.length, self.history
-        self._tokens, self._routed = tokens, routed
-        return weight[None], routed[None]
+        return weight, routed
 
     def logits(self) -> np.ndarray:
         """(n, V) of head 0 after each byte read."""
@@ -235,6 +271,17 @@ class NumpyReader:
         self.latent.length = latent + int(self._routed[:kept].sum())
         self.history = [*history, *self._tokens[0, :kept].tolist()][kept:]
         self.ahead = [], []
+
+    def state(self) -> TextState:
+        """What it takes to go on from here, also in another reader of the same model."""
+        return TextState(self.local.state(), self.latent.state(), self.history)
+
+    def restore(self, state: TextState) -> None:
+        """Go on from there."""
+        self.local.restore(state.local)
+        if state.latent:
+            self.latent.restore(state.latent)
+        self.history, self.ahead = state.history, ([], [])
 
     @contextmanager
     def decoder(self, ids: list[list[int]], drafts: int, sampling: Sampling):
@@ -261,6 +308,8 @@ class NumpyReader:
 
     def _wanted(self, score: np.ndarray, ids: list[int]) -> np.ndarray:
         """Which of the ids (n,) that continue the history the rule routes, by their scores (n,): (n,) bool."""
+        if self.disable_latent:
+            return np.zeros(len(ids), bool)
         previous = np.array([self.history[-1], *ids[:-1]])
         positions = self.local.length + np.arange(len(ids))
         return self.rule.choose(RouterInput(score, np.array(ids), previous, positions, self.threshold))

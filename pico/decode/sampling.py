@@ -5,6 +5,7 @@ arithmetic; and in torch, for a batch where the model is. The random numbers com
 draw the same bytes.
 """
 
+from math import log
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +19,7 @@ from pico.base.symbols import Alphabet
 from pico.model import kernels
 
 LARGEST = 4096  # vocabulary of which a GPU's kernel holds a row
-BITS = np.float32(1 / np.log(2))  # in a nat
+BITS = 1 / log(2)  # in a nat
 GREEDY = 1e-5  # temperatures below are one-hot to fp32's last digit, and smaller ones would overflow
 
 StopText = Annotated[bytes, Field(min_length=1, max_length=256)]

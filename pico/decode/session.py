@@ -25,13 +25,13 @@ class Session:
         self.last = 0
         self.reader: Reader | None = None
 
-    def generate(self, prompt: Prompt, sampling: Sampling | None = None, **settings) -> "Turn":
+    def generate(self, prompt: Prompt, sampling: Sampling | None = None, **settings) -> "_Turn":
         """Continue the whole text so far: a `Generation` of one row, which reads what the session has not read yet.
 
         Where the text is another than what was read, by more than the last forward, it is read from its start.
         """
         sampling = Sampling.build(**{**dict(sampling or ()), **settings, "num_samples": 1})
-        return Turn(self, to_ids(prompt, self.model.alphabet), sampling)
+        return _Turn(self, to_ids(prompt, self.model.alphabet), sampling)
 
     def begin(self, ids: list[int], feed: int) -> tuple[Reader, int]:
         """A reader that has read a beginning of the ids, and how many those are; the last id is always left."""
@@ -51,7 +51,7 @@ class Session:
         self.read, self.last = [*self.read, *tokens], len(tokens)
 
 
-class Turn(Generation):
+class _Turn(Generation):
     """The continuation of a session's text. Reading it twice generates twice; what comes of it last is what is kept."""
 
     def __init__(self, session: Session, ids: list[int], sampling: Sampling):

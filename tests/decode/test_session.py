@@ -90,8 +90,8 @@ def test_surprise_is_what_head_0_says_before_all_settings(model):
     generation = generate(model, PROMPT, echo=True, **settings)
     steps = list(generation)
     new = [step for step in steps if not step.prompt]
-    assert len(new) == 40 and all(math.isnan(step.surprise) for step in steps if step.prompt)
+    assert len(new) > 5 and all(math.isnan(step.surprise) for step in steps if step.prompt)
     logits = model(torch.tensor([PROMPT + [step.id for step in new]])).logits[0, len(PROMPT) - 1 : -1, 0]
-    bits = -logits.double().log_softmax(-1)[range(40), [step.id for step in new]] / math.log(2)
+    bits = -logits.double().log_softmax(-1)[range(len(new)), [step.id for step in new]] / math.log(2)
     np.testing.assert_allclose([step.surprise for step in new], bits, atol=2e-4)
     assert max(step.surprise for step in new) > 0.5

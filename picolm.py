@@ -31,11 +31,13 @@ from pico.app.flags import (
     Device,
     Json,
     ModelPath,
+    OwnPath,
     RunName,
     argument,
     flags,
     option,
     switch,
+    trained,
 )
 from pico.app.samples import argument_bytes, read_prompt, write_objects, write_samples
 from pico.app.terminal import check_writable, print_json, print_result, run_app
@@ -82,13 +84,17 @@ def demo(
 @app.command(rich_help_panel=WORK)
 @flags(model=MODEL)
 def init(
-    path: ModelPath,
+    path: OwnPath,
     model: dict,
     preset_name: option(
         str, f"shape to start from: {', '.join(PRESETS)}; the defaults shown are those of xs", None, "--preset"
     ) = "xs",
     source: option(
-        Path | None, "begin with shape and weights of a trained model: its folder, or a run's", None, "--from"
+        Path | None,
+        "begin with shape and weights of a trained model: its folder, a run's, or hf://OWNER/NAME",
+        None,
+        "--from",
+        parser=trained,
     ) = None,
     tokenizer: option(
         str | None, "for a model of tokens: a tokenizer.json, or the name of a model on the Hub that has one"
@@ -131,7 +137,7 @@ def init(
 @app.command(rich_help_panel=WORK)
 @flags(data=DATA, training=TRAINING)
 def train(
-    path: ModelPath,
+    path: OwnPath,
     run: RunName,
     dataset: Dataset,
     data: dict,

@@ -128,13 +128,28 @@ def export(
     run: RunName,
     target: argument(Path, "folder of the model to write"),
     checkpoint: Checkpoint = "best",
+    form: option(str, "pico, or hf: a folder that transformers loads without Pico", None, "--format") = "pico",
+    push: option(str | None, "and upload it to the Hugging Face Hub, as the model OWNER/NAME") = None,
 ):
-    """Write a trained model to give away: fp16 weights and what is known of them, no optimizer state."""
-    from pico.runs.export import export_run, folder_size
+    """Write a trained model to give away: weights and what is known of them, no optimizer state.
 
-    made = export_run(path, run, target, checkpoint)
+    Weights are fp16; those for transformers only where that changes none of them, else fp32.
+    """
+    if form not in ("pico", "hf"):
+        raise PicoError(f"--format {form}: expected pico or hf")
+    from pico.runs.export import export_run, folder_size
+    from pico.runs.share import check_hub_name, export_for_transformers, push_folder
+
+    if push is not None:
+        check_hub_name(push)
+    if form == "hf":
+        made = export_for_transformers(path, run, target, checkpoint, push)
+    else:
+        made = export_run(path, run, target, checkpoint)
     log(f"wrote {made}, {folder_size(target) / 1e6:.1f} MB")
-    log(f"next: {hints.command('run', target, run)}")
+    if push is not None:
+        log(f"uploaded: {push_folder(target, push)}")
+    log(f"next: {hints.command('run', f'hf://{push}' if push else target, run)}")
 
 
 @app.command(rich_help_panel=LOOK)

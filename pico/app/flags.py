@@ -11,6 +11,7 @@ typed. Bounds are left to the config, which reports every bad value at once.
 """
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -120,15 +121,26 @@ def path(text: str | Path) -> Path:
     """A path as it was typed; an empty one, mostly an unset variable, would be the current folder."""
     if text == "":
         raise PicoError("'' is no path: give the name of a file or folder ('.' is the current one)")
+    if str(text).startswith("hf://"):
+        raise PicoError(f"{text} is on the Hugging Face Hub: expected a path on this disk")
     return Path(text)
 
 
-def argument(kind, help: str):
-    return Annotated[kind, typer.Argument(help=help, parser=path if kind in PATHS else None)]
+def trained(text: str | Path) -> Path:
+    """The folder of a model that is there: as it was typed, or that of hf://OWNER/NAME, which is downloaded."""
+    if not str(text).startswith("hf://"):
+        return path(text)
+    from pico.runs.folder import local_folder
+
+    return local_folder(text)
 
 
-def option(kind, help: str, panel: str | None = None, *names: str):
-    parser = path if kind in PATHS else None
+def argument(kind, help: str, parser: Callable | None = None):
+    return Annotated[kind, typer.Argument(help=help, parser=parser or (path if kind in PATHS else None))]
+
+
+def option(kind, help: str, panel: str | None = None, *names: str, parser: Callable | None = None):
+    parser = parser or (path if kind in PATHS else None)
     return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, parser=parser)]
 
 
@@ -139,7 +151,8 @@ def switch(name: str, help: str, panel: str | None = None):
 
 PATHS = (Path, Path | None)
 START, WORK, LOOK = "Start here", "Make and use a model", "Look closer"
-ModelPath = argument(Path, "folder of the model")
+ModelPath = argument(Path, "folder of the model, or hf://OWNER/NAME on the Hugging Face Hub", trained)
+OwnPath = argument(Path, "folder of the model")
 RunName = argument(str, "name of the run")
 AnyRun = argument(str, "name of the run; may be left out where there is only one")
 Dataset = argument(str, DataConfig.model_fields["dataset"].description or "")

@@ -64,7 +64,7 @@ class BPE(Alphabet):
         with _understood(name):
             symbols, special, plain = _parts(content)
             super().__init__(symbols, _control(special))
-            self._library = Tokenizer.from_str(json.dumps(plain))
+            self._library, self.special = Tokenizer.from_str(json.dumps(plain)), special
         self.byte_ids = {symbol[0]: id for id, symbol in enumerate(symbols) if len(symbol) == 1}
         if missing := set(range(256)) - self.byte_ids.keys():
             raise PicoError(f"{name} is no byte-level BPE: it has no token for the byte {min(missing)}")
@@ -94,6 +94,26 @@ class BPE(Alphabet):
                 if self.decode(ids) != data:
                     raise PicoError(f"{self.name} does not keep the text as it is: expected a byte-level BPE")
                 yield number, np.array(ids, np.int64)
+
+    def portable(self) -> str:
+        """A tokenizer.json by which any program gives these ids, behind bos. What it finds in a text of the names of
+        control symbols is up to that program."""
+        content = json.loads(self._library.to_str())
+        content["model"]["vocab"] |= self.special
+        plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        content["added_tokens"] = [
+            {"id": id, "content": name, **plain} for name, id in sorted(self.special.items(), key=itemgetter(1))
+        ]
+        bos = next(name for name, id in self.special.items() if id == self.bos)
+        single = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {bos: {"id": bos, "ids": [self.bos], "tokens": [bos]}},
+        }
+        content["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def valid_pieces(buffer, start: int, length: int) -> Iterator[tuple[bytes, str]]:

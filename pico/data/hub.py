@@ -141,6 +141,27 @@ def download_tokenizer(name: str) -> Path:
         ) from None
 
 
+NAME = r"\w[\w.-]*/\w[\w.-]*"  # of a model on the Hub
+OURS = ("model.json", "tokenizer.json", "recipe.json", "*/train.json", "*/metrics.jsonl", "*/????????/*")
+
+
+def download_model(name: str) -> Path:
+    """The folder of a Pico model on the Hub, OWNER/NAME, with its runs. Raises PicoError if it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(NAME, name):
+        raise PicoError(f"no model at hf://{name}: expected hf://OWNER/NAME, a model on the Hugging Face Hub")
+    offline = not _reachable(name, "model")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(OURS), local_files_only=offline))
+    except Exception as error:
+        reason = "the Hugging Face Hub cannot be reached, and it was never downloaded" if offline else _reason(error)
+        raise PicoError(f"cannot download hf://{name}: {reason}; give the folder of a model on this disk") from None
+    if not (folder / "model.json").is_file():
+        raise PicoError(f"hf://{name} holds no Pico model: expected a model.json, as `export --push` uploads it")
+    return folder
+
+
 def _stamped(folder: Path, cache: str | Path) -> tuple[str, str]:
     """The folder, and a cache of its own for its present content: `datasets` does not notice when files change."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))]

@@ -30,7 +30,7 @@ from pico.base.files import is_full, open_regular, read_json, reason, remove, sy
 from pico.base.log import log
 from pico.base.memory import require_weights
 from pico.base.shapes import Shape, shape
-from pico.runs.folder import checkpoints, differences, read_alphabet, read_config, run_folder
+from pico.runs.folder import checkpoints, differences, local_folder, read_alphabet, read_config, run_folder
 from pico.runs.state import pack_state, unpack_state
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -332,12 +332,14 @@ def load(
     dtype: torch.dtype = torch.float32,
     attention_backend: str | None = None,
 ):
-    """A trained model in eval mode. `run` may be left out where there is only one.
+    """A trained model in eval mode, of a folder or of hf://OWNER/NAME. `run` may be left out where there is only one.
 
     checkpoint: -1 the newest valid, 'best', or a step number; dtype: that of the activations (weights stay fp32).
     Raises PicoError for anything missing, broken or of another architecture, and says what there is instead.
     """
     from pico.model.build import Model, build_model
+
+    path = local_folder(path)
 
     def read(folder: Path) -> Model:
         config = saved_config(path, folder)

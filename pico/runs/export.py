@@ -24,20 +24,26 @@ KNOWN = ("step", "model", "seconds", "bytes", "best", "validation_bpb")  # of a 
 
 
 def export_run(
-    path: str | Path, run: str, target: str | Path, step: int | str = "best", config: Shape | None = None
+    path: str | Path,
+    run: str,
+    target: str | Path,
+    step: int | str = "best",
+    config: Shape | None = None,
+    exact: bool = False,
 ) -> Path:
     """Writes target/model.json and target/<run>/, which `run`, `eval` and `--base-weights` read as any other run.
 
-    config: of the new model, where it is another than the run's. A tokenizer goes with it. Weights are fp16. Of the
-    metrics the validations stay, of paths the last part. Returns the checkpoint's folder. Raises PicoError where there
-    is a model already, no such run or checkpoint, or no room; then nothing is written.
+    config: of the new model, where it is another than the run's. A tokenizer goes with it. Weights are fp16; if
+    `exact`, only where that changes none of them. Of the metrics the validations stay, of paths the last part. Returns
+    the checkpoint's folder. Raises PicoError where there is a model already, no such run or checkpoint, or no room;
+    then nothing is written.
     """
     source, target = run_folder(path, run), Path(target)
     if os.path.lexists(target / "model.json") or os.path.lexists(target / source.name):
         raise PicoError(f"{target} already exists and holds a model: choose another path, or remove that folder first")
     record = public_record(read_record(source))
     scored = [line for line in read_metrics(source / "metrics.jsonl") if "validation_bpb" in line]
-    own, state, weights = checkpoint.read_checkpoint(source, step, lambda folder: _halves(path, folder))
+    own, state, weights = checkpoint.read_checkpoint(source, step, lambda folder: _read(path, folder, exact))
     config = config or own
     state["model"] = config.model_dump()
 
@@ -47,7 +53,7 @@ def export_run(
     try:
         with writing(target):
             made.mkdir(parents=True)
-            save_file(weights, made / checkpoint.WEIGHTS)
+            save_file(weights, made / checkpoint.WEIGHTS, {"format": "pt"})  # so transformers reads it too
             checkpoint.write_state(made, {key: state[key] for key in KNOWN if key in state}, [checkpoint.WEIGHTS])
             mode = (made / checkpoint.STATE).stat().st_mode
             (made / checkpoint.WEIGHTS).chmod(mode)  # safetensors makes its files private
@@ -67,12 +73,15 @@ def export_run(
     return target / source.name / made.name
 
 
-def _halves(path: str | Path, folder: Path) -> tuple[Shape, dict, dict[str, torch.Tensor]]:
-    """(config, state, fp16 weights) of a checkpoint."""
-    weights = {name: x.half() for name, x in checkpoint.read_tensors(folder / checkpoint.WEIGHTS).items()}
-    if wrong := [name for name, x in weights.items() if not x.isfinite().all()]:
-        raise PicoError(f"{folder}: {', '.join(wrong[:3])} does not fit into fp16")
-    return checkpoint.saved_config(path, folder), checkpoint.read_state(folder), weights
+def _read(path: str | Path, folder: Path, exact: bool) -> tuple[Shape, dict, dict[str, torch.Tensor]]:
+    """(config, state, weights) of a checkpoint."""
+    weights = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    halves = {name: x.half() for name, x in weights.items()}
+    if exact and any(not torch.equal(x, halves[name].to(x.dtype)) for name, x in weights.items()):
+        halves = weights
+    if wrong := [name for name, x in halves.items() if not x.isfinite().all()]:
+        raise PicoError(f"{folder}: {', '.join(wrong[:3])} {'is not finite' if exact else 'does not fit into fp16'}")
+    return checkpoint.saved_config(path, folder), checkpoint.read_state(folder), halves
 
 
 def public_record(record: dict) -> dict:

@@ -72,6 +72,15 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None, recip
     return path
 
 
+def local_folder(path: str | Path) -> Path:
+    """The folder of a model: of hf://OWNER/NAME where it was downloaded to. Raises PicoError if it cannot be had."""
+    if not str(path).startswith("hf://"):
+        return Path(path)
+    from pico.data import hub
+
+    return hub.download_model(str(path).removeprefix("hf://"))
+
+
 def read_config(path: str | Path) -> Shape:
     """The shape of a model folder. Raises PicoError: no such model, broken JSON, unknown keys, bad values."""
     path = Path(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from checkpointed import told
 
 from pico import DataConfig, PicoError, TrainConfig, load, preset
 from pico.base import files
@@ -59,31 +59,6 @@ def test_an_exported_model_tells_no_paths(trained, tmp_path):
         assert str(tmp_path) not in file.read_text(), file
     lines = [json.loads(line) for line in (tmp_path / "out/r/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6] and all("validation_bpb" in line for line in lines)
-
-
-def private(value, place, words):
-    """Every text in a tree of JSON that holds one of the words, or looks like a path."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from private(key, place, words)
-            yield from private(inner, place, words)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from private(inner, place, words)
-    elif isinstance(value, str) and (any(word in value for word in words) or "/" in value or "\\" in value):
-        yield f"{place}: {value}"
-
-
-def told(folder, words=()):
-    """What an exported folder tells of its maker's machine."""
-    found = []
-    for file in sorted(folder.rglob("*.json*")):
-        for line in file.read_text(encoding="utf-8").splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
-            found += private(json.loads(line), file.name, words)
-    for file in folder.rglob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            found += private(tensors.metadata() or {}, file.name, words)
-    return found
 
 
 def test_nothing_of_the_maker_s_machine_is_told(trained, tmp_path):

@@ -29,10 +29,18 @@ from pico.app.flags import (
     Checkpoint,
     Dataset,
     Device,
+    DisableLatent,
     Json,
+    MaxBytes,
+    MinP,
     ModelPath,
     OwnPath,
+    RepetitionPenalty,
     RunName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
     argument,
     flags,
     option,
@@ -177,16 +185,14 @@ def run(
     prompt: option(str | None, "text to continue; - reads stdin", "Prompt") = None,
     prompt_file: option(Path | None, "file to continue, any bytes", "Prompt") = None,
     interactive: switch("--interactive", "type prompts and read on; settings change in between", "Prompt") = False,
-    temperature: option(float, "0 is greedy", "Sampling") = 0.8,
-    top_k: option(int, "only the k likeliest bytes; 0 is off", "Sampling") = 0,
-    top_p: option(float, "only the likeliest bytes that make up p; 1 is off", "Sampling") = 1.0,
-    min_p: option(float, "only bytes p times as likely as the likeliest; 0 is off", "Sampling") = 0.0,
-    repetition_penalty: option(
-        float, "above 1, what stands among the last 64 bytes or tokens is less likely; 1 is off", "Sampling"
-    ) = 1.0,
-    max_bytes: option(int, "bytes to write at most", "Sampling") = 512,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    max_bytes: MaxBytes = 512,
     num_samples: option(int, "texts, written as one batch", "Sampling") = 1,
-    seed: option(int, "same seed, same text", "Sampling") = 0,
+    seed: Seed = 0,
     stop: option(
         list[str] | None,
         r"end a text before it comes to this one; may be given again; \n and \t may be spelled out",
@@ -195,7 +201,7 @@ def run(
     speculative: option(
         bool, "draft several bytes and check them at once; the text is as likely as without", "Model"
     ) = True,
-    disable_latent: switch("--disable-latent", "skip the latent blocks", "Model") = False,
+    disable_latent: DisableLatent = False,
     show_router_decisions: switch(
         "--show-router-decisions", "put _ before what went through the latent blocks", "Output"
     ) = False,

@@ -1,4 +1,4 @@
-"""The commands that are not needed every day: compare, tokenizer, export, bench. picolm.py adds them to its own."""
+"""Commands that picolm.py adds to its own: chat, compare, tokenizer, export, bench."""
 
 from pathlib import Path
 
@@ -13,21 +13,30 @@ from pico.app.flags import (
     Checkpoint,
     Dataset,
     Device,
+    DisableLatent,
     Json,
+    MaxBytes,
+    MinP,
     ModelPath,
     Options,
+    RepetitionPenalty,
     RunName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
     argument,
     flags,
     option,
     switch,
 )
+from pico.app.samples import argument_bytes
 from pico.app.terminal import check_writable, print_json, print_result
 from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.log import log
-from pico.base.shapes import PRESETS, preset
+from pico.base.shapes import PRESETS, check_routes, preset
 from pico.lab.experiment import form
 
 app = typer.Typer()
@@ -79,6 +88,52 @@ def compare(
     print((out / "compare.md").read_text(encoding="utf-8"), end="")
     log(f"wrote {out}/compare.md, compare.json and compare.png")
     raise typer.Exit(1 if results["failed"] else 0)
+
+
+@app.command(rich_help_panel=WORK)
+def chat(
+    path: ModelPath,
+    run: AnyRun = "",
+    checkpoint: Checkpoint = "-1",
+    system: option(str | None, "what the model is told first") = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    max_bytes: MaxBytes = 512,
+    seed: Seed = 0,
+    disable_latent: DisableLatent = False,
+    show_router_decisions: switch(
+        "--show-router-decisions", "underline what went through the latent blocks", "Output"
+    ) = False,
+    device: Device = None,
+):
+    """Talk to a model that was trained on conversations. /help, once in it, lists what can be changed."""
+    from pico import load
+    from pico.base.device import pick_device
+    from pico.runs.folder import is_chat, read_config, run_folder
+
+    check_routes(read_config(path), disable_latent=disable_latent, show_router_decisions=show_router_decisions)
+
+    from pico.app.chat import converse
+    from pico.decode.sampling import Sampling
+
+    sampling = Sampling.build(
+        max_bytes=max_bytes,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    folder = run_folder(path, run)
+    model = load(path, folder.name, checkpoint, device=pick_device(device))
+    if not is_chat(folder):
+        better = hints.command("run", path, folder.name, "--interactive")
+        log(f"{folder} was not trained on conversations, so expect text and no answers: {better} continues texts")
+    converse(model, sampling, argument_bytes(system or ""), show_router_decisions, disable_latent=disable_latent)
 
 
 @app.command(rich_help_panel=WORK)

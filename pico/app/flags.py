@@ -160,6 +160,18 @@ Device = option(str | None, "cpu, cuda, mps ... (default: the best there is)")
 Checkpoint = option(str, "step number, 'best', or -1 for the newest")
 Json = switch("--json", "one JSON object on stdout")
 
+# how a text is drawn, and where it ends: fields of Sampling, which is imported when a command runs
+Temperature = option(float, "0 is greedy", "Sampling")
+TopK = option(int, "only the k likeliest bytes; 0 is off", "Sampling")
+TopP = option(float, "only the likeliest bytes that make up p; 1 is off", "Sampling")
+MinP = option(float, "only bytes p times as likely as the likeliest; 0 is off", "Sampling")
+RepetitionPenalty = option(
+    float, "above 1, what stands among the last 64 bytes or tokens is less likely; 1 is off", "Sampling"
+)
+MaxBytes = option(int, "bytes to write at most", "Sampling")
+Seed = option(int, "same seed, same text", "Sampling")
+DisableLatent = switch("--disable-latent", "skip the latent blocks", "Model")
+
 MODEL = Options(
     [ModelConfig, GPTConfig],
     {

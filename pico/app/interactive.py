@@ -39,11 +39,11 @@ def interact(model, sampling: Sampling, show_routed: bool = False, **options) ->
     start, text, terminal = sampling, b"", sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         log(WAYS)
-        edit()
+        edit(names(OTHERS))
     while (line := ask(terminal)) not in (None, "/quit"):
         try:
             if line.startswith("/") and not line.startswith("//"):
-                sampling = obey(line, sampling, start)
+                sampling = obey(line, sampling, start, OTHERS)
                 continue
             prompt, written = argument_bytes(line.removeprefix("/")), []
             generation = generate(model, prompt or text, sampling, echo=bool(prompt), **options)
@@ -55,8 +55,7 @@ def interact(model, sampling: Sampling, show_routed: bool = False, **options) ->
                 if not sys.stdout.isatty():  # a terminal has had its line end
                     print(flush=True)
             text = b"".join([b"" if prompt else text, *written])
-            if sampling.seed is not None:
-                sampling = Sampling.build(**{**dict(sampling), "seed": (sampling.seed + 1) % 2**64})
+            sampling = next_seed(sampling)
         except PicoError as error:
             log(f"error: {error}")
 
@@ -74,13 +73,12 @@ def ask(terminal: bool) -> str | None:
             log()
 
 
-def edit() -> None:
-    """Lines can be edited, and earlier ones called back, where Python has readline."""
+def edit(words: list[str]) -> None:
+    """Lines can be edited, and earlier ones called back, where Python has readline; Tab completes the words."""
     try:
         import readline
     except ImportError:
         return
-    words = [*SETTINGS, *OTHERS]
     readline.set_completer(lambda text, n: [*(word for word in words if text and word.startswith(text)), None][n])
     readline.set_completer_delims("")
     readline.parse_and_bind("tab: complete")
@@ -93,20 +91,30 @@ def heard(steps, written: list[bytes]) -> Iterator[Step]:
         yield step
 
 
-def obey(line: str, sampling: Sampling, start: Sampling) -> Sampling:
-    """The settings after a command, which says what it did. Raises PicoError for what is none."""
+def next_seed(sampling: Sampling) -> Sampling:
+    """The settings of the text after this one."""
+    return sampling if sampling.seed is None else sampling.model_copy(update={"seed": (sampling.seed + 1) % 2**64})
+
+
+def names(others: dict[str, str]) -> list[str]:
+    """Of all commands, without what is typed behind them."""
+    return [*SETTINGS, *(each.partition(" ")[0] for each in others)]
+
+
+def obey(line: str, sampling: Sampling, start: Sampling, others: dict[str, str]) -> Sampling:
+    """The settings after a command, which says what it did. Raises PicoError for what is none. others: for its help."""
     name, _, value = line.strip().partition(" ")
     if name == "/help":
         for each, (field, what) in SETTINGS.items():
             log(f"{each:<9} {getattr(sampling, field)!s:<6} {what}")
-        for each, what in OTHERS.items():
+        for each, what in others.items():
             log(f"{each:<16} {what}")
         return sampling
     if name == "/reset":
         log("settings are those of the start")
         return start
     if name not in SETTINGS:
-        raise PicoError(f"unknown command {name}: {meant(name, [*SETTINGS, *OTHERS])}")
+        raise PicoError(f"unknown command {name}: {meant(name, names(others))}")
     field, _ = SETTINGS[name]
     if value := value.strip():
         try:

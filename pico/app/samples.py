@@ -35,7 +35,7 @@ def argument_bytes(text: str) -> bytes:
 
 def write_samples(generation, count: int, show_routed: bool) -> None:
     """Writes the first text while it grows, then the others, an empty line between them."""
-    later, terminal = [[] for _ in range(count)], sys.stdout.isatty()
+    later = [[] for _ in range(count)]
 
     def first():
         for step in generation:
@@ -44,26 +44,33 @@ def write_samples(generation, count: int, show_routed: bool) -> None:
             else:
                 later[step.row].append(step)
 
-    def write(text: str, data: bytes) -> None:
-        """One of the two: the text for a person, the bytes for whatever reads them."""
-        if terminal:
-            sys.stdout.write(text)
-        else:
-            sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-
-    if terminal and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
     for row in range(count):
         if row:
             write("\n\n", b"\n\n")
             if sys.stderr.isatty():
                 log("─" * 40)
-        for character, steps in characters(later[row] if row else first()):
-            mark = "_" * (show_routed and any(step.routed for step in steps))
-            write(mark + visible(character), mark.encode() + b"".join(step.bytes for step in steps))
-    if terminal:
+        write_steps(later[row] if row else first(), show_routed)
+    if sys.stdout.isatty():
         sys.stdout.write("\n")
+
+
+def write_steps(steps, show_routed: bool, mark: tuple[str, str] = ("_", "")) -> None:
+    """Writes one text while it grows. mark: what a person sees before and after a character that was routed."""
+    for character, own in characters(steps):
+        routed = show_routed and any(step.routed for step in own)
+        before, after = mark if routed else ("", "")
+        write(before + visible(character) + after, b"_" * routed + b"".join(step.bytes for step in own))
+
+
+def write(text: str, data: bytes) -> None:
+    """One of the two to stdout: the text for a person, the bytes for whatever reads them."""
+    if sys.stdout.isatty():
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding != "utf-8":
+            sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.write(text)
+    else:
+        sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def write_objects(generation, count: int) -> None:

@@ -241,3 +241,8 @@ def lay_out(
         pieces[-1] += pair
         size += length
     return [np.concatenate([*piece, edge(alphabet.eos)]) for piece in pieces]
+
+
+def lay_out_question(turns: Iterable[tuple[str, bytes]], alphabet) -> list[int]:
+    """The ids that a model reads before it answers a conversation's last turn, a user's. Raises PicoError as above."""
+    return lay_out([*turns, ("assistant", b"")], alphabet, loss_on="all")[0][:-2].tolist()  # without END and EOS

@@ -91,6 +91,8 @@ SPECIFIED = {
     "tracker attention-backend set",
     "run": "checkpoint prompt prompt-file interactive temperature top-k top-p min-p repetition-penalty max-bytes "
     "num-samples seed speculative disable-latent show-router-decisions stats device",
+    "chat": "checkpoint system temperature top-k top-p min-p repetition-penalty max-bytes seed disable-latent "
+    "show-router-decisions device",
     "eval": "dataset-column-name dataset-format dataset-validation-split checkpoint json",
     "info": "json",
     "demo": "minutes",

@@ -2,20 +2,17 @@
 
 import io
 import os
-import select
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from helpers import tiny, tiny_gpt
+from pseudo_terminal import Screen
 
 from pico.app.interactive import interact
 from pico.decode.generation import generate
 from pico.decode.numpy_reader import NumpyDecoder
 from pico.decode.sampling import Sampling
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = Sampling(temperature=0.7, max_bytes=20, seed=3)
 
 
@@ -114,55 +111,22 @@ def test_an_answer_can_be_interrupted(typed, model, monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
 def test_in_a_terminal():
     """A prompt, Ctrl-C at it and within an answer, a setting, Ctrl-D."""
-    import pty
-
-    line = [
-        "run",
-        "models/tinystories",
-        "best",
-        "--interactive",
-        "--device",
-        "cpu",
-        "--temperature",
-        "0",
-        "--max-bytes",
-    ]
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "picolm.py", *line, "100000000"])
-    screen = b""
-
-    def until(words: bytes, seconds=120):
-        nonlocal screen
-        end = time.monotonic() + seconds
-        while words not in screen:
-            assert time.monotonic() < end, screen
-            if select.select([terminal], [], [], 1)[0]:
-                screen += os.read(terminal, 4096)
-        before, _, screen = screen.partition(words)
-        return before
-
-    def press(keys: bytes):
-        time.sleep(0.3)  # a prompt is on the screen a moment before somebody listens
-        os.write(terminal, keys)
-
-    until(b"> ")
-    press(b"half a li")
-    until(b"half a li")
-    press(b"\x03")
-    until(b"> ")
-    press(b"Once upon a time\r")
-    until(b"Once upon a time\r\n")
-    until(b"Once upon a time")
-    until(b" a")
-    press(b"\x03")
-    until(b"\n> ")
-    press(b"/max 12\r")
-    until(b"max_bytes = 12\r\n> ")
-    press(b"The cat\r")
-    until(b"The cat\r\nThe cat")
-    until(b"\n> ")
-    press(b"\x04")
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    line = "run models/tinystories best --interactive --device cpu --temperature 0 --max-bytes 100000000"
+    with Screen(line) as screen:
+        screen.until(b"> ")
+        screen.press(b"half a li")
+        screen.until(b"half a li")
+        screen.press(b"\x03")
+        screen.until(b"> ")
+        screen.press(b"Once upon a time\r")
+        screen.until(b"Once upon a time\r\n")
+        screen.until(b"Once upon a time")
+        screen.until(b" a")
+        screen.press(b"\x03")
+        screen.until(b"\n> ")
+        screen.press(b"/max 12\r")
+        screen.until(b"max_bytes = 12\r\n> ")
+        screen.press(b"The cat\r")
+        screen.until(b"The cat\r\nThe cat")
+        screen.until(b"\n> ")
+        screen.press(b"\x04")

@@ -55,6 +55,10 @@ def say(page, text: str) -> None:
     page.locator("#input").press("Enter")
 
 
+def boxes(page) -> list[dict]:
+    return [answer.bounding_box() for answer in page.locator(".answer").all()]
+
+
 def texts(page) -> list[str]:
     return page.locator(".text").all_inner_texts()
 
@@ -132,8 +136,11 @@ def test_one_answer_with_and_without_latent_blocks(browser, server):
         page.locator(ANSWER).nth(1).wait_for()
         assert page.locator(".two h2").all_inner_texts() == ["with latent blocks", "without latent blocks"]
         assert texts(page) == ["Deep.", "Plain."]
-        left, right = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
+        left, right = boxes(page)
         assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
+        page.set_viewport_size({"width": 360, "height": 700})
+        left, right = boxes(page)
+        assert left["x"] == right["x"] and page.evaluate("document.documentElement.scrollWidth") == 360
         one, other = server.asked
         assert one["pico"] | other["pico"] == {"trace": True, "disable_latent": other["pico"]["disable_latent"]}
         assert one.pop("pico") != other.pop("pico") and one == other

@@ -1,4 +1,4 @@
-"""The command run: the text and nothing else on stdout, prompts, samples, marks, figures."""
+"""The commands run and chat: the text and nothing else on stdout, prompts, samples, marks, figures."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from command_line import refused
 
 from pico import generate, load
 from pico.app import samples
-from pico.base.symbols import visible
+from pico.base.symbols import ASSISTANT, BOS, END_OF_TURN, EOS, SYSTEM, USER, visible
 from pico.decode import generation
 
 
@@ -114,3 +114,20 @@ def test_stats_are_one_json_object_on_stderr(cli):
 
 def test_the_only_run_needs_no_name(cli):
     assert cli("run model --max-bytes 5 --device cpu").out == cli("run model a --max-bytes 5 --device cpu").out
+
+
+def test_a_conversation(cli, home, monkeypatch):
+    """A model that was not trained on any answers, and a line says what to expect."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n/quit\n"))
+    result = cli("chat model --max-bytes 9 --temperature 0 --device cpu --system", "Be kind.")
+    ids = [BOS, SYSTEM, *b"Be kind.", END_OF_TURN, USER, *b"the cat", END_OF_TURN, ASSISTANT]
+    ends = frozenset([END_OF_TURN, EOS])
+    steps = generate(load(home / "model", "a"), ids, max_bytes=9, temperature=0, stop_symbols=ends)
+    assert result.raw == b"".join(step.bytes for step in steps) + b"\n"
+    assert result.err.startswith("model/a was not trained on conversations, so expect text and no answers: ")
+    assert "run model a --interactive continues texts\n" in result.err
+    refused(cli("chat model a --top-p 2 --device cpu"), "--top-p = 2.0")
+
+    record = home / "model" / "a" / "train.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"chat": True}))
+    assert cli("chat model a --device cpu") == (0, "", "", b"")

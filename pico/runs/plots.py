@@ -35,7 +35,7 @@ COLOURS = {  # on white, and on a dark page
 INK, SOFT, AXIS, LINE, *SERIES = (light for light, _ in COLOURS.values())
 DASHED = (0, (5, 4))
 DOT = "dot "  # begins the id of what tells its value
-COSTS = {"flops": "training FLOPs", "seconds": "seconds of training", "bytes": "bytes of text read"}
+COSTS = {"flops": "training FLOPs", "bytes": "bytes of text read", "seconds": "seconds of training"}
 
 
 # --- what all of them share -------------------------------------------------------------------------------------------
@@ -65,7 +65,10 @@ def _name_ends(axes, ends: list[tuple[float, str, str]]) -> None:
     """(y, name, colour) of each curve's end: names at the right edge, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 14 / (0.8 * 72 * axes.figure.get_figheight()) * (high - low)  # 14 points; axes are four fifths of the height
-    for place, (_, name, colour) in zip(spread([y for y, _, _ in ends], gap), ends):
+    places = spread([y for y, _, _ in ends], gap)
+    for rank, i in enumerate(sorted(range(len(ends)), key=places.__getitem__)):
+        places[i] = max(places[i], low + (rank + 0.5) * gap)  # below the axes are the numbers of x
+    for place, (_, name, colour) in zip(places, ends):
         axes.annotate(
             name, (1.02, place), xycoords=("axes fraction", "data"), color=colour, va="center",
             annotation_clip=False, parse_math=False,
@@ -151,16 +154,17 @@ def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | N
 def plot_comparison(results: dict, png_path: str | Path) -> None:
     """Bits per byte against each cost: validations on the way, and the final score with its spread over seeds.
 
-    results: as `pico.lab.compare` writes them to compare.json; nothing is drawn where no configuration has a run.
+    Seconds are drawn where they were the budget: else they tell what else the machine did. results: as `pico.lab.compare` writes them to compare.json; nothing is drawn where no configuration has a run.
     """
     from matplotlib.ticker import EngFormatter
 
     rows = [row for row in results["configurations"] if row["runs"]]
     if not rows:
         return
-    figure, panels = _figure(13, 4.4, dpi=140, ncols=len(COSTS), sharey=True)
+    costs = [cost for cost in COSTS if cost != "seconds" or "flops" not in results["budget"]]
+    figure, panels = _figure(5 + 8 * len(costs) / len(COSTS), 4.4, dpi=140, ncols=len(costs), sharey=True)
     colours = [SERIES[i % len(SERIES)] for i in range(len(rows))]
-    for axes, (cost, name) in zip(panels, COSTS.items()):
+    for axes, cost in zip(panels, costs):
         for row, colour in zip(rows, colours):
             bpb, end = row["bits_per_byte"], row[cost]["mean"]
             way = mean_curve(list(row["runs"].values()), cost)
@@ -173,7 +177,7 @@ def plot_comparison(results: dict, png_path: str | Path) -> None:
             axes.axhline(results["entropy_floor"], color=SOFT, linewidth=1, linestyle=DASHED)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.set_xlabel(name, color=SOFT)
+        axes.set_xlabel(COSTS[cost], color=SOFT)
     finals = [row["bits_per_byte"]["mean"] for row in rows]
     # the first steep fall is cut off; what is worth comparing is where the curves end
     top = max(finals) + max(0.25 * (max(finals) - min(finals)), 0.15 * max(finals))

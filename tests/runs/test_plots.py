@@ -71,6 +71,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
     row = {"name": "$\\no$", "runs": {0: {"bits_per_byte": 1.5, "curve": curve * 2}}, "bits_per_byte": mean}
     row |= {"flops": mean, "seconds": mean, "bytes": mean}
     results = {"title": "$\\frac$ or 5 $", "configurations": [row, {"name": "none", "runs": {}}], "entropy_floor": 0.5}
+    results["budget"] = {"minutes": 2}
     plot_comparison(results, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     plot = Plot("$\\x$", "$\\x$", lines={"$\\y$": [(1, 2.0), (2, 1.0)]}, levels={"$\\z$": 0.5})

@@ -154,7 +154,8 @@ def plot_losses(metrics_path: str | Path, png_path: str | Path, floor: float | N
 def plot_comparison(results: dict, png_path: str | Path) -> None:
     """Bits per byte against each cost: validations on the way, and the final score with its spread over seeds.
 
-    Seconds are drawn where they were the budget: else they tell what else the machine did. results: as `pico.lab.compare` writes them to compare.json; nothing is drawn where no configuration has a run.
+    Seconds are drawn where they were the budget: else they tell what else the machine did.
+    results: as `pico.lab.compare` writes them to compare.json; nothing is drawn where no configuration has a run.
     """
     from matplotlib.ticker import EngFormatter
 

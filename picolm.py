@@ -53,7 +53,8 @@ from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.log import log
-from pico.base.shapes import PRESETS, GPTConfig, check_routes, preset
+from pico.base.presets import PRESETS, preset
+from pico.base.shapes import GPTConfig, check_routes
 
 app = typer.Typer(
     help="Pico: a byte-level language model that learns which bytes deserve deep thought.",

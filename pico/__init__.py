@@ -13,7 +13,7 @@ _HOME = {
     "TrainConfig": "base.config",
     "DataConfig": "base.config",
     "PicoError": "base.errors",
-    "preset": "base.shapes",
+    "preset": "base.presets",
     "Pico": "model.pico",
     "GPT": "model.gpt",
     "load": "runs.checkpoint",

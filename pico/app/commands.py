@@ -36,7 +36,8 @@ from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
 from pico.base.log import log
-from pico.base.shapes import PRESETS, check_routes, preset
+from pico.base.presets import PRESETS, preset
+from pico.base.shapes import check_routes
 from pico.lab.experiment import form
 
 app = typer.Typer()

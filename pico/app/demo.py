@@ -13,7 +13,7 @@ from rich.text import Text
 from pico.app.tables import model_table
 from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
-from pico.base.shapes import preset
+from pico.base.presets import preset
 from pico.data.open import open_evaluation
 from pico.decode.generation import generate
 from pico.decode.text import marked, routed_text, underscored

@@ -18,7 +18,8 @@ from pydantic import Field, field_validator, model_validator
 from pico.base.config import Config, Count, DataConfig, Positive, TrainConfig, meant, nested_config
 from pico.base.errors import PicoError
 from pico.base.files import read_json
-from pico.base.shapes import PRESETS, GPTConfig, ModelConfig, Shape, check_context, check_routes, preset
+from pico.base.presets import PRESETS, preset
+from pico.base.shapes import GPTConfig, ModelConfig, Shape, check_context, check_routes
 from pico.runs.folder import name_problem
 
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set

@@ -14,7 +14,8 @@ import torch
 
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_dtype
-from pico.base.shapes import Shape, preset
+from pico.base.presets import preset
+from pico.base.shapes import Shape
 from pico.data.prefetch import Batch
 from pico.data.stories import stories
 from pico.decode.generation import generate

@@ -12,7 +12,7 @@ from command_line import COMMANDS, ROOT, TRAIN, options_of, refused
 import pico
 from pico.app.flags import DATA, MODEL, TRAINING
 from pico.base.config import DataConfig, TrainConfig
-from pico.base.shapes import preset
+from pico.base.presets import preset
 from pico.runs.folder import checkpoints, read_config, read_record
 
 

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
-from pico.base.shapes import PRESETS, ModelConfig, preset
+from pico.base.presets import PRESETS, preset
+from pico.base.shapes import ModelConfig
 
 
 def problems(config, **values):

@@ -17,8 +17,9 @@ from pico.base import memory
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.memory import forget_peak, free_bytes, peak_memory, training_bytes
+from pico.base.presets import preset
 from pico.base.routers import ROUTERS
-from pico.base.shapes import ModelConfig, preset
+from pico.base.shapes import ModelConfig
 from pico.decode.generation import generate
 from pico.model.build import build_model, sparse_tables
 from pico.model.cost import activation_bytes, model_facts

@@ -1,8 +1,8 @@
 """What `train` takes for a preset where flags say nothing."""
 
 from pico.base.config import TrainConfig
+from pico.base.presets import PRESETS, preset
 from pico.base.recipes import RECIPES
-from pico.base.shapes import PRESETS, preset
 
 MUON = dict(optimizer="muon", muon_step="original")
 

@@ -4,7 +4,8 @@ import pytest
 
 import picolm
 from pico.base.errors import PicoError
-from pico.base.shapes import PRESETS, GPTConfig, ModelConfig, check_context, preset, shape
+from pico.base.presets import PRESETS, preset
+from pico.base.shapes import GPTConfig, ModelConfig, check_context, shape
 from pico.model.cost import cache_bytes, flops_per_symbol
 from pico.runs.folder import read_config
 

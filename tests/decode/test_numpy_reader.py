@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import awake
 
+from pico.base.presets import preset
 from pico.base.routers import ROUTERS
-from pico.base.shapes import preset
 from pico.base.symbols import BOS, EOS
 from pico.decode import numpy_reader as decode
 from pico.decode.numpy_reader import NumpyReader

@@ -14,8 +14,8 @@ from rich.console import Console
 from pico import PicoError
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.files import write_json
+from pico.base.presets import preset
 from pico.base.routers import ROUTERS, BestScored, Nothing, Random, RouterInput, Space, Stride
-from pico.base.shapes import preset
 from pico.base.symbols import BOS, VOCABULARY
 from pico.data import bpe
 from pico.data.corpus import story_documents

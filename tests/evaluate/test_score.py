@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.base.errors import PicoError
+from pico.base.presets import preset
 from pico.base.routers import ROUTERS
-from pico.base.shapes import preset
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.data import bpe
 from pico.data.documents import collect

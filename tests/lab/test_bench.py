@@ -9,7 +9,7 @@ import picolm
 from pico import Pico
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
-from pico.base.shapes import preset
+from pico.base.presets import preset
 from pico.lab.bench import KINDS, bench_long, bench_spelling, run_benchmark, take_turns, written
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)

@@ -7,7 +7,7 @@ import pytest
 from training import SMALL
 
 from pico.base.config import TrainConfig
-from pico.base.shapes import preset
+from pico.base.presets import preset
 from pico.evaluate.statistics import holm
 from pico.lab import tables as compare_report
 from pico.lab.compare import doubts, run_experiment

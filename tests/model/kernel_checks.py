@@ -17,7 +17,7 @@ from multiprocessing import get_context
 import torch
 
 from pico.base.errors import PicoError
-from pico.base.shapes import preset
+from pico.base.presets import preset
 from pico.base.symbols import BOS, BYTES
 from pico.decode.sampling import Sampling, torch_accept_drafts, torch_distribution, torch_draw
 from pico.model.cache import Cache

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import pico.model.gpt
 from pico.base.config import MAX_FEED, TrainConfig
-from pico.base.shapes import PRESETS, preset
+from pico.base.presets import PRESETS, preset
 from pico.base.symbols import BOS, VOCABULARY, Alphabet
 from pico.model.cost import cache_bytes
 from pico.model.gpt import GPT

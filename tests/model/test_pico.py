@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import pico.model.pico
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
+from pico.base.presets import preset
 from pico.base.routers import ROUTERS
-from pico.base.shapes import ModelConfig, preset
+from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS, BYTES, EOS, VOCABULARY, Alphabet
 from pico.decode.generation import generate
 from pico.model.blocks import Linear, check_groups, dropout

@@ -14,8 +14,9 @@ import torch
 from pico.base.config import TrainConfig
 from pico.base.device import pick_device
 from pico.base.numbers import count
-from pico.lab.compare import Plan, check_folder, done, make_model, open_validation, read_score, scoring_rule
+from pico.lab.compare import Plan, check_folder, done, make_model, open_validation
 from pico.lab.experiment import NEVER, Configuration, Experiment
+from pico.lab.results import read_score, scoring_rule
 from pico.runs.metrics import read_metrics
 from pico.train.loop import train
 from pico.train.parts import VALIDATION_BYTES

@@ -10,6 +10,7 @@ from pico import PicoError
 from pico.base.config import TrainConfig
 from pico.base.files import writing
 from pico.base.shapes import Shape
+from pico.data.open import open_data
 from pico.evaluate.score import score
 from pico.lab import compare as module
 from pico.lab import tables
@@ -172,7 +173,7 @@ def test_a_comparison_end_to_end(tmp_path, values):
     assert second["parameters"] < first["parameters"]
 
     model = checkpoint.load(folder / "none", "seed-1")
-    validation = module.open_data(plan.data_config(), 0)[1]
+    validation = open_data(plan.data_config(), 0)[1]
     bpb = score(model, validation, 32).bits_per_byte
     assert second["runs"][1]["bits_per_byte"] == pytest.approx(bpb)
     assert second["runs"][1]["bytes"] == checkpoint.read_state(folder / "none/seed-1/00000004")["bytes"]
@@ -238,7 +239,7 @@ def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, val
     for ours, theirs in zip(results["configurations"], whole["configurations"]):
         for seed in (0, 1):
             assert ours["runs"][seed]["bits_per_byte"] == theirs["runs"][seed]["bits_per_byte"]
-    monkeypatch.setattr(module, "traces", None)  # nor is it scored again
+    monkeypatch.setattr("pico.lab.results.traces", None)  # nor is it scored again
     assert run(plan, folder)[0]["configurations"] == results["configurations"]
     assert len(calls) == 5
 

@@ -10,8 +10,9 @@ from pico.base.config import TrainConfig
 from pico.base.presets import preset
 from pico.evaluate.statistics import holm
 from pico.lab import tables as compare_report
-from pico.lab.compare import doubts, run_experiment
+from pico.lab.compare import run_experiment
 from pico.lab.experiment import read_experiment
+from pico.lab.results import doubts
 from pico.lab.tables import markdown, verdict
 from pico.train import loop as training
 

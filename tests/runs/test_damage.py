@@ -14,6 +14,7 @@ from pico import PicoError, load
 from pico.base import files
 from pico.model.pico import Pico
 from pico.runs import checkpoint as ck
+from pico.runs import verify
 from pico.runs.folder import read_config
 
 
@@ -23,8 +24,8 @@ def reseal(folder, **changes):
     record = {key: value for key, value in {**record, **changes}.items() if value is not None}
     files = record.get("files")
     if isinstance(files, dict):
-        record["files"] = {name: ck._sha256(folder / name) for name in files if (folder / name).is_file()}
-    record["checksum"] = ck._checksum(record)
+        record["files"] = {name: verify._sha256(folder / name) for name in files if (folder / name).is_file()}
+    record["checksum"] = verify._checksum(record)
     (folder / "state.json").write_text(json.dumps(record))
 
 

@@ -18,7 +18,7 @@ from pico.base import files
 from pico.base.device import pick_dtype
 from pico.base.files import append
 from pico.model.pico import Pico
-from pico.runs import checkpoint
+from pico.runs import checkpoint, verify
 from pico.runs.folder import checkpoints, create, lock
 from pico.train import parts
 from pico.train.loop import Training, train
@@ -453,7 +453,7 @@ def test_optimizer_state_of_another_shape_is_one_line(path, data):
     record = json.loads(file.read_text())
     for change in ({"optimizer": []}, {"bytes": None}, {"rng": [{}]}, {"data": 3}):
         odd = {key: value for key, value in {**record, **change}.items() if value is not None}
-        odd["checksum"] = checkpoint._checksum(odd)
+        odd["checksum"] = verify._checksum(odd)
         file.write_text(json.dumps(odd))
         with pytest.raises(PicoError, match=r"00000002 is of another version of Pico or this run") as error:
             go(path, "r", data, resume=True)

@@ -14,7 +14,7 @@ from training import SMALL
 from pico import DataConfig, preset
 from pico.base.threads import blas
 from pico.runs.folder import create
-from pico.train import loop as module
+from pico.train import intervals, loop
 
 for pool in torch, blas():
     pool.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
@@ -24,8 +24,8 @@ settings.load_profile("pico")
 
 @pytest.fixture
 def short_samples(monkeypatch):
-    monkeypatch.setattr(module, "SAMPLE_BYTES", 8)
-    monkeypatch.setattr(module, "plot_losses", lambda *_: None)  # its own test is elsewhere; one of ours undoes this
+    monkeypatch.setattr(intervals, "SAMPLE_BYTES", 8)
+    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)  # its own test is elsewhere; one of ours undoes this
 
 
 @pytest.fixture

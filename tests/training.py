@@ -1,6 +1,7 @@
 """Small trainings, in this process or in others, and what is compared of them. Fixtures are in conftest.py."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-import pico.train.loop
+import pico.train.intervals
 from pico import TrainConfig, load, preset
+from pico.model.pico import Pico
 from pico.runs import checkpoint
-from pico.train.loop import train
+from pico.train.loop import Training, train
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(
@@ -64,6 +66,51 @@ def assert_same_run(path, one, other):
         assert before[name] == after[name], name
 
 
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code catches it."""
+
+
+def die_at_step(monkeypatch, step):
+    """Killed after the weights of that step are moved, before anything of it is written."""
+    original = Training.conclude
+
+    def or_die(self, line):
+        if line["step"] == step:
+            raise Killed
+        original(self, line)
+
+    monkeypatch.setattr(Training, "conclude", or_die)
+
+
+def snapshot(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+def broken_loss(monkeypatch, calls):
+    """Pico whose training loss is not a number in these of its training forwards."""
+    count, original = iter(range(1000)), Pico.forward
+
+    def forward(self, *arguments, **options):
+        out = original(self, *arguments, **options)
+        if out.loss is None or next(count) not in calls:
+            return out
+        self.router.seen += math.nan  # what a forward with such scores would have left
+        return out._replace(loss=out.loss * math.nan)
+
+    monkeypatch.setattr(Pico, "forward", forward)
+
+
+def kill_at_step(monkeypatch, number, step):
+    original = Training.step
+
+    def and_kill(self, prefetch):
+        if self.state.step == step:
+            os.kill(os.getpid(), number)
+        return original(self, prefetch)
+
+    monkeypatch.setattr(Training, "step", and_kill)
+
+
 def compute_in_double(setattr) -> None:
     """From now on what says fp32 means fp64, by monkeypatch.setattr or the built-in.
 
@@ -73,7 +120,7 @@ def compute_in_double(setattr) -> None:
     """
     setattr(torch, "float32", torch.float64)
     setattr(torch.Tensor, "float", torch.Tensor.double)
-    setattr(pico.train.loop, "generate", lambda *_, **__: [])  # numpy, in fp32
+    setattr(pico.train.intervals, "generate", lambda *_, **__: [])  # numpy, in fp32
     torch.set_default_dtype(torch.float64)
 
 
@@ -83,8 +130,8 @@ from pathlib import Path
 import torch
 from training import compute_in_double
 from pico import DataConfig, TrainConfig; from pico.runs import checkpoint
-from pico.train import loop as module
-module.SAMPLE_BYTES = 8
+from pico.train import intervals, loop as module
+intervals.SAMPLE_BYTES = 8
 module.plot_losses = lambda *_: None
 path, dataset, jobs, kill, double = json.loads(sys.argv[1])
 if double:

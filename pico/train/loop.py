@@ -12,42 +12,31 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from accelerate.utils import gather_object
-
 from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
-from pico.base.device import device_of
 from pico.base.errors import DataError, PicoError
-from pico.base.files import append, size_of
-from pico.base.memory import forget_peak, keep_memory, peak_memory
+from pico.base.files import append
+from pico.base.memory import forget_peak, keep_memory
 from pico.base.shapes import check_context, check_routes
-from pico.base.symbols import VOCABULARY
 from pico.data.documents import Packed
 from pico.data.prefetch import Prefetch
 from pico.data.reading import plural, training_plan
-from pico.decode.generation import generate
-from pico.decode.text import marked, underscored
-from pico.evaluate.score import score
 from pico.runs import checkpoint
 from pico.runs.derive import pretrained
 from pico.runs.folder import check_name, read_alphabet, read_config
 from pico.runs.plots import plot_losses
-from pico.runs.state import rng_state
 from pico.train import budget, parallel
+from pico.train.intervals import diverged, save_checkpoint, validate, write_sample
 from pico.train.launch import explained, make_accelerator
-from pico.train.parallel import full_model, on_main
-from pico.train.parts import VALIDATION_BYTES, Parts, build, claim
+from pico.train.parallel import on_main
+from pico.train.parts import Parts, build, claim
 from pico.train.progress import Display, Summary
 from pico.train.signals import Signals
 from pico.train.step import Pending, optimizer_step, step_graphs
 
-SAMPLE_BYTES = 256
 MOST_SKIPS = 10  # non-finite steps in a row that end a run
 
 
@@ -95,15 +84,6 @@ def train(
         if head and accelerator.is_main_process:
             training.announce()
         return training.run()
-
-
-class Validation(NamedTuple):
-    """What the validation text costs; all but bits per byte are for a symbol, a byte or a token."""
-
-    bpb: float
-    loss: float  # nats
-    perplexity: float
-    accuracy: float  # of the first guess
 
 
 class Queued(NamedTuple):
@@ -259,13 +239,13 @@ class Training:
         config, parts, state = self.config, self.parts, self.state
         state.unconcluded = None
         if self.due(config.validation_interval):
-            found = self.validate()
-            if found is None:  # the run ends, and begins here when it goes on
-                state.unconcluded = line
+            try:
+                line |= validate(parts)
+            except DataError as error:  # the run ends, and begins here when it goes on
+                self.failure, self.failed, state.unconcluded = error, True, line
                 return
-            line |= found
         if self.due(config.sample_interval):
-            self.sample()
+            write_sample(parts)
         if parts.accelerator.is_main_process:
             append(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
         parts.tracker.log(line)
@@ -294,7 +274,7 @@ class Training:
         step, row = self.state.step + 1, f"({self.skips} in a row)"
         self.display.warn(f"step {step} skipped: loss {loss}, gradient norm {norm} {row}")
         if self.skips == MOST_SKIPS:
-            raise self.diverged(f"{MOST_SKIPS} steps in a row had a loss or gradient that is not finite")
+            raise diverged(self.parts, f"{MOST_SKIPS} steps in a row had a loss or gradient that is not finite")
 
     def progress(self, queued: Sequence["Queued"] = ()) -> float:
         """Fraction of the run that is done, by steps, clock or FLOPs, whichever is furthest; 0 if nothing limits it.
@@ -314,7 +294,11 @@ class Training:
     def due(self, interval: int) -> bool:
         return self.progress() >= 1 or self.state.step % interval == 0
 
-    # --- now and then --------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        save_checkpoint(self.parts)
+        self.saved, self.saves_made = self.state.step, self.signals.saves
+
+    # --- the end -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def interruptible(self):
@@ -330,87 +314,6 @@ class Training:
         """Even when quiet, but by one of the processes."""
         if self.parts.accelerator.is_main_process:
             self.display.warn(message)
-
-    def sound_model(self):
-        """The model for what the main process does with it alone (None elsewhere). Raises PicoError if it diverged."""
-        model = full_model(self.parts.model)
-
-        def check() -> None:
-            numbers = [*model.state_dict().values(), one_text(model)]
-            if not torch.stack([x.isfinite().all() for x in numbers]).all():
-                step = self.state.step
-                raise self.diverged(f"the weights of step {step} are not finite, or too large to compute with")
-
-        on_main(check)
-        return model
-
-    def validate(self) -> dict | None:
-        """Causal bits per byte of the validation text's first documents; remembers the best. None: unreadable now."""
-        state, text = self.state, self.parts.text
-        if not len(text.scored):
-            return {}
-        model = self.sound_model()
-
-        def scored() -> Validation | DataError:
-            try:
-                found = score(model, text.scored, self.config.context_len, max_bytes=VALIDATION_BYTES)
-                return Validation(found.bits_per_byte, found.loss, found.perplexity, found.accuracy)
-            except DataError as error:
-                return error
-
-        found = on_main(scored)
-        if isinstance(found, DataError):
-            self.failure, self.failed = found, True
-            return None
-        bpb = found.bpb
-        if not math.isfinite(bpb):
-            raise self.diverged(f"the validation of step {state.step} is not finite")
-        state.validation_bpb = bpb
-        if state.best is None or bpb < state.best["bits_per_byte"]:
-            state.best = {"step": state.step, "bits_per_byte": bpb}
-        floor = f", the floor is {text.floor:.4f}" if text.floor is not None else ""
-        unit = self.parts.model.config.unit
-        self.display.log(
-            f"step {state.step}: validation {bpb:.4f} bits per byte{floor}; {found.accuracy:.1%} of the next {unit}s "
-            f"right, perplexity {found.perplexity:.3f}"
-        )
-        memory = round(peak_memory(self.parts.accelerator.device) / 2**20, 1)  # MiB, of this run
-        return {f"validation_{name}": value for name, value in found._asdict().items()} | {"peak_memory_mb": memory}
-
-    def sample(self) -> None:
-        """One text, shown and added to samples.txt with a _ before what was routed."""
-        model, step = self.sound_model(), self.state.step
-
-        def write() -> None:
-            with np.errstate(all="ignore"):  # numbers of a run that is about to diverge
-                pieces = list(marked(generate(model, max_bytes=SAMPLE_BYTES, seed=step)))
-            self.display.sample(step, pieces)
-            append(self.folder / "samples.txt", f"step {step}\n{underscored(pieces)}\n\n")
-
-        on_main(write)
-
-    def save(self) -> None:
-        """A checkpoint of this step, then removal of those no longer kept."""
-        self.state.sample_bytes = size_of(self.folder / "samples.txt")
-        step, best = self.state.step, self.state.best["step"] if self.state.best else None
-        state = {**asdict(self.state), "rng": gather_object([rng_state()]), "scaler": self.parts.scaler.state_dict()}
-        model, optimizers = self.sound_model(), [optimizer.state_dict() for optimizer in self.parts.optimizers]
-
-        def write() -> None:
-            checkpoint.save(self.folder, step, model, optimizers, state)
-            for problem in checkpoint.prune(self.folder, self.config.keep_last, best, step):
-                self.display.warn(f"removed the damaged checkpoint {problem}")
-
-        on_main(write)
-        self.saved, self.saves_made = step, self.signals.saves
-
-    def diverged(self, what: str) -> PicoError:
-        """The error that ends a run whose numbers got out of hand."""
-        folder, _ = checkpoint.newest(self.folder)
-        good = (
-            f"the last good checkpoint is {folder}: --resume from there" if folder else "nothing is saved: start again"
-        )
-        return PicoError(f"{what}; {good} with a --learning-rate below {self.config.learning_rate}")
 
     def finish(self) -> Summary:
         """The plot, the table, the next command."""
@@ -434,14 +337,3 @@ class Training:
             self.display.log(f"next: {hints.command('run', parts.path, parts.run, *first)}")
         parts.accelerator.end_training()
         return summary
-
-
-@torch.inference_mode()
-def one_text(model) -> torch.Tensor:
-    """Logits (1, T, N, V) of a text in which every symbol of a byte model stands once."""
-    training = model.training
-    model.eval()
-    try:
-        return model(torch.arange(min(model.config.vocabulary, VOCABULARY), device=device_of(model))[None]).logits
-    finally:
-        model.train(training)

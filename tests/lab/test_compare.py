@@ -33,7 +33,7 @@ QUICK = dict(context_len=32, batch_size=4, warmup_steps=2, precision="fp32")
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr(training, "SAMPLE_BYTES", 4)
+    monkeypatch.setattr("pico.train.intervals.SAMPLE_BYTES", 4)
     monkeypatch.setattr(training, "plot_losses", lambda *_: None)
 
 

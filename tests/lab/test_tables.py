@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
     }
     (home / "plan.json").write_text(json.dumps(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SAMPLE_BYTES", 8)
+        patch.setattr("pico.train.intervals.SAMPLE_BYTES", 8)
         patch.setattr(training, "plot_losses", lambda *_: None)
         patch.setattr(compare_report, "plot_comparison", lambda *_: None)
         experiment = read_experiment(home / "plan.json")

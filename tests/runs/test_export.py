@@ -24,7 +24,7 @@ SMALL = dict(
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAMPLE_BYTES", 4)
+    monkeypatch.setattr("pico.train.intervals.SAMPLE_BYTES", 4)
     monkeypatch.setattr(training, "plot_losses", lambda *_: None)
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{i} cats purr."}}\n' for i in range(200)))
     path = create(tmp_path / "m", preset("tiny", **SMALL))

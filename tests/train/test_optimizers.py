@@ -3,8 +3,11 @@
 import pytest
 import torch
 from helpers import random_tokens, tiny
+from training import SMALL
 
 from pico.base.config import TrainConfig
+from pico.base.presets import preset
+from pico.model.pico import Pico
 from pico.train.optimizers import TABLE_RATE, build_optimizers, set_learning_rate
 
 OWN = dict(embedding_rate=0.5, head_rate=0.25, vector_rate=0.125)
@@ -60,3 +63,41 @@ def test_muons_step_is_as_long_as_adamws_or_its_authors():
         ratio = max(1, rows / columns) ** 0.5 / (0.2 * max(rows, columns) ** 0.5)
         torch.testing.assert_close(moved["original"][name], step * ratio, rtol=1e-3, atol=1e-5)
         assert step.any()
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    settings = TrainConfig(learning_rate=1.0, warmup_steps=10)
+    p = torch.zeros(1)
+    optimizer = torch.optim.SGD([{"params": [p]}, {"params": [p.clone()], "rate": 2.0}], lr=7.0)
+    rates = [set_learning_rate([optimizer], settings, step, 0.0) for step in (0, 4, 9, 50)]
+    assert rates == [0.1, 0.5, 1.0, 1.0]
+    assert set_learning_rate([optimizer], settings, 50, 0.5) == 0.5
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 1.0]
+    assert set_learning_rate([optimizer], settings, 50, 1.0) == 0.0
+    assert set_learning_rate([], TrainConfig(learning_rate=1.0, warmup_steps=0), 0, 0.0) == 1.0
+
+
+def test_a_schedule_replaces_the_line_and_may_bring_its_own_warm_up():
+    def rates(schedule, *moments):
+        settings = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule=schedule)
+        return [set_learning_rate([], settings, step, progress) for step, progress in moments]
+
+    assert rates("warmdown", (4, 0.1), (50, 0.7), (50, 0.9)) == pytest.approx([1.0, 2.0, 1.0])
+    assert rates("steps", (4, 0.1), (0, 0.03), (0, 0.85)) == pytest.approx([2.0, 1.0, 0.632])
+
+
+@pytest.mark.parametrize("name", ["soap", "adamw", "muon"])
+def test_every_parameter_is_moved_once_and_only_matrices_decay(name):
+    """But for the router's, and the tables', whose rows move only when they are looked up."""
+    model = Pico(preset("tiny", **SMALL))
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    decay = {}
+    for optimizer in build_optimizers(model, TrainConfig(optimizer=name, weight_decay=0.5)):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                assert names[id(parameter)] not in decay
+                decay[names[id(parameter)]] = group.get("weight_decay", 0.0)
+    assert set(decay) == set(names.values())
+    for key, value in decay.items():
+        still = key.endswith(("mix", "sharpness", "table.weight")) or "router" in key
+        assert value == (0.0 if still else 0.5), key

@@ -46,3 +46,16 @@ def test_a_step_with_infinite_gradients_is_skipped_and_the_scale_halves():
     hook.remove()
     assert step(model, scaler).finite and scaler.get_scale() == 2.0**9
     assert not torch.equal(model.heads.weight, before["heads.weight"])
+
+
+def test_precision_is_bf16_only_where_the_hardware_multiplies_it(monkeypatch):
+    for amx, avx, expected in (
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert pick_dtype("auto", "cpu") == expected
+    assert pick_dtype("auto", "mps") == torch.float32
+    assert (pick_dtype("fp32", "cpu"), pick_dtype("bf16", "cpu")) == (torch.float32, torch.bfloat16)

@@ -22,10 +22,10 @@ from pico import PicoError
 from pico.data import open as data
 from pico.model import blocks
 from pico.train import parallel, parts
-from pico.train import loop as module
+from pico.train import intervals, loop as module
 from pico.model.pico import Pico
 rank, forward, step = int(os.environ["RANK"]), Pico.forward, module.Training.step
-module.SAMPLE_BYTES = 8
+intervals.SAMPLE_BYTES = 8
 module.plot_losses = lambda *_: None
 """
 END = """
@@ -64,9 +64,9 @@ def two(path, data, fault, *flags):
     "fault, code, words",
     [
         ("def bad(*a, **k): raise MemoryError\nif rank == 1: Pico.forward = bad\n", 2, "error: out of memory: lower"),
-        ("def bad(*a, **k): raise OSError(28, 'No space left')\nif rank == 0: module.underscored = bad\n", 2,
+        ("def bad(*a, **k): raise OSError(28, 'No space left')\nif rank == 0: intervals.underscored = bad\n", 2,
          "error: the disk is full"),
-        ("def bad(*a, **k): raise ZeroDivisionError('a bug')\nif rank == 0: module.score = bad\n", 1,
+        ("def bad(*a, **k): raise ZeroDivisionError('a bug')\nif rank == 0: intervals.score = bad\n", 1,
          "ZeroDivisionError: a bug"),
         ("def bad(*a): raise PicoError('no such data')\nparts.open_data = bad\n", 2, "error: no such data"),
     ],
@@ -109,7 +109,7 @@ checkpoint.save_file = full
 
 
 @pytest.mark.parametrize("where", ["rank == 1", "True"])
-@pytest.mark.parametrize("function", ["data.Batches.__next__", "module.score"])
+@pytest.mark.parametrize("function", ["data.Batches.__next__", "intervals.score"])
 def test_text_that_one_can_no_longer_read_ends_both_after_a_checkpoint(path, data, where, function):
     fault = f"""
 from pico.base.errors import DataError
@@ -118,7 +118,7 @@ def unreadable(*a, **k):
     calls.append(a)
     if len(calls) == {8 if "next" in function else 1}: raise DataError("text.txt changed")
     return inner(*a, **k)
-if {where} or "{function}" == "module.score": {function} = unreadable
+if {where} or "{function}" == "intervals.score": {function} = unreadable
 """
     codes, said = two(path, data, fault, "--checkpoint-interval", "100")
     assert codes == [2, 2], said

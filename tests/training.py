@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import pico.train.intervals
+import pico.train.loop
 from pico import TrainConfig, load, preset
 from pico.model.pico import Pico
 from pico.runs import checkpoint
@@ -30,6 +31,12 @@ QUICK = dict(
     context_len=32, batch_size=4, max_steps=12, warmup_steps=4, checkpoint_interval=4, validation_interval=6,
     sample_interval=8, precision="fp32", keep_last=2,
 )  # fmt: skip
+
+
+def shorten(patch) -> None:
+    """Samples of a few bytes and no plot, which have tests of their own, by monkeypatch or its like."""
+    patch.setattr(pico.train.intervals, "SAMPLE_BYTES", 8)
+    patch.setattr(pico.train.loop, "plot_losses", lambda *_: None)
 
 
 def config(**changes):

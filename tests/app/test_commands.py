@@ -42,6 +42,11 @@ def test_init_from_a_trained_model_begins_with_its_shape_and_weights(cli, home, 
     assert all(torch.equal(x.half().float(), after[name].float()) for name, x in before.items())
     assert cli(f"run {new} --max-bytes 5 --device cpu --prompt", "the").out.startswith("the")
 
+
+def test_a_training_begins_with_the_weights_that_its_model_came_with(cli, home, tmp_path):
+    new = tmp_path / "new"
+    assert cli(f"init {new} --from model/a").code == 0
+    after = load(new).state_dict()
     settings = f"{TRAIN} --learning-rate 1e-12 --weight-decay 0 --max-steps 1 --device cpu"
     said = cli(f"train {new} own text.txt {settings}").err
     assert "starting from the weights of pretrained" in said

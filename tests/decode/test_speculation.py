@@ -23,12 +23,12 @@ RAGGED = [b"", b"A", b"Once upon a time", bytes(range(256)), b"\xff\x00\xfe" * 4
 @pytest.mark.parametrize("router", ROUTERS)
 def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable_latent):
     model = trained(router)
-    options = dict(max_bytes=30, temperature=0, disable_latent=disable_latent)
+    options = dict(max_bytes=20, temperature=0, disable_latent=disable_latent)
     fast, slow = generate(model, RAGGED, **options), generate(model, RAGGED, speculative=False, **options)
     together = texts(fast)
     assert together == texts(slow)
     for prompt, text in zip(RAGGED, together):
-        assert list(text) == plain_generate(model, [BOS, *prompt], 30, disable_latent=disable_latent)
+        assert list(text) == plain_generate(model, [BOS, *prompt], 20, disable_latent=disable_latent)
         assert texts(generate(model, prompt, **options)) == [text]  # alone, it is read by other code
     assert (
         1.1 < fast.stats["bytes_per_forward"] < 1 + model.config.drafts and slow.stats["bytes_per_forward"] == 1
@@ -40,8 +40,8 @@ def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable
 def test_greedy_speculation_with_parts_left_out(change):
     model = trained("topk", **change)
     for prompts in (RAGGED, RAGGED[3:4]):
-        for prompt, text in zip(prompts, texts(generate(model, prompts, max_bytes=40, temperature=0))):
-            assert list(text) == plain_generate(model, [BOS, *prompt], 40)
+        for prompt, text in zip(prompts, texts(generate(model, prompts, max_bytes=20, temperature=0))):
+            assert list(text) == plain_generate(model, [BOS, *prompt], 20)
 
 
 @torch.no_grad()

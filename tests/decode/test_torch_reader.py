@@ -36,9 +36,11 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 PENALTY = dict(min_p=0.01, repetition_penalty=1.2)
 
 
-@pytest.mark.parametrize("sampling", [dict(temperature=0), dict(top_k=5, top_p=0.9, min_p=0.01), PENALTY])
 @pytest.mark.parametrize("backend", ["blocked", pytest.param("triton", marks=needs_triton)])
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize(
+    "router, sampling",
+    [(router, PENALTY) for router in ROUTERS] + [("topk", dict(temperature=0)), ("topk", dict(top_k=5, top_p=0.9))],
+)
 def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""
     monkeypatch.setattr(pico.model.kernels, "available", lambda: True)

@@ -5,6 +5,7 @@ import math
 from contextlib import ExitStack
 
 import pytest
+from training import shorten
 
 from pico import PicoError
 from pico.base.config import TrainConfig
@@ -32,15 +33,14 @@ QUICK = dict(context_len=32, batch_size=4, warmup_steps=2, precision="fp32")
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr("pico.train.intervals.SAMPLE_BYTES", 4)
-    monkeypatch.setattr(training, "plot_losses", lambda *_: None)
+def fast(monkeypatch, short_samples):
+    monkeypatch.setattr("pico.lab.results.WRITTEN", 4)
+    monkeypatch.setattr(tables, "plot_comparison", lambda *_: None)
 
 
-@pytest.fixture
-def values(tmp_path):
+def two_designs(folder):
     """An experiment of two configurations and two seeds on 40 short texts."""
-    file = tmp_path / "texts.jsonl"
+    file = folder / "texts.jsonl"
     file.write_text(
         "".join(json.dumps({"text": f"{i} cats sat on {i * 7 % 13} mats, purring."}) + "\n" for i in range(40))
     )
@@ -52,6 +52,21 @@ def values(tmp_path):
         "base": {"preset": "tiny", "model": SMALL, "train": QUICK},
         "configurations": [{"name": "threshold"}, {"name": "none", "model": {"router": "none"}}],
     }
+
+
+@pytest.fixture
+def values(tmp_path):
+    return two_designs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of that experiment, in one go, and the folder they are in."""
+    home = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.setattr("pico.lab.results.WRITTEN", 4)
+        return run(experiment(home, two_designs(home)), home / "out")[0], home
 
 
 def experiment(tmp_path, values, **changes):
@@ -163,10 +178,10 @@ def test_what_a_twin_has_not_is_said_before_anything_is_trained(tmp_path, values
         experiment(tmp_path, values, base={}, configurations=[{"name": "b", "preset": "gpt-bytes-tiny", **twin}])
 
 
-def test_a_comparison_end_to_end(tmp_path, values):
-    plan, folder = experiment(tmp_path, values), tmp_path / "out"
-    results, stopped, _ = run(plan, folder)
-    assert stopped == "finished" and not results["failed"]
+def test_a_comparison_end_to_end(whole):
+    results, home = whole
+    plan, folder = read_experiment(home / "experiment.json"), home / "out"
+    assert not results["failed"] and not results["missing"]
     assert results == json.loads(json.dumps(results)) | {"configurations": results["configurations"]}
     first, second = results["configurations"]
     assert first["runs"].keys() == second["runs"].keys() == {0, 1}
@@ -210,8 +225,7 @@ def test_models_of_tokens_share_a_tokenizer_made_from_the_training_text(tmp_path
     assert run(plan, tmp_path / "out")[0]["configurations"] == results["configurations"]  # nothing is trained again
 
 
-def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, values, monkeypatch):
-    whole, _, _ = run(experiment(tmp_path, values), tmp_path / "whole")
+def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, values, whole, monkeypatch):
     plan, folder, calls = experiment(tmp_path, values), tmp_path / "out", []
     real = training.train
 
@@ -236,7 +250,7 @@ def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, val
     results, stopped, _ = run(plan, folder)
     assert stopped == "finished"
     assert calls[2:] == [("none", "seed-0", True), ("threshold", "seed-1", False), ("none", "seed-1", False)]
-    for ours, theirs in zip(results["configurations"], whole["configurations"]):
+    for ours, theirs in zip(results["configurations"], whole[0]["configurations"]):
         for seed in (0, 1):
             assert ours["runs"][seed]["bits_per_byte"] == theirs["runs"][seed]["bits_per_byte"]
     monkeypatch.setattr("pico.lab.results.traces", None)  # nor is it scored again
@@ -275,11 +289,10 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, values, monkeypat
     assert "failed: none/seed-0" in (tmp_path / "out/compare.md").read_text()
 
 
-def test_what_another_process_trains_is_left_to_it(tmp_path, values, monkeypatch):
+def test_what_another_process_trains_is_left_to_it(tmp_path, values, whole, monkeypatch):
     """It holds the lock of the first run until the others are done, and a while longer; then it dies, untrained."""
     plan, folder, calls, held = experiment(tmp_path, values), tmp_path / "out", [], ExitStack()
     real = training.train
-    whole, _, _ = run(plan, tmp_path / "whole")
     held.enter_context(lock(folder / "threshold/seed-0"))
 
     def counted(path, name, *rest, **settings):
@@ -296,7 +309,7 @@ def test_what_another_process_trains_is_left_to_it(tmp_path, values, monkeypatch
     said = [line for line in said if line.startswith("[")]
     assert [line for line in said if "seed-0: another" in line or "threshold seed-0: training" in line] == said[:2]
     assert not results["failed"]
-    for ours, theirs in zip(results["configurations"], whole["configurations"]):
+    for ours, theirs in zip(results["configurations"], whole[0]["configurations"]):
         for seed in (0, 1):
             assert ours["runs"][seed]["bits_per_byte"] == theirs["runs"][seed]["bits_per_byte"]
 

@@ -12,8 +12,11 @@ from pico.lab.experiment import read_experiment
 
 
 @pytest.fixture
-def plan(tmp_path, data, short_samples):
+def plan(tmp_path, data, short_samples, monkeypatch):
     """read(budget) -> an experiment of two configurations and three seeds on thirty short texts."""
+
+    monkeypatch.setattr("pico.lab.results.WRITTEN", 4)
+    monkeypatch.setattr("pico.lab.tables.plot_comparison", lambda *_: None)
 
     def read(**budget):
         train = dict(context_len=32, batch_size=4, precision="fp32")

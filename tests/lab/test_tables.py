@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from training import SMALL
+from training import SMALL, shorten
 
 from pico.base.config import TrainConfig
 from pico.base.presets import preset
@@ -14,7 +14,6 @@ from pico.lab.compare import run_experiment
 from pico.lab.experiment import read_experiment
 from pico.lab.results import doubts
 from pico.lab.tables import markdown, verdict
-from pico.train import loop as training
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def whole(tmp_path_factory):
     }
     (home / "plan.json").write_text(json.dumps(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pico.train.intervals.SAMPLE_BYTES", 8)
-        patch.setattr(training, "plot_losses", lambda *_: None)
+        shorten(patch)
+        patch.setattr("pico.lab.results.WRITTEN", 4)
         patch.setattr(compare_report, "plot_comparison", lambda *_: None)
         experiment = read_experiment(home / "plan.json")
         results, _ = run_experiment(experiment, home / "out", "cpu", True, lambda _: None)

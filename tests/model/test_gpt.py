@@ -385,6 +385,7 @@ def test_close_in_bf16(switch):
     assert all(p.grad.dtype == torch.float32 and p.grad.to_dense().any() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", [dict(), SIMPLE | dict(num_blocks=10), PICOCHAT])
 def test_blocks_compile_whole(switch):
     """No graph breaks, and blocks of ten widths are ten graphs."""

@@ -27,20 +27,18 @@ def lag(monkeypatch) -> list[int]:
     return waiting
 
 
-def test_a_step_is_read_one_late_with_the_same_end(path, data, monkeypatch):
+def test_a_step_is_read_one_late_with_the_same_end(path, data, whole, monkeypatch):
     """Lines, checkpoints, validations and samples are those of a run that reads at once."""
-    go(path, "plain", data)
     waiting = lag(monkeypatch)
     go(path, "late", data)
     assert waiting == [1, 2, 2, 2, 1, 2, 1, 2, 1, 2, 2, 2]  # alone after 4, 6 and 8, when something is due
-    assert_same_run(path, "plain", "late")
-    assert [p.name for p in checkpoints(path / "plain")] == [p.name for p in checkpoints(path / "late")]
-    assert (path / "plain" / "samples.txt").read_text() == (path / "late" / "samples.txt").read_text()
+    assert_same_run(path, "whole", "late")
+    assert [p.name for p in checkpoints(path / "whole")] == [p.name for p in checkpoints(path / "late")]
+    assert (path / "whole" / "samples.txt").read_text() == (path / "late" / "samples.txt").read_text()
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGUSR1"])
-def test_a_signal_with_a_step_in_flight_saves_what_is_told(path, data, monkeypatch, number):
-    go(path, "plain", data)
+def test_a_signal_with_a_step_in_flight_saves_what_is_told(path, data, whole, monkeypatch, number):
     settings = config(keep_last=20)
     with monkeypatch.context() as patch:
         lag(patch)
@@ -51,7 +49,7 @@ def test_a_signal_with_a_step_in_flight_saves_what_is_told(path, data, monkeypat
         go(path, "late", data, settings, resume=True)
     else:
         assert 4 in {int(p.name) for p in checkpoints(path / "late")}
-    assert_same_run(path, "plain", "late")
+    assert_same_run(path, "whole", "late")
 
 
 def test_a_step_in_flight_that_is_not_finite_moves_nothing(path, data, monkeypatch, capfd):

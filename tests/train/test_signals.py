@@ -23,8 +23,7 @@ unix = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no 
         pytest.param("SIGHUP", "hung up", 129, marks=unix),
     ],
 )
-def test_a_signal_stops_with_a_checkpoint(path, data, monkeypatch, number, stopped, code):
-    go(path, "whole", data)
+def test_a_signal_stops_with_a_checkpoint(path, data, whole, monkeypatch, number, stopped, code):
     number = getattr(signal, number)
     if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup
         signal.signal(number, signal.SIG_DFL)
@@ -67,8 +66,7 @@ def signal_within(monkeypatch, place, *numbers):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("number, code", [("SIGINT", 130), ("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=unix)])
-def test_a_signal_amid_validation_or_saving_loses_nothing(path, data, monkeypatch, place, number, code):
-    go(path, "whole", data)
+def test_a_signal_amid_validation_or_saving_loses_nothing(path, data, whole, monkeypatch, place, number, code):
     number = getattr(signal, number)
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     with monkeypatch.context() as patch:
@@ -82,8 +80,7 @@ def test_a_signal_amid_validation_or_saving_loses_nothing(path, data, monkeypatc
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_ctrl_c_twice_amid_validation_or_saving_leaves_whole_checkpoints(path, data, monkeypatch, place):
-    go(path, "whole", data)
+def test_ctrl_c_twice_amid_validation_or_saving_leaves_whole_checkpoints(path, data, whole, monkeypatch, place):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         signal_within(patch, place, signal.SIGINT, signal.SIGINT)
         go(path, "r", data)
@@ -93,9 +90,8 @@ def test_ctrl_c_twice_amid_validation_or_saving_leaves_whole_checkpoints(path, d
     assert not list((path / "r").glob(".*.tmp"))
 
 
-def test_ctrl_c_says_what_it_does_and_again_ends_at_once(path, data, monkeypatch, capfd):
+def test_ctrl_c_says_what_it_does_and_again_ends_at_once(path, data, whole, monkeypatch, capfd):
     """During a step, whose text it does not wait for."""
-    go(path, "whole", data)
     original = Training.step
 
     def interrupted(self, prefetch):
@@ -157,8 +153,7 @@ class Gone:
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO"), OSError(28, "ENOSPC"), ValueError("closed")])
-def test_nobody_listening_ends_no_training(path, data, monkeypatch, error, terminal):
-    go(path, "whole", data)
+def test_nobody_listening_ends_no_training(path, data, whole, monkeypatch, error, terminal):
     monkeypatch.setattr("sys.stderr", Gone(error, terminal))
     monkeypatch.setattr("sys.stdout", Gone(error, terminal))
     assert train(path, "r", data, config(), device="cpu").stopped == "finished"

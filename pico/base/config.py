@@ -211,6 +211,6 @@ class TrainConfig(Config):
         return self.batch_size * self.grad_accumulation_steps
 
     @property
-    def step_bytes(self) -> int:
-        """Positions that an optimizer step reads, over all processes."""
+    def step_symbols(self) -> int:
+        """Bytes or tokens that an optimizer step reads, control symbols included, over all processes."""
         return self.step_chunks * self.context_len

@@ -69,7 +69,7 @@ def training_plan(config: TrainConfig, steps: int | None, chunks: int | None, un
     """Phrases on the training to come. steps: of the whole run; chunks: in an epoch; None where unknown."""
     phrases = []
     if steps:
-        each = byte_size(config.step_bytes) if unit == "byte" else plural(config.step_bytes, unit)
+        each = byte_size(config.step_symbols) if unit == "byte" else plural(config.step_symbols, unit)
         phrases.append(f"{plural(steps, 'step')} of {each}")
         if chunks:
             epochs = f"{steps * config.step_chunks / chunks:.3g}"

@@ -111,7 +111,7 @@ def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seco
     from pico.data.packing import Batches
     from pico.model.regions import compile_regions
     from pico.train.optimizers import build_optimizers
-    from pico.train.step import optimizer_step
+    from pico.train.step import loss_scaler, optimizer_step
 
     dtype = pick_dtype(settings.precision, device)
     peak = matmul_peak(device, dtype)
@@ -120,7 +120,7 @@ def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seco
     model = trainable(config, device, settings)
     if settings.compile:
         compile_regions(model)
-    parts = model, model, build_optimizers(model, settings), settings
+    parts, scaler = (model, model, build_optimizers(model, settings), settings), loss_scaler(device, dtype)
     times, marks, warm, end = [], [], 5, 0.0
 
     def mark(part: str) -> None:
@@ -133,7 +133,7 @@ def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seco
             chunks = next(batches)
             mark("data")
             # every five steps are a run in small: the last of them routes causally
-            optimizer_step(*parts, chunks, len(times), progress=len(times) % 5 / 5, mark=mark)
+            optimizer_step(*parts, chunks, len(times), progress=len(times) % 5 / 5, mark=mark, scaler=scaler)
             times.append({part: now - before for (_, before), (part, now) in pairwise(marks)})
             marks.clear()
             if len(times) == warm:
@@ -222,7 +222,7 @@ def bench_long(model: Model, seconds: float, block: int = 1000, least: int = 20)
                     break
         first, final = quartiles(times[1:11]), quartiles(times[-10:])
         result[name] = {
-            "bytes": block * len(times),
+            f"{model.config.unit}s": block * len(times),
             "ms_per_block": {"block": block, "first": first, "last": final},
             "last_over_first": round(final["median"] / first["median"], 3),
             "memory_mb": round(memory[-1]),

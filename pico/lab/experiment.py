@@ -54,7 +54,7 @@ class Budget(Config):
             return {"max_minutes": self.minutes}
         if self.flops:
             return {"max_flops": self.flops}
-        return {"max_steps": self.steps or max(1, round(self.bytes / TrainConfig.build(**train).step_bytes))}
+        return {"max_steps": self.steps or max(1, round(self.bytes / TrainConfig.build(**train).step_symbols))}
 
 
 class Configuration(Config):

@@ -66,7 +66,7 @@ class Trainer:
         settings, length = self.settings, self.settings.context_len
         starts = torch.randint(len(self.text) - len(self.window), (settings.batch_size, 1), device=self.device)
         tokens = self.text[starts + self.window].long()  # (B, T + N)
-        chunk = Batch(tokens[:, :length], tokens[:, 1:], settings.step_bytes, {})
+        chunk = Batch(tokens[:, :length], tokens[:, 1:], settings.step_symbols, {})
         mark("data")
         parts = self.model, self.forward, self.optimizers, settings, [chunk]
         result = optimizer_step(*parts, self.step, progress, mark=mark, graphs=self.graphs)
@@ -152,7 +152,7 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     mark("data")
     synchronize(section)
     seconds = (time.perf_counter() - began) / (3 if section.smoke else STEPS)
-    size, flops = settings.step_bytes, flops_per_symbol(trainer.config, settings.context_len)[1]
+    size, flops = settings.step_symbols, flops_per_symbol(trainer.config, settings.context_len)[1]
     starts = [event for part, event in marks if part == "data"]
     figures = {
         "ms_per_step": round(seconds * 1e3, 2),

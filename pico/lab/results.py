@@ -194,7 +194,7 @@ def run_costs(run: Path, shape: Shape, settings: TrainConfig, score: dict) -> di
     if not lines:
         raise PicoError(f"{file} does not say what the run has spent: remove {run} to train it again")
     end = lines[-1]
-    read = end["step"] * settings.step_bytes if shape.unit == "byte" else end["bytes"]
+    read = end["step"] * settings.step_symbols if shape.unit == "byte" else end["bytes"]
     return {
         "bits_per_byte": score["bits_per_byte"],
         "routed_fraction": score["routed_fraction"],

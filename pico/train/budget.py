@@ -16,7 +16,7 @@ from pico.model.cost import flops_per_symbol
 
 def step_flops(model: Shape, config: TrainConfig, routed: float | None = None) -> int:
     """FLOPs of an optimizer step whose latent blocks ran on that fraction of the positions (None: the nominal one)."""
-    return round(config.step_bytes * flops_per_symbol(model, config.context_len, routed)[1])
+    return round(config.step_symbols * flops_per_symbol(model, config.context_len, routed)[1])
 
 
 def step_limit(config: TrainConfig, chunks: int | None) -> int | None:

@@ -40,6 +40,7 @@ from pico.train import budget, parallel
 from pico.train import resume as runs
 from pico.train.parallel import on_main
 from pico.train.progress import Display
+from pico.train.step import loss_scaler
 from pico.train.trackers import Tracker
 
 VALIDATION_BYTES = 100_000  # scored at each validation, whole documents; `picolm.py eval` scores everything
@@ -147,7 +148,7 @@ def build(
     model.alphabet = alphabet
     base = first_weights(model, path, origin, base_weights, display, main=not rank)
     forward, optimizers = parallel.prepare(model.train(), config, accelerator)
-    scaler = GradScaler(accelerator.device.type, enabled=dtype == torch.float16)
+    scaler = loss_scaler(accelerator.device, dtype)
     if rank:
         set_seed(config.seed, rank)  # its rows lose others to dropout than rank 0's
     heads = model_config.next_tokens

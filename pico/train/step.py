@@ -60,6 +60,11 @@ class Pending:
         return self.result(self.numbers.tolist())
 
 
+def loss_scaler(device: torch.device, dtype: torch.dtype) -> GradScaler:
+    """Of a training whose activations have this dtype: on for fp16 alone, whose small gradients would vanish."""
+    return GradScaler(device.type, enabled=dtype == torch.float16)
+
+
 def optimizer_step(
     model: Model,
     forward: Callable,

@@ -10,7 +10,9 @@ from pico import Pico
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.presets import preset
+from pico.base.symbols import VOCABULARY
 from pico.lab.bench import KINDS, bench_long, bench_spelling, run_benchmark, take_turns, written
+from pico.model.gpt import GPT
 
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
 CPU = torch.device("cpu")
@@ -56,6 +58,28 @@ def test_training_of_a_gpt_counts_its_symbols():
     settings = TrainConfig(context_len=32, batch_size=2, precision="fp32")
     result = run_benchmark("train", preset("gpt-tiny", dim=16, num_blocks=1, head_dim=8), CPU, settings, seconds=0.1)
     assert result["tokens_per_second"] > 0 and result["training_mflops_per_token"] > 0
+    assert "bytes_per_second" not in result
+
+
+def test_a_long_text_of_tokens_is_counted_in_tokens():
+    model = GPT(preset("gpt-tiny", dim=16, num_blocks=1, head_dim=8, vocab_size=VOCABULARY)).eval()
+    assert bench_long(model, 0, block=8, least=12)["plain"]["tokens"] == 96
+
+
+def test_the_loss_is_scaled_in_fp16_alone(monkeypatch):
+    used = []
+
+    def step(*_, scaler, mark, **__):
+        used.append(scaler.is_enabled())
+        mark("optimizer")
+
+    monkeypatch.setattr("pico.train.step.optimizer_step", step)
+    monkeypatch.setattr("pico.lab.bench.matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr("pico.data.prefetch.Prefetch.__next__", lambda self: [])
+    for precision in ("fp16", "fp32"):
+        settings = TrainConfig(precision=precision, context_len=32)
+        run_benchmark("train", preset("tiny", **SMALL), CPU, settings, seconds=0)
+    assert set(used[:15]) == {True} and set(used[15:]) == {False}
 
 
 def test_a_long_text_is_measured_at_both_ends():

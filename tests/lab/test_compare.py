@@ -354,6 +354,10 @@ def test_runs_of_another_experiment_are_refused(tmp_path, values):
         ({"configurations": [{"name": "../a"}]}, "folder name"),
         ({"configurations": [{"name": "a", "train": {"max_steps": 3}}]}, "a: train sets max_steps"),
         ({"seeds": [1, 1]}, "expected different numbers"),
+        (
+            {"budget": {"bytes": 10**6}, "base": {}, "configurations": [{"name": "a", "preset": "gpt-tiny"}]},
+            "a: a budget of bytes needs models of bytes",
+        ),
         ({"data": {"file": "x"}}, "data: DataConfig: unknown key 'file'"),
         ({"base": {"model": {"dim": -4}}, "configurations": [{"name": "a"}, {"name": "b"}]}, "a: .*b: "),
     ],

@@ -102,9 +102,7 @@ def test_resume_is_exact_for_every_schedule_and_with_own_rates(path, data, monke
 
 
 def test_resume_is_exact_in_fp16_and_keeps_the_scale(path, data, monkeypatch):
-    monkeypatch.setattr(
-        parts, "GradScaler", lambda device, enabled: GradScaler(device, 4.0, growth_interval=5, enabled=enabled)
-    )
+    monkeypatch.setattr(parts, "loss_scaler", lambda *_: GradScaler("cpu", 4.0, growth_interval=5))
     settings = config(precision="fp16")
     assert_resume_is_exact(path, data, settings, monkeypatch)
     scales = [checkpoint.read_state(path / run / "00000012")["scaler"] for run in ("whole", "killed")]

@@ -245,3 +245,25 @@ def bench(
     from pico.app.tables import facts_table
 
     print_result(facts_table(result))
+
+
+@app.command(rich_help_panel=WORK)
+def serve(
+    path: ModelPath,
+    run: AnyRun = "",
+    checkpoint: Checkpoint = "-1",
+    host: option(str, "address to listen at; 0.0.0.0 is all of this machine's") = "127.0.0.1",
+    port: option(int, "port to listen at; 0 takes a free one") = 8000,
+    api_key: option(str | None, "answer only who has this key") = None,
+):
+    """Serve a model: a page to talk to it, and OpenAI's HTTP interface for any client."""
+    if not 0 <= port < 2**16:
+        raise PicoError(f"--port {port}: expected 0 to 65535")
+    if api_key == "":
+        raise PicoError("--api-key is empty: give a key, or leave it out")
+    from pico import load
+    from pico.app.server import serve_model
+    from pico.runs.folder import is_chat, run_folder
+
+    model = load(path, run, checkpoint, device="cpu")
+    serve_model(model, path.resolve().name, is_chat(run_folder(path, run)), host, port, api_key)

@@ -136,6 +136,11 @@ class Continuation:
             self.ended = "length"
         return self._release(len(tail) - (0 if self.ended else self._begun(tail)))
 
+    def cut(self) -> list[Step]:
+        """The text ends here: the steps that were held back."""
+        self.ended = "length"
+        return self._release(sum(len(step.bytes) for step in self.held))
+
     def _begun(self, tail: bytes) -> int:
         """The most bytes at its end with which a stop text begins."""
         return max((n for s in self.stop for n in range(1, len(s)) if tail.endswith(s[:n])), default=0)

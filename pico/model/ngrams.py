@@ -5,6 +5,7 @@ many n-grams for a table of all, so each is hashed to a row, and n-grams that sh
 costs no matmul however large the tables are, which suits a small model: it spells by memory and thinks about the rest.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,14 +21,17 @@ MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
 def keys(tokens, before, longest: int, rows: int, bos: int = BOS) -> list:
     """The row in the stacked tables of each n-gram of 2 to `longest` symbols that ends with `tokens`.
 
-    before: what stood 1, 2, ... longest - 1 symbols earlier. Tensors of one shape, or plain integers: generation hashes
-    a byte at a time. An n-gram does not reach over the start of its document: whatever is before `bos` counts as `bos`.
+    before: what stood 1, 2, ... longest - 1 symbols earlier. Tensors or arrays of one shape, or plain integers: where
+    one text is generated, a byte at a time is hashed. An n-gram does not reach over the start of its document: whatever
+    is before `bos` counts as `bos`.
     """
     hashed, found = tokens, []
     newest = tokens
     for byte in before[: longest - 1]:
         if isinstance(byte, Tensor):
             newest = byte.where(newest != bos, bos)
+        elif isinstance(byte, np.ndarray):
+            newest = np.where(newest != bos, byte, bos)
         else:
             newest = byte if newest != bos else bos
         hashed = (hashed * MULTIPLIER + newest + 1) & MASK

@@ -17,7 +17,7 @@ from pico.app.terminal import finite
 from pico.base.errors import PicoError
 from pico.base.symbols import Utf8Stream
 from pico.data.chat import lay_out_question
-from pico.decode.batch import Text
+from pico.decode.batch import GrowingText
 from pico.decode.generation import Step, to_ids
 from pico.decode.sampling import Sampling
 
@@ -100,14 +100,14 @@ class Completion(Asked):
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
-class Part(Lenient):
+class ContentPart(Lenient):
     type: str
     text: str
 
 
 class Message(Lenient):
     role: str
-    content: str | list[Part]
+    content: str | list[ContentPart]
 
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -242,7 +242,7 @@ def as_json(content) -> bytes:
 ENDS = {"end": "stop", "stop": "stop", "length": "length", None: None}
 
 
-class Choice:
+class ReplyChoice:
     """One text of a reply, as it grows."""
 
     def __init__(self, index: int, wanted: Wanted, alphabet):
@@ -308,7 +308,7 @@ def traced(step: Step) -> dict:
     return {"bytes": list(step.bytes), "routed": step.routed, "weight": step.weight, "surprise": step.surprise}
 
 
-def joined(pieces: list[dict], wanted: Wanted) -> dict:
+def whole_choice(pieces: list[dict], wanted: Wanted) -> dict:
     """All chunks of a choice as one choice of a reply that is not streamed."""
     whole = {key: value for key, value in pieces[-1].items() if key != "delta"}
     if wanted.chat:
@@ -331,7 +331,7 @@ def reply(ident: str, name: str, wanted: Wanted, choices: list[dict], usage: dic
     return out if chunk and not wanted.usage else {**out, "usage": usage}
 
 
-def usage_of(wanted: Wanted, choices: list[Choice], texts: list[Text]) -> dict:
+def usage_of(wanted: Wanted, choices: list[ReplyChoice], texts: list[GrowingText]) -> dict:
     """BOS, which every text has, does not count."""
     prompt, made = sum(len(ids) - 1 for ids in wanted.prompts), sum(choice.symbols for choice in choices)
     return {

@@ -27,20 +27,20 @@ from starlette.routing import Route
 
 from pico.app.api import (
     ChatCompletion,
-    Choice,
     Completion,
     Limits,
     Refused,
+    ReplyChoice,
     Wanted,
     as_json,
-    joined,
     read_request,
     reply,
     usage_of,
+    whole_choice,
 )
 from pico.base.errors import PicoError
 from pico.base.log import log
-from pico.decode.batch import Engine, Text
+from pico.decode.batch import Engine, GrowingText
 
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 LIMITS = Limits()
@@ -189,7 +189,7 @@ class Service:
     async def grow(self, wanted: Wanted, count: int) -> AsyncGenerator[bytes]:
         """The reply to a request: its events, or all in one piece. Texts stop growing when nobody reads on."""
         loop, heard = asyncio.get_running_loop(), asyncio.Queue()
-        choices, texts = [Choice(i, wanted, self.model.alphabet) for i in range(count)], list[Text]()
+        choices, texts = [ReplyChoice(i, wanted, self.model.alphabet) for i in range(count)], list[GrowingText]()
         ident = f"{'chatcmpl' if wanted.chat else 'cmpl'}-{secrets.token_hex(12)}"
 
         def tell(index: int):
@@ -216,7 +216,9 @@ class Service:
                         pieces[index].append(piece)
             usage = usage_of(wanted, choices, texts)
             if not wanted.stream:
-                yield as_json(reply(ident, self.name, wanted, [joined(each, wanted) for each in pieces], usage, False))
+                yield as_json(
+                    reply(ident, self.name, wanted, [whole_choice(each, wanted) for each in pieces], usage, False)
+                )
                 return
             if wanted.usage:
                 yield event(reply(ident, self.name, wanted, [], usage, True))

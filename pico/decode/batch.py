@@ -30,7 +30,7 @@ REMEMBERED = 64 * 2**20  # bytes of states of texts that are kept, to go on from
 NOISE = 32  # symbols whose noise is drawn at once
 
 
-class Text:
+class GrowingText:
     """One text that grows. `heard(steps, ended, choices)` is called after each forward that made some of it:
 
     the steps that are certain now; None, or how it ended as in `Generation`; of each step the (id, bits) of the `top`
@@ -78,8 +78,8 @@ class Engine:
         self.reader = (NumpyReader if model.config.routes else NumpyGPT)(model.eval())
         self.empty = self.reader.state()
         self.batch = NumpyBatch(self.reader, rows, 1 + self.most)
-        self.texts: list[Text] = []  # a row each
-        self.waiting: deque[Text] = deque()
+        self.texts: list[GrowingText] = []  # a row each
+        self.waiting: deque[GrowingText] = deque()
         self.remembered: OrderedDict[tuple, TextState] = OrderedDict()
         self.wake, self.closed = threading.Condition(), False
         self.stats = dict(forwards=0, symbols=0, bytes=0, prompt_symbols=0, remembered_symbols=0)
@@ -88,9 +88,9 @@ class Engine:
 
     def add(
         self, ids: list[int], sampling: Sampling, heard: Callable, most: int = 10**9, disable_latent=False, top: int = 0
-    ) -> Text:
-        """A text that begins with ids, as `to_ids` gives them, and grows by at most so many symbols; see `Text`."""
-        text = Text([*ids], sampling, most, self.alphabet, disable_latent, top, heard)
+    ) -> GrowingText:
+        """A text that begins with ids, as `to_ids` gives them, and grows by at most so many symbols from now on."""
+        text = GrowingText([*ids], sampling, most, self.alphabet, disable_latent, top, heard)
         with self.wake:
             self.waiting.append(text)
             self.wake.notify()
@@ -201,7 +201,7 @@ class Engine:
         heat = np.array([text.sampling.heat for text in self.texts], np.float32)
         return (logits + heat[:, None, None] * noise).argmax(-1)
 
-    def _hear(self, row: int, text: Text, kept: int, tokens, routed, weight, surprise, bits) -> int:
+    def _hear(self, row: int, text: GrowingText, kept: int, tokens, routed, weight, surprise, bits) -> int:
         """Tells what a text has gained in a forward; returns how many of the tokens it keeps."""
         sure: list[Step] = []
         for i in range(kept):
@@ -240,7 +240,7 @@ class Engine:
 
     # --- what was read before -----------------------------------------------------------------------------------------
 
-    def _known(self, text: Text) -> tuple[TextState, int]:
+    def _known(self, text: GrowingText) -> tuple[TextState, int]:
         """The longest beginning of a text that was read before, and how many symbols that is."""
         best: Any = ()
         for key in self.remembered:
@@ -253,7 +253,7 @@ class Engine:
         self.stats["remembered_symbols"] += len(best[0])
         return self.remembered[best], len(best[0])
 
-    def _remember(self, ids: list[int], text: Text, row: int | None = None) -> None:
+    def _remember(self, ids: list[int], text: GrowingText, row: int | None = None) -> None:
         """What it takes to go on from the end of these ids: of a turn of a chat, or of a prompt that is asked again."""
         state = self.batch.of(row) if row is not None else text.state
         if len(ids) < 16 or state is None or (tuple(ids), text.disable_latent) in self.remembered:

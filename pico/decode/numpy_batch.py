@@ -86,7 +86,7 @@ class NumpyBatch(NumpyReader):
     def __init__(self, reader: NumpyReader, texts: int, feed: int):
         vars(self).update(vars(reader))
         kind = GPTRings if isinstance(reader.local, GPTStack) else Rings
-        self.stacks = [
+        self.stacks: list[Any] = [
             kind(stack, texts, feed) for stack in [reader.local, *([reader.latent] if self.config.routes else [])]
         ]
         self.local, self.latent = self.stacks[0], self.stacks[-1]
@@ -154,7 +154,7 @@ class NumpyBatch(NumpyReader):
         routed = self.rule.choose(at) & ~self.latent_off[rows]
         inside = routed.reshape(ids.shape).cumsum(1)
         if routed.any():
-            self.latent.lay(rows[routed], inside.ravel()[routed] - 1, len(ids), int(inside[:, -1].max()))
+            self.stacks[1].lay(rows[routed], inside.ravel()[routed] - 1, len(ids), int(inside[:, -1].max()))
         return routed
 
     def keep(self, count: np.ndarray) -> None:
@@ -162,7 +162,9 @@ class NumpyBatch(NumpyReader):
         texts, width = len(count), self.histories.shape[1]
         self.local.lengths[:texts] += count
         if len(self.stacks) > 1:
-            self.latent.lengths[:texts] += (self._routed & (np.arange(self._routed.shape[1]) < count[:, None])).sum(1)
+            self.stacks[1].lengths[:texts] += (self._routed & (np.arange(self._routed.shape[1]) < count[:, None])).sum(
+                1
+            )
         self.histories[:texts] = np.take_along_axis(self.text, count[:, None] + np.arange(width), 1)
 
     def embed(self, text: np.ndarray) -> np.ndarray:

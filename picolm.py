@@ -264,38 +264,67 @@ def run(
 def evaluate(
     path: ModelPath,
     run: RunName,
-    dataset: Dataset,
+    dataset: argument(str | None, "text to score; may be left out with --tasks") = None,
+    *,
     data: dict,
     checkpoint: Checkpoint = "-1",
     context_len: option(int | None, "bytes, or tokens, that the model may look back (default: as trained)") = None,
     max_bytes: option(int | None, "score only the first so many bytes (default: all)") = None,
     full: switch("--full", "also: routed by other rules, and compressors on the same bytes") = False,
+    tasks: option(
+        str | None, "spelling, cute, utf8, noise, and lm-eval's, as a,b; NAME=FILE has its questions in a file", "Tasks"
+    ) = None,
+    tasks_folder: option(Path | None, "folder of such files, NAME.jsonl: no network is needed", "Tasks") = None,
+    limit: option(int | None, "so many questions of each part of a task (default: all, or enough)", "Tasks") = None,
     report: option(Path | None, "write a page with plots and every byte's routing; implies --full") = None,
     device: Device = None,
     as_json: Json = False,
 ):
-    """Causal bits per byte of a run's model on a dataset's validation part, or on all of it where it has none."""
-    source = DataConfig.build(**{**data, "dataset": dataset})
+    """Causal bits per byte of a run's model on a dataset's validation part, or on all of it where it has none.
+
+    With --tasks also, or only, questions with known answers and what else is in the table of pico/evaluate/tasks.py.
+    """
+    if dataset is None and (tasks is None or data or full or report or max_bytes):
+        raise PicoError(
+            "nothing to score: give a DATASET, or --tasks; --full, --report, --max-bytes and --dataset-... need a text"
+        )
+    if tasks is None and (tasks_folder or limit):
+        raise PicoError("--tasks-folder and --limit are of tasks: name some with --tasks")
+    source = None if dataset is None else DataConfig.build(**{**data, "dataset": dataset})
     if report:
         check_writable(report, "--report")
     from rich.console import Console
 
     from pico.evaluate.analysis import evaluate_run
-    from pico.evaluate.tables import report_table, write_page
+    from pico.evaluate.opened import open_run
+    from pico.evaluate.tables import report_table, tasks_table, write_page
+    from pico.evaluate.tasks import choose_tasks, run_tasks
 
     def tell(reading) -> None:
         log("\n".join(reading.lines() + reading.warnings))
 
+    result, examples, found = {}, [], {}
     with Console(stderr=True).status("scoring") as status:
-        result, examples = evaluate_run(
-            path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update, tell
-        )
+        chosen = None if tasks is None else choose_tasks(tasks, tasks_folder, source, limit, status.update)
+        if source is not None:
+            result, examples = evaluate_run(
+                path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update, tell
+            )
+        if chosen is not None:
+            opened = open_run(path, run, checkpoint, context_len, device)
+            result["tasks"] = found = run_tasks(opened, chosen, max_bytes, status.update)
     try:
         if report:
             write_page(report, result, examples, hints.command(*sys.argv[1:]))
             log(f"wrote {report}")
     finally:  # a page that cannot be written takes no figures with it
-        print_json(result) if as_json else print_result(report_table(result))
+        if as_json:
+            print_json(result)
+        else:
+            if source is not None:
+                print_result(report_table(result))
+            if found:
+                print_result(tasks_table(found))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -11,23 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
-from pico.base.config import DataConfig, TrainConfig
-from pico.base.device import pick_device
+from pico.base.config import DataConfig
 from pico.base.errors import PicoError
-from pico.base.log import log
 from pico.base.routers import ROUTERS, BestScored, spacelike
-from pico.base.shapes import check_context
-from pico.base.threads import pick_threads
 from pico.data.documents import Documents, Packed
 from pico.data.open import open_data, open_evaluation
 from pico.data.reading import Reading
 from pico.evaluate.compressors import last_bytes, yardsticks
+from pico.evaluate.opened import open_run
 from pico.evaluate.score import Score, Trace, traces
 from pico.evaluate.statistics import bootstrap
-from pico.runs import checkpoint
-from pico.runs.folder import read_config, read_record, run_folder
 
 RULE = (
     "each document is BOS, its {0}s, EOS; windows of context_len {0}s advance by stride; each {0} is scored once, "
@@ -318,31 +312,16 @@ def evaluate_run(
     context_len: that of the training unless given. full: yardsticks as well, whose history is the run's training text.
     tell: shows what was read, before it is scored.
     """
-    folder = run_folder(path, run)
-    try:
-        record = read_record(folder)
-    except PicoError as error:
-        if context_len is None:
-            raise PicoError(f"{error}, or give --context-len") from None
-        log(f"{error}; what is held out for validation may be other text than in training")
-        record = {}
-    known = {key: value for key, value in record.get("train", {}).items() if key in ("context_len", "seed")}
-    training = TrainConfig.build(**known | ({} if context_len is None else {"context_len": context_len}))
-    check_context(read_config(path), training.context_len)
-    where = pick_device(device)
-    model = checkpoint.load(path, folder.name, step, device=where)
-    if where.type == "cpu":
-        piece = torch.zeros(4, training.context_len, dtype=torch.long)
-        pick_threads(torch.inference_mode()(lambda: model(piece)), log)
+    opened = open_run(path, run, step, context_len, device)
     reading = Reading()
-    texts = open_evaluation(data, training.seed, reading)
+    texts = open_evaluation(data, opened.training.seed, reading)
     tell(reading)
-    report, examples = analyse(model, texts, training.context_len, max_bytes, full, status)
-    report |= {"dataset": data.dataset, "run": str(folder)}
+    report, examples = analyse(opened.model, texts, opened.training.context_len, max_bytes, full, status)
+    report |= {"dataset": data.dataset, "run": str(opened.folder)}
     if full and not any(isinstance(texts[i], Packed) for i in range(report["documents"])):
         status("compressing the same bytes")
         text = b"".join(texts[i] for i in range(report["documents"]))[: report["bytes"]]
-        history = training_text(record, training.seed)
+        history = training_text(opened.record, opened.training.seed)
         report["yardsticks"] = yardsticks(text, history)
         report["yardstick_history_bytes"] = len(history or b"")
     return report, examples

@@ -14,6 +14,7 @@ from pico.base.routers import ROUTERS
 from pico.evaluate.analysis import KINDS
 from pico.evaluate.page import document, write_html
 from pico.evaluate.score import Trace
+from pico.evaluate.tasks import TASKS
 from pico.runs.folder import git_revision
 from pico.runs.plots import Plot
 
@@ -24,6 +25,8 @@ NAMES = {
     "after_word": "bytes after words",
     "spacelike": "spacelike",
 }
+OTHERS = {"value": "{:.4g}", "stderr": "{:.2g}", "chance": "{:.4g}", "questions": "{:,}"}
+OTHERS_ABOUT = "acc: right choices; acc_norm: by likelihood per character"
 
 
 def interval(pair, sign: bool = False) -> str:
@@ -79,6 +82,29 @@ def report_table(report: dict) -> Group:
     size = f"{report['bytes']:,} bytes in {report['documents']:,} documents of {report['dataset']}"
     windows = f"context {context(report)}, stride {report['stride']}; interval: {report['interval']}"
     return Group(table, "", Text(f"{size}; {windows}", style="dim"), "", Text(conclusion(report)))
+
+
+def tasks_table(results: dict[str, dict[str, dict]]) -> Group:
+    """What `eval --tasks` prints: of each task a row for each of its parts; one head for all of lm-eval's."""
+    tables, shown = [], {}
+    for name, rows in results.items():
+        task = TASKS.get(name)
+        figures = task.figures if task else OTHERS
+        if figures is not shown or task:
+            tables += [Table(box=None, pad_edge=False, header_style="dim")]
+            tables[-1].add_column(Text(name if task else "lm-eval", style="bold not dim"))
+            for figure in figures:
+                tables[-1].add_column(figure.replace("_", " "), justify="right")
+            tables += [Text(task.about if task else OTHERS_ABOUT, style="dim"), ""]
+        shown = figures
+        for row, values in rows.items():
+            cells = [as_shown(values[figure], how) for figure, how in figures.items()]
+            tables[-3].add_row(f"  {row}" if task else f"  {name}, {row}", *cells)
+    return Group(*tables[:-1])
+
+
+def as_shown(value, how: str) -> str:
+    return "-" if value is None else how.format(value)
 
 
 def routing_rows(report: dict, group, row) -> None:
@@ -200,6 +226,13 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
             "command": command or "unknown",
         },
     }
+    for name, rows in report.get("tasks", {}).items():
+        task = TASKS.get(name)
+        figures = task.figures if task else OTHERS
+        tables[f"{name}: {', '.join(figures).replace('_', ' ')}"] = {
+            row: ", ".join(as_shown(values[figure], how) for figure, how in figures.items())
+            for row, values in rows.items()
+        }
     title = f"{report['run']} on {report['dataset']}"
     write_html(file, title, shown, tiles | tables, plots(report), conclusion(report), "routing" in report)
 

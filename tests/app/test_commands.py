@@ -104,6 +104,20 @@ def test_eval_reports_json_and_a_table(cli):
     assert f"{report['bits_per_byte']:.4f}" in cli(line).out
 
 
+def test_eval_runs_tasks_beside_a_text_or_alone(cli, home):
+    (home / "talk.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}\n' * 6
+    )
+    line = "eval model a --tasks spelling=talk.jsonl --device cpu"
+    row = {"exact_match": 0.0, "chance": 1.0, "questions": 2}
+    assert json.loads(cli(f"{line} --json").out) == {"tasks": {"spelling": {"all": row, "questions": row}}}
+    shown = cli(line).out
+    assert "exact match" in shown and "bits per byte" not in shown
+    found = json.loads(cli(f"{line} --json text.txt --max-bytes 200 --report page.html").out)
+    assert found["tasks"]["spelling"]["all"] == row and found["bytes"] == 200
+    assert "spelling: exact match, chance, questions" in (home / "page.html").read_text()
+
+
 def test_eval_writes_a_page_and_compare_a_table(cli, home):
     result = cli("eval model a text.txt --max-bytes 300 --device cpu --report page.html")
     assert "xz" in result.out and "page.html" in result.err

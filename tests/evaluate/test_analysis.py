@@ -327,7 +327,7 @@ def test_evaluating_on_a_cpu_takes_as_many_threads_as_are_fastest(tmp_path, monk
     text.write_text("cats purr. " * 20)
     lengths, forwards, original = [], [], Pico.forward
     monkeypatch.setattr(Pico, "forward", lambda *a, **k: lengths.append(a[1].shape[1]) or original(*a, **k))
-    monkeypatch.setattr(analysis, "pick_threads", lambda work, log: forwards.append(work() and lengths[:]))
+    monkeypatch.setattr("pico.evaluate.opened.pick_threads", lambda work, log: forwards.append(work() and lengths[:]))
     evaluate_run(path, "r", DataConfig(dataset=str(text)), context_len=32, device="cpu")
     assert forwards == [[32]]  # once, and before anything was scored
 

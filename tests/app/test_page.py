@@ -4,7 +4,13 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
+from helpers import tiny
 from pages import FLAGS, StandIn, item, items
+from serving import serving
+
+from pico import generate
+from pico.base.symbols import visible
+from pico.data.chat import lay_out_question
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -207,3 +213,27 @@ def opened_with_key(browser, server):
     assert page.locator("#ask").is_hidden() and page.locator("#error").inner_text() == ""
     yield page
     context.close()
+
+
+def test_what_the_server_says_is_what_stands_there(browser):
+    """A tiny model writes any bytes: the page shows what a terminal would, with and without latent blocks."""
+    model = tiny()
+    ids = lay_out_question([("user", b"Hello")], model.alphabet)
+    ends = frozenset([model.alphabet.eos, model.alphabet.control["end-of-turn"]])
+    settings = dict(temperature=0, max_bytes=300, stop_symbols=ends)
+    with serving(model) as served, opened(browser, served.address) as page:
+        page.locator("#open").click()
+        page.locator("[name=temperature]").fill("0")
+        page.locator("[name=max_tokens]").fill("300")
+        page.keyboard.press("Escape")
+        page.locator("#compare").check()
+        say(page, "Hello")
+        page.locator(ANSWER).nth(1).wait_for()
+        for disable_latent, shown in zip((False, True), page.locator(".text").all(), strict=True):
+            steps = list(generate(model, ids, disable_latent=disable_latent, **settings))
+            written = b"".join(step.bytes for step in steps).decode(errors="replace")
+            assert shown.text_content() == visible(written)
+        page.get_by_role("tab", name="Continue").click()
+        say(page, "Once")
+        page.locator(ANSWER).wait_for()
+        assert "bits a byte" in page.locator(".about").inner_text()

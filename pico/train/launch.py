@@ -21,9 +21,9 @@ def make_accelerator(config: TrainConfig, folder: Path, device: str | None, unus
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    package = {"none": "torch", "wandb": "wandb", "tensorboard": "tensorboard"}[config.tracker]
-    if importlib.util.find_spec(package) is None:
-        extra = " --extra tensorboard" if package == "tensorboard" else ""
+    package = config.tracker  # of the same name
+    if package != "none" and importlib.util.find_spec(package) is None:
+        extra = "" if package == "wandb" else f" --extra {package}"
         raise PicoError(f"--tracker {package} needs the package {package}: uv sync{extra}, or pip install {package}")
     if config.tracker == "wandb" and not (os.environ.get("WANDB_API_KEY") or wandb_login()):
         os.environ.setdefault("WANDB_MODE", "offline")

@@ -335,5 +335,5 @@ class Training:
             prompt = len(text.validation) and not isinstance(text.validation[0], Packed)
             first = hints.prompt(text.validation[0]) if prompt else []
             self.display.log(f"next: {hints.command('run', parts.path, parts.run, *first)}")
-        parts.accelerator.end_training()
+        parts.tracker.close()
         return summary

@@ -1,5 +1,6 @@
 """Exported models in transformers: the same logits, texts and ids as here, and what people do with a model there."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from pico.runs.share import export_for_transformers, transformers_config
 
 pytestmark = pytest.mark.slow  # transformers takes seconds to import
 LLAMA = dict(qk_norm="none", norm_gain=True, mlp_ratio=1.5)
+ROOT = Path(__file__).parents[2]
 TEXTS = ["Once upon a time", "A tea pot", "nöt <|eos|> ✓\n\0"]
 CHAT = [("system", "Be <|eos|> kind."), ("user", "Hi<|user|>"), ("assistant", "Good day ✓"), ("user", "Bye")]
 MESSAGES = [{"role": role, "content": text} for role, text in CHAT]
@@ -127,7 +129,9 @@ def test_a_folder_loads_without_pico(pico, twin, llama, tmp_path):
 @pytest.mark.parametrize("router", ROUTERS)
 def test_logits_are_ours_whole_and_in_pieces(router):
     ours = tiny(router)
+    ours.router.threshold.fill_(0.5 * (router == "threshold"))
     model, ids = converted(ours), random_tokens(3, 60, high=262)
+    ids[0, 30] = BOS  # where another document begins
     wanted = ours(ids)
     found = model(ids)
     same(found.logits, wanted.logits[:, :, 0])
@@ -238,6 +242,8 @@ def test_padding_elsewhere_is_refused_or_right(pico):
     mask = torch.tensor([[1] * 8, [1] * 4 + [0] * 4])
     found = model(ids, attention_mask=mask, use_cache=False).logits[1, :4]
     same(found, model(ids[1:, :4]).logits[0])
+    text = torch.tensor([[262, 262, *b"one two"]])  # which does not begin with BOS
+    same(model(text, attention_mask=(text != 262).long()).logits[:, 2:], model(text[:, 2:]).logits)
     with pytest.raises(ValueError, match="padding_side = 'left'"):
         model(ids, attention_mask=mask)
     with pytest.raises(ValueError, match="hole"):
@@ -324,6 +330,16 @@ def test_trainer_and_lora(name, request, tmp_path):
     assert PeftModel.from_pretrained(model, tmp_path / "lora").generate(
         input_ids=random_tokens(1, 5), max_new_tokens=5
     ).shape[1] > 5  # fmt: skip
+
+
+def test_what_the_guide_shows_runs(pico, tmp_path, monkeypatch, capsys):
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", guide.partition("## In transformers")[2], re.DOTALL)
+    (tmp_path / "to-share").symlink_to(pico.folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    exec("\n".join(blocks), {})
+    assert len(blocks) == 3 and "Once upon a time" in capsys.readouterr().out
 
 
 def test_a_model_saved_there_loads_again(pico, tmp_path):

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from training import config, go
 
-from pico import TrainConfig
+from pico import PicoError, TrainConfig
+from pico.train import launch
 from pico.train.trackers import Tracker
 
 
@@ -22,7 +23,9 @@ def fake(failing=()):
 
         return call
 
-    return SimpleNamespace(init_trackers=called("start"), log=called("log"), trackers=[1], calls=calls)
+    return SimpleNamespace(
+        init_trackers=called("start"), log=called("log"), end_training=called("end"), trackers=[1], calls=calls
+    )
 
 
 def tracker(accelerator, tmp_path, said, kind="wandb", step=0):
@@ -55,10 +58,35 @@ def test_what_fails_later_is_said_once(tmp_path, monkeypatch):
     assert accelerator.trackers == [] and len(said) == 1
 
 
+def test_what_fails_at_the_end_keeps_nothing_from_ending(tmp_path):
+    accelerator, said = fake(failing=[2]), []
+    tracker(accelerator, tmp_path, said, "trackio").close()
+    assert [call[0] for call in accelerator.calls] == ["start", "end", "end"] and len(said) == 1
+
+
 def test_tensorboard_forgets_the_steps_that_are_trained_again(tmp_path):
     accelerator = fake()
     tracker(accelerator, tmp_path, [], "tensorboard", step=8)
     assert accelerator.calls[0][3]["tensorboard"] == {"purge_step": 9}
+
+
+def test_trackio_goes_on_with_the_run_of_this_name(tmp_path, capsys):
+    accelerator, said = fake(), []
+    start = accelerator.init_trackers
+    accelerator.init_trackers = lambda *arguments: print("* Created new run") or start(*arguments)
+    tracker(accelerator, tmp_path, said, "trackio").log({"step": 1, "loss": 2.0})
+    assert accelerator.calls[0][3]["trackio"] == {"name": "r-abcd", "resume": "allow"} and not said
+    assert accelerator.calls[1] == ("log", {"loss": 2.0})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "kind, extra", [("wandb", ""), ("tensorboard", " --extra tensorboard"), ("trackio", " --extra trackio")]
+)
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch, kind, extra):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PicoError, match=f"needs the package {kind}: uv sync{extra}, or pip install {kind}"):
+        launch.make_accelerator(TrainConfig(tracker=kind), tmp_path, "cpu", False)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pico.base.shapes import Shape
 from pico.base.symbols import Alphabet
 from pico.runs import checkpoint
 from pico.runs.export import last_part
-from pico.runs.folder import read_record
+from pico.runs.folder import is_chat, read_record
+from pico.runs.llama import is_llama
 
 
 def model_card(run: Path, made: Path, name: str, config: Shape, alphabet: Alphabet) -> str:
@@ -18,6 +19,7 @@ def model_card(run: Path, made: Path, name: str, config: Shape, alphabet: Alphab
     from huggingface_hub import EvalResult, ModelCardData
 
     record, state = read_record(made.parent), checkpoint.read_state(made)
+    chat = is_chat(run)
     data, train = record.get("data", {}), record.get("train", {})
     dataset = last_part(str(data.get("dataset") or "unknown"))
     bits = _score(run).get("bits_per_byte", state.get("validation_bpb"))
@@ -33,7 +35,7 @@ def model_card(run: Path, made: Path, name: str, config: Shape, alphabet: Alphab
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["pico", "byte-level"] if config.unit == "byte" else ["pico"],
+        tags=["pico", *["byte-level"] * (config.unit == "byte"), *["conversational"] * chat],
         model_name=name,
         eval_results=[result] if known else None,
     )
@@ -58,8 +60,18 @@ def model_card(run: Path, made: Path, name: str, config: Shape, alphabet: Alphab
         kind=KINDS[config.kind],
         table=table,
         run=made.parent.name,
-        chat=CHAT if "user" in alphabet.control else "",
+        example=ASK if chat else WRITE,
+        place=f"hf://{name}" if "/" in name else name,
+        notes=_notes(config, alphabet),
     )
+
+
+def _notes(config: Shape, alphabet: Alphabet) -> str:
+    """What else its user should know."""
+    notes = CHAT if "user" in alphabet.control else ""
+    if is_llama(config):
+        notes += f" It is a Llama for texts of up to {config.max_context} {config.unit}s."
+    return notes + (FORGES if is_llama(config) and config.unit == "token" else FORGES_NOT)
 
 
 def _score(run: Path) -> dict:
@@ -87,22 +99,29 @@ CARD = """\
 | | |
 |---|---|
 {table}
+Tested with transformers 5.24:
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 write = pipeline("text-generation", model=model, tokenizer=tokenizer)
-print(write("Once upon a time")[0]["generated_text"])
+{example}
 ```
 
-Batches are padded on the left, as the tokenizer does; the padding changes nothing.{chat}
+Batches are padded on the left, as the tokenizer does; the padding changes nothing.{notes}
 
-The folder is a model of Pico's too: `picolm run {name} {run} --prompt "Once upon a time"`.
+The folder is a model of Pico's too: `picolm run {place} {run} --prompt "Once upon a time"`.
 
 **Limits.** It knows what its training text says, and was not made for advice, facts, or anyone who takes its words for
 those of a person.
 """
-CHAT = """ `tokenizer.apply_chat_template`
-lays a conversation out. Whatever its texts say, they forge no control symbol; the names of control symbols in a plain
-text are text too."""
+WRITE = 'print(write("Once upon a time")[0]["generated_text"])'
+ASK = 'print(write([{"role": "user", "content": "Who are you?"}])[0]["generated_text"][-1]["content"])'
+CHAT = " `tokenizer.apply_chat_template` lays a conversation out."
+FORGES = (
+    " Its tokenizer takes the name of a control symbol in a text for the symbol: with texts of others, give "
+    "`split_special_tokens=True`, and to the template `sanitize_control_tokens=True`."
+)
+FORGES_NOT = " The name of a control symbol in a text, or in a conversation's, is text: nothing can be forged."

@@ -4,7 +4,12 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("to-share")
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from pico.base.errors import PicoError
+
+try:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+except ImportError:
+    raise PicoError("pico.runs.hf needs the package transformers: pip install transformers") from None
 
 from pico.runs.standalone.modeling_pico import PicoConfig, PicoForCausalLM
 from pico.runs.standalone.modeling_pico_gpt import PicoGPTConfig, PicoGPTForCausalLM

@@ -20,7 +20,7 @@ from pico.data.bpe import BPE, read_tokenizer
 from pico.runs import checkpoint
 from pico.runs.card import model_card
 from pico.runs.export import export_run
-from pico.runs.folder import TOKENIZER, read_alphabet, run_folder
+from pico.runs.folder import TOKENIZER, is_chat, read_alphabet, run_folder
 from pico.runs.llama import is_llama, llama_config, llama_weights
 
 CODE = Path(__file__).parent / "standalone"
@@ -102,7 +102,7 @@ def _add(folder: Path, source: Path, made: Path, name: str) -> None:
     for file in code_files(config):
         shutil.copyfile(CODE / file, folder / file)
     write_json(folder / "config.json", transformers_config(config, alphabet))
-    write_json(folder / "generation_config.json", generation_config(alphabet))
+    write_json(folder / "generation_config.json", generation_config(alphabet, is_chat(source)))
     write_json(folder / "tokenizer_config.json", tokenizer_config(config, alphabet))
     if set(CONTROL.values()) <= set(alphabet.control):
         write_whole(folder / "chat_template.jinja", CHAT_TEMPLATE.encode())
@@ -151,9 +151,9 @@ def _with_code(file: str, name: str, kind: str) -> dict:
     return {"model_type": kind, "architectures": [f"{name}ForCausalLM"], "auto_map": classes}
 
 
-def generation_config(alphabet: Alphabet) -> dict:
-    """How `run` samples; an answer ends at its end of turn, a text at eos."""
-    ends = [alphabet.eos, *(id for name, id in alphabet.control.items() if name == "end-of-turn")]
+def generation_config(alphabet: Alphabet, chat: bool) -> dict:
+    """How `run` samples; the end of an answer ends the text of a model that was trained on conversations."""
+    ends = [alphabet.eos, *([alphabet.control["end-of-turn"]] if chat else [])]
     never = [id for id, symbol in enumerate(alphabet.table) if not symbol and id not in ends]
     settings = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": 512}
     return {**control_ids(alphabet), "eos_token_id": ends, "suppress_tokens": never, **settings}

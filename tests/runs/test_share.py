@@ -89,6 +89,18 @@ def test_the_card_says_what_the_run_recorded(path, tmp_path, score, bits):
     assert f"| **{bits:.3f}** |" in card and "`stories`, 1,000 bytes" in card and "None" not in card
 
 
+def test_an_answer_ends_at_its_end(path, tmp_path):
+    settings = []
+    for name, chat in (("a", False), ("b", True)):
+        record = json.loads((path / "r" / "train.json").read_text())
+        (path / "r" / "train.json").write_text(json.dumps({**record, "chat": chat}))
+        out = export_for_transformers(path, "r", tmp_path / name, -1)
+        assert ("conversational" in (out / "README.md").read_text()) == chat
+        settings.append(json.loads((out / "generation_config.json").read_text()))
+    assert settings[0]["eos_token_id"] == [257] and settings[1]["eos_token_id"] == [257, 261]
+    assert 261 in settings[0]["suppress_tokens"] and 261 not in settings[1]["suppress_tokens"]
+
+
 @pytest.mark.parametrize("place", ["write_json", "save_file", "model_card"])
 def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, place):
     import pico.runs.share as module
@@ -113,7 +125,8 @@ def test_to_the_hub_and_back(path, hub, tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().err
     assert "uploaded: address of me/toy" in said and "run hf://me/toy r" in said
     assert {file.name for file in (hub / "me/toy").iterdir()} == PICO
-    assert 'from_pretrained("me/toy"' in (hub / "me/toy" / "README.md").read_text()
+    card = (hub / "me/toy" / "README.md").read_text()
+    assert 'from_pretrained("me/toy"' in card and "run hf://me/toy r" in card and "nothing can be forged" in card
     ids = random_tokens(1, 30)
     assert torch.equal(load("hf://me/toy")(ids).logits, load(path)(ids).logits)
     assert not (tmp_path / "cache/me/toy/modeling_pico.py").exists()

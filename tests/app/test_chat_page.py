@@ -1,6 +1,7 @@
 """docs/chat.md from its first line to its last, as a newcomer would type it, on small sizes."""
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -18,13 +19,18 @@ LITTLE = {  # the page's words, and what the test types instead
     "--preset tiny": SMALL,
     "--max-minutes 10": "--max-steps 2 --batch-size 2 --context-len 64 --device cpu",
     "chat models/my-chat sft": "chat models/my-chat sft --max-bytes 9 --device cpu",
+    "--tasks spelling,utf8": "--tasks spelling --limit 1 --device cpu",
+    "--limit 500": "--limit 1 --tasks-folder evals --device cpu",
 }
+QUESTION = {"query": "Question: What does a cat say?\nAnswer: ", "choices": ["Meow", "Quack"], "gold": 0}
 
 
 @pytest.mark.slow
 def test_its_commands_and_programs_run(tmp_path, monkeypatch, capfd, short_samples):
     """The server of `serve` answers while the program that follows asks it."""
     shutil.copytree(ROOT / "experiments" / "picochat", tmp_path / "experiments" / "picochat")
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "arc_easy.jsonl").write_text(json.dumps(QUESTION) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pico.app.server.serve_model", lambda *given: asked.append(given))
     asked, used, commands = [], set(), []
@@ -44,4 +50,6 @@ def test_its_commands_and_programs_run(tmp_path, monkeypatch, capfd, short_sampl
             monkeypatch.setattr(sys, "stdin", io.StringIO("Who are you?\n/retry\n"))
             assert picolm.main(shlex.split(command)) == 0, command
             commands.append(command.split()[0])
-    assert commands == ["init", "train", "train", "train", "chat", "serve", "export"] and used == set(LITTLE)
+    assert commands == ["init", "train", "train", "train", "chat", "serve", "eval", "eval", "export"] and used == set(
+        LITTLE
+    )

@@ -237,6 +237,19 @@ def test_beams_take_their_memory_along(pico):
     assert torch.equal(*found)
 
 
+def test_a_text_goes_on_from_its_cache(pico):
+    model, tokenizer = theirs(pico.folder)
+    settings = dict(do_sample=False, eos_token_id=None)
+    text = tokenizer(TEXTS[0], return_tensors="pt")
+    whole = model.generate(**text, max_new_tokens=25, **settings)
+    part = model.generate(**text, max_new_tokens=15, return_dict_in_generate=True, **settings)
+    for options in (
+        {"inputs": part.sequences, "cache": part.cache, "max_new_tokens": 10},
+        {**text, "cache": model.new_cache(), "prefill_chunk_size": 5, "max_new_tokens": 25},
+    ):
+        assert torch.equal(model.generate(**options, **settings), whole)
+
+
 def test_padding_elsewhere_is_refused_or_right(pico):
     model, _ = theirs(pico.folder)
     ids = torch.tensor([[BOS, *b"one two"], [BOS, *b"one\0\0\0\0"]])
@@ -313,8 +326,10 @@ def test_trainer_and_lora(name, request, tmp_path):
         str(tmp_path), max_steps=10, per_device_train_batch_size=4, learning_rate=1e-3, report_to="none",
         logging_steps=1, use_cpu=True, save_strategy="no", disable_tqdm=True, activation_checkpointing=name == "pico",
     )  # fmt: skip
-    trainer = Trainer(model, options, train_dataset=rows)
+    trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows[:6])
     trainer.train()
+    assert trainer.predict(rows[:6]).predictions.shape == (6, len(rows[0]["labels"]), model.config.vocab_size)
+    assert trainer.evaluate()["eval_loss"] > 0
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert len(losses) == 10 and losses[-1] < losses[0]
 

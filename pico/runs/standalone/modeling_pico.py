@@ -29,8 +29,8 @@ class PicoConfig(PretrainedConfig):
     """Widths in channels, windows in positions before the current one."""
 
     model_type = "pico"
-    keys_to_ignore_at_inference = ("cache", "router_weight", "routed")
-    attribute_map = {  # noqa: RUF012, transformers reads it from the class
+    keys_to_ignore_at_inference = ["cache", "router_weight", "routed"]
+    attribute_map = {
         "hidden_size": "dim",
         "num_attention_heads": "att_q_heads",
         "num_key_value_heads": "att_kv_heads",
@@ -318,7 +318,7 @@ class PicoPreTrainedModel(PreTrainedModel):
     config: PicoConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]
     _input_embed_layer = "embedding"
     _is_stateful = True  # what a cache has forgotten cannot be brought back
 
@@ -376,7 +376,7 @@ class PicoPreTrainedModel(PreTrainedModel):
 
 class PicoForCausalLM(PicoPreTrainedModel, GenerationMixin):
     config_class = PicoConfig
-    _keep_in_fp32_modules_strict = ("router",)
+    _keep_in_fp32_modules_strict = ["router"]
 
     def __init__(self, config: PicoConfig):
         super().__init__(config)

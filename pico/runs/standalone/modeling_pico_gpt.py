@@ -20,8 +20,8 @@ class PicoGPTConfig(PretrainedConfig):
     """Widths in channels."""
 
     model_type = "pico_gpt"
-    keys_to_ignore_at_inference = ("cache", "router_weight", "routed")
-    attribute_map = {  # noqa: RUF012, transformers reads it from the class
+    keys_to_ignore_at_inference = ["cache", "router_weight", "routed"]
+    attribute_map = {
         "hidden_size": "dim",
         "num_attention_heads": "att_q_heads",
         "num_key_value_heads": "att_kv_heads",
@@ -157,8 +157,8 @@ class GPTBlock(GradientCheckpointingLayer):
 
 class PicoGPTForCausalLM(PicoPreTrainedModel, GenerationMixin):
     config_class = PicoGPTConfig
-    _no_split_modules = ("GPTBlock",)
-    _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012, transformers reads it from the class
+    _no_split_modules = ["GPTBlock"]
+    _tied_weights_keys = {"head.weight": "embedding.weight"}
 
     def __init__(self, config: PicoGPTConfig):
         super().__init__(config)

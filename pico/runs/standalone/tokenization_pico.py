@@ -19,7 +19,7 @@ MARKS = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}  # chara
 class PicoTokenizer(PreTrainedTokenizer):
     """Ids 0 to 255 are the bytes of a text in UTF-8, shown as characters of Latin-1; control symbols follow."""
 
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012, transformers reads it from the class
+    model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(self, split_special_tokens=True, padding_side="left", **options):
         self.ids = {chr(value): value for value in range(256)}

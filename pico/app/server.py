@@ -255,6 +255,7 @@ def listen(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, kind)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
+        opened.listen(128)  # who comes before the server runs waits
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PicoError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from None

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -44,13 +45,29 @@ def serving(model, name="tiny", chat=True, key=None, limits=LIMITS):
             thread.join(30)
 
 
-def raw(address: str, data: bytes, seconds: float = 20) -> bytes:
-    """What a server says to these bytes, up to its end."""
+def raw(address: str, data: bytes, patience: float = 1.0) -> bytes:
+    """What a server says to these bytes, up to its end. Where it waits for more, it learns that none comes."""
     host, _, port = address.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+    said = b""
+    with socket.create_connection((host, int(port)), timeout=patience) as connection:
         connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        said = b""
-        while piece := connection.recv(65536):
+        while True:
+            try:
+                piece = connection.recv(65536)
+            except TimeoutError:
+                connection.settimeout(60)
+                connection.shutdown(socket.SHUT_WR)
+                continue
+            except ConnectionResetError:
+                return said
+            if not piece:
+                return said
             said += piece
-        return said
+
+
+def wait_for(true) -> None:
+    """Until a thread or the server has come so far."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -190,7 +190,10 @@ def read_request(kind: type[Asked], data: bytes, model, name: str, limits: Limit
         samplings = [Sampling.build(**settings, seed=seed) for seed in seeds]
     except PicoError as error:
         message = str(error).removeprefix("Sampling: ")
-        raise Refused(400, message, message.split()[0].split(".")[0]) from None
+        field = message.split()[0].split(".")[0]
+        if field not in kind.model_fields:
+            field, message = "pico", f"pico.{message}"
+        raise Refused(400, message, field) from None
     usage = bool(asked.stream_options and asked.stream_options.include_usage)
     return Wanted(
         prompts, samplings, most, chat, bool(asked.stream), usage, extra.trace, extra.disable_latent, top

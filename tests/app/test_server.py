@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import openai
 import pytest
 from command_line import ROOT, refused
 from helpers import texts, tiny_gpt, trained
-from serving import raw, serving
+from serving import raw, serving, wait_for
 
 from pico.app.api import Limits
 from pico.base.symbols import ASSISTANT, BOS, END_OF_TURN, EOS, SYSTEM, USER
@@ -160,13 +159,6 @@ def growing(served) -> int:
     found = re.search(r"^pico_texts_growing (\d+)$", served.client.get("/metrics").text, re.M)
     assert found
     return int(found[1])
-
-
-def wait_for(true) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_limits():

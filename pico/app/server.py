@@ -18,6 +18,7 @@ from contextlib import aclosing, suppress
 from importlib import resources
 from pathlib import Path
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -65,7 +66,20 @@ class Service:
         self.files = {f"/{file.name}": file.read_bytes() for file in page.iterdir() if Path(file.name).suffix in KINDS}
         self.files["/"] = self.files["/index.html"]
 
-    def app(self) -> Starlette:
+    def app(self):
+        """What uvicorn runs."""
+        inner = self.routes()
+
+        async def app(scope, receive, send) -> None:
+            async def tell(message) -> None:
+                with suppress(h11.LocalProtocolError):  # its request broke off amid the body: it has uvicorn's answer
+                    await send(message)
+
+            await inner(scope, receive, tell)
+
+        return app
+
+    def routes(self) -> Starlette:
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.one_model),

@@ -30,7 +30,7 @@ def check(asked: bytes, said: bytes) -> int:
 
 
 @pytest.mark.parametrize("model", [trained("topk"), tiny_gpt(max_context=64)], ids=["pico", "twin"])
-def test_two_hundred_requests_in_bad_faith(model):
+def test_two_hundred_requests_in_bad_faith(model, caplog):
     with serving(model) as served:
         body = dict(model="tiny", prompt="one two", temperature=0, max_tokens=20)
         before = served.post("/v1/completions", body).json()["choices"]
@@ -40,6 +40,7 @@ def test_two_hundred_requests_in_bad_faith(model):
         assert answered[400] > 30 and {200, 404, 405, 415} <= set(answered), answered
         assert served.post("/v1/completions", body).json()["choices"] == before
         wait_for(lambda: not served.service.open)
+    assert not [record for record in caplog.records if record.exc_info], "no traceback in the server's log"
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_limits():
             413: dict(prompt="x" * 3000),
             400: dict(prompt="x" * 200),
             429: dict(n=3, max_tokens=5),
-            408: dict(max_tokens=50000),
+            408: dict(max_tokens=50000, temperature=0),
         }
         for status, fields in refusals.items():
             answer = served.complete(**fields)
@@ -176,7 +176,7 @@ def test_limits():
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert served.complete(max_tokens=50001).status_code == 400
         assert served.complete(n=4, max_tokens=1).status_code == 400
-        said = served.complete(max_tokens=50000, stream=True).text.split("\n\n")
+        said = served.complete(max_tokens=50000, temperature=0, stream=True).text.split("\n\n")
         assert json.loads(said[-2].removeprefix("data: "))["error"]["code"] == "timeout"
         assert served.complete(max_tokens=1).status_code == 200
 

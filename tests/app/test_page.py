@@ -30,9 +30,10 @@ def browser():
 
 
 @contextmanager
-def opened(browser, address: str, **options):
-    """A fresh page at an address; what it complains of in its console is an error of the test, too."""
+def opened(browser, address: str, before: str = "", **options):
+    """A fresh page at an address, after a script. What it complains of in its console is an error of the test, too."""
     context = browser.new_context(**options)
+    context.add_init_script(before)
     page, complaints = context.new_page(), []
     page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -182,6 +183,10 @@ def test_a_text_goes_on_with_the_settings_asked_for(browser, server):
         assert {key: first[key] for key in wanted} == wanted and first["prompt"] == "Once"
         assert first["pico"] == {"trace": True, "disable_latent": False, "min_p": 0, "repetition_penalty": 1.5}
         assert second["prompt"] == list(b"Once upon \xe2\x82") and second["seed"] != 7
+        server.answers = [items(b" more")]
+        page.get_by_text("Again", exact=True).click()
+        page.locator(f"{ANSWER} .text", has_text="more").wait_for()
+        assert (server.asked[2]["prompt"], server.asked[2]["seed"]) == ("Once", 8)
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 20, 24)"
         page.locator("#open").click()
@@ -198,6 +203,26 @@ def test_what_goes_wrong_is_one_line(browser):
         say(page, "Two")
         page.locator("#error", has_text="broken off").wait_for()
         assert texts(page) == ["One", "TwoHalf"]
+
+
+def test_a_model_of_tokens_has_no_routes(browser):
+    with StandIn(unit="token", routes=False, context=64) as server, opened(browser, server.address) as page:
+        server.answers = [[item(b"Hello wor"), item(b"ld \xe2\x82"), item(b"\xac")]]
+        say(page, "Hi")
+        page.locator(ANSWER).wait_for()
+        assert texts(page) == ["Hello world €"] and page.locator(".text i").count() == 3
+        assert page.locator(".routes:visible").count() == 0
+        about = page.locator(".about").inner_text()
+        assert "15 bytes · 0.20 bits a byte" in about and "latent" not in about
+
+
+@pytest.mark.parametrize("kept", ["localStorage.pico = '{}'", "localStorage.x = 'x'.repeat(5242000)"])
+def test_what_the_browser_keeps_may_be_broken_or_full(browser, server, kept):
+    server.answers = [items(b"x" * 999)]
+    with opened(browser, server.address, kept) as page:
+        say(page, "Hi")
+        page.locator(ANSWER).wait_for()
+        assert texts(page) == ["x" * 999]
 
 
 @contextmanager

@@ -263,7 +263,7 @@ def serve(
         raise PicoError("--api-key is empty: give a key, or leave it out")
     from pico import load
     from pico.app.server import serve_model
-    from pico.runs.folder import is_chat, run_folder
+    from pico.runs.folder import is_chat, model_name, run_folder
 
     model = load(path, run, checkpoint, device="cpu")
-    serve_model(model, path.resolve().name, is_chat(run_folder(path, run)), host, port, api_key)
+    serve_model(model, model_name(path), is_chat(run_folder(path, run)), host, port, api_key)

@@ -81,6 +81,13 @@ def local_folder(path: str | Path) -> Path:
     return hub.download_model(str(path).removeprefix("hf://"))
 
 
+def model_name(path: str | Path) -> str:
+    """What a model is called: as its folder, or if that is a version in the Hub's cache, as the model on the Hub."""
+    path = Path(path).resolve()
+    cached = re.fullmatch(r".*/models--.+--(.+)/snapshots/[^/]+", path.as_posix())
+    return cached[1] if cached else path.name
+
+
 def read_config(path: str | Path) -> Shape:
     """The shape of a model folder. Raises PicoError: no such model, broken JSON, unknown keys, bad values."""
     path = Path(path)

@@ -14,6 +14,7 @@ from helpers import random_tokens, tiny, tiny_gpt
 import picolm
 from pico import PicoError, load
 from pico.runs.export import folder_size
+from pico.runs.folder import local_folder, model_name
 from pico.runs.share import export_for_transformers
 
 PICO = {"config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
@@ -41,12 +42,14 @@ def hub(tmp_path, monkeypatch):
 
     def snapshot_download(name, allow_patterns, local_files_only):
         assert not local_files_only
+        folder = tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots" / "0123abcd"
+        folder.mkdir(parents=True)
         for file in (place / name).rglob("*"):
             inside = file.relative_to(place / name)
             if file.is_file() and any(fnmatch.fnmatch(inside.as_posix(), pattern) for pattern in allow_patterns):
-                (tmp_path / "cache" / name / inside).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / "cache" / name / inside).symlink_to(file)
-        return str(tmp_path / "cache" / name)
+                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+                (folder / inside).symlink_to(file)
+        return str(folder)
 
     api = huggingface_hub.HfApi
     monkeypatch.setattr(api, "create_repo", lambda self, name, exist_ok: (place / name).mkdir(parents=True))
@@ -129,7 +132,7 @@ def test_to_the_hub_and_back(path, hub, tmp_path, monkeypatch, capfd):
     assert 'from_pretrained("me/toy"' in card and "run hf://me/toy r" in card and "nothing can be forged" in card
     ids = random_tokens(1, 30)
     assert torch.equal(load("hf://me/toy")(ids).logits, load(path)(ids).logits)
-    assert not (tmp_path / "cache/me/toy/modeling_pico.py").exists()
+    assert not list((tmp_path / "cache").rglob("*.py"))
     shutil.rmtree(tmp_path / "cache")
     assert picolm.main(["run", "hf://me/toy", "r", "--prompt", "Hi", "--max-bytes", "5", "--device", "cpu"]) == 0
     assert capfd.readouterr().out.startswith("Hi")
@@ -141,7 +144,8 @@ def test_to_the_hub_and_back(path, hub, tmp_path, monkeypatch, capfd):
 def test_pico_s_own_form_goes_there_too(path, hub, tmp_path):
     assert picolm.main(["export", str(path), "r", str(tmp_path / "out"), "--checkpoint", "-1", "--push", "me/own"]) == 0
     assert sorted(file.name for file in (hub / "me/own").iterdir()) == ["model.json", "r"]
-    assert load("hf://me/own").config == load(path).config
+    folder = local_folder("hf://me/own")
+    assert load(folder).config == load(path).config and model_name(folder) == "own" and model_name(path) == "m"
 
 
 def test_what_the_hub_does_not_have(hub, tmp_path):
@@ -149,7 +153,6 @@ def test_what_the_hub_does_not_have(hub, tmp_path):
         load("hf://me/none")
     (hub / "me/other").mkdir(parents=True)
     (hub / "me/other/config.json").write_text("{}")
-    (tmp_path / "cache/me/other").mkdir(parents=True)
     with pytest.raises(PicoError, match=r"holds no Pico model: expected a model.json"):
         load("hf://me/other")
     for name in "toy", "me/toy/r", "../toy", "me/..":

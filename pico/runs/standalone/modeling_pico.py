@@ -164,7 +164,7 @@ def attention(q, k, v, q_positions, k_positions, window: int, alibi: Tensor | No
         distance = q_positions[:, None, queries, None] - places  # (B, 1, Q, S)
         seen = (distance >= 0) & (distance <= window) & (places >= 0)
         bias = q.new_zeros(()) if alibi is None else (-alibi[:, None, None] * distance).to(q.dtype)
-        bias = bias.where(seen, torch.finfo(q.dtype).min)  # no -inf: what is no position sees nothing, and no NaN
+        bias = bias.where(seen, torch.finfo(q.dtype).min / 2)  # no -inf: what is no position gives no NaN
         parts = (x.transpose(1, 2) for x in (q[:, queries], k[:, keys], v[:, keys]))
         out.append(F.scaled_dot_product_attention(*parts, attn_mask=bias, enable_gqa=True).transpose(1, 2))
     return torch.cat(out, dim=1)

@@ -217,21 +217,14 @@ def chat_ids(messages: list[Message], model, most: int) -> list[int]:
     """What the model reads before it answers: of one with a bounded context the latest turns that leave it room."""
     turns = [(message.role, message.text().encode(errors="surrogatepass")) for message in messages]
     turns = [("system" if role == "developer" else role, text) for role, text in turns]
-    head = turns[:1] if turns[0][0] == "system" else []
-    rest = turns[len(head) :]
-    roles = ["user", "assistant"] * len(rest)
-    if not len(rest) % 2 or [role for role, _ in rest] != roles[: len(rest)]:
+    talk = [role for role, _ in turns[turns[0][0] == "system" :]]
+    if not len(talk) % 2 or talk != (["user", "assistant"] * len(talk))[: len(talk)]:
         expected = "expected a system message or none, then user and assistant in turns, a user's last"
         raise Refused(400, f"messages: {expected}", "messages")
-    context = model.config.max_context
     try:
-        for start in range(0, len(rest), 2):
-            ids = lay_out_question([*head, *rest[start:]], model.alphabet)
-            if context is None or len(ids) + min(most, context // 4) <= context:
-                break
+        return lay_out_question(turns, model.alphabet, model.config.max_context, most)[0]
     except PicoError as error:
         raise Refused(400, str(error), "messages") from None
-    return ids
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------

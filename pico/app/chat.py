@@ -65,16 +65,10 @@ class Chat:
                 self.turns += [("user", message), ("assistant", text)]
 
     def ids(self, turns: list[tuple[str, bytes]], room: int) -> list[int]:
-        """What the model reads before it answers: all turns, or the latest that leave room for `room` symbols.
-
-        Room is at most a quarter of the context. The last turn is read whole.
-        """
-        config, context, system = self.model.config, self.model.config.max_context, self.first()
-        for start in range(0, len(turns), 2):
-            ids = lay_out_question([*system, *turns[start:]], self.model.alphabet)
-            if context is None or len(ids) + min(room, context // 4) <= context:
-                break
-        if start:
+        """What the model reads before it answers, with room for so many symbols in a context. Says what it forgets."""
+        config, context = self.model.config, self.model.config.max_context
+        ids, left_out = lay_out_question(self.first() + turns, self.model.alphabet, context, room)
+        if left_out:
             self.say(f"the {context:,} {config.unit}s of this model are full: it no longer reads the oldest turns")
         if config.routes and len(ids) > (sight := round(config.latent_att_window_size / config.latent_capacity_factor)):
             self.say(f"nothing is dropped, but the model sees some {sight:,} bytes: what was said before them fades")

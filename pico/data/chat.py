@@ -243,6 +243,19 @@ def lay_out(
     return [np.concatenate([*piece, edge(alphabet.eos)]) for piece in pieces]
 
 
-def lay_out_question(turns: Iterable[tuple[str, bytes]], alphabet) -> list[int]:
-    """The ids that a model reads before it answers a conversation's last turn, a user's. Raises PicoError as above."""
-    return lay_out([*turns, ("assistant", b"")], alphabet, loss_on="all")[0][:-2].tolist()  # without END and EOS
+def lay_out_question(
+    turns: list[tuple[str, bytes]], alphabet, context: int | None = None, room: int = 0
+) -> tuple[list[int], int]:
+    """What a model reads before it answers the last turn, a user's: ids, and how many turns are left out of them.
+
+    In a context the oldest turns are left out, until there is room for so many symbols of the answer, or for a quarter
+    of the context. The system's turn and the last one stay, whatever their length.
+    """
+    system = [turn for turn in turns[:1] if turn[0] == "system"]
+    turns, left_out = turns[len(system) :], 0
+    while True:
+        layout = lay_out([*system, *turns[left_out:], ("assistant", b"")], alphabet, loss_on="all")
+        ids = layout[0][:-2].tolist()  # without END and EOS
+        if context is None or len(ids) + min(room, context // 4) <= context or left_out + 2 >= len(turns):
+            return ids, left_out
+        left_out += 2

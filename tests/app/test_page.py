@@ -243,7 +243,7 @@ def opened_with_key(browser, server):
 def test_what_the_server_says_is_what_stands_there(browser):
     """A tiny model writes any bytes: the page shows what a terminal would, with and without latent blocks."""
     model = tiny()
-    ids = lay_out_question([("user", b"Hello")], model.alphabet)
+    ids, _ = lay_out_question([("user", b"Hello")], model.alphabet)
     ends = frozenset([model.alphabet.eos, model.alphabet.control["end-of-turn"]])
     settings = dict(temperature=0, max_bytes=300, stop_symbols=ends)
     with serving(model) as served, opened(browser, served.address) as page:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
 from pico.base.symbols import ASSISTANT, BOS, BYTES, END_OF_TURN, EOS, SYSTEM, USER
-from pico.data.chat import ROLES, Turn, choose_form, lay_out, pack_row, pack_turns, unpack_turns
+from pico.data.chat import ROLES, Turn, choose_form, lay_out, lay_out_question, pack_row, pack_turns, unpack_turns
 from pico.data.corpus import PER_EPOCH, read_words
 from pico.data.open import open_data, open_evaluation
 from pico.data.reading import Reading
@@ -264,3 +264,16 @@ def test_built_in_conversations(tmp_path):
         open_data(DataConfig(dataset="spelling", exclude_words="nowhere"), 0)
     with pytest.raises(PicoError, match="expected with the built-in 'spelling'"):
         DataConfig.build(dataset="stories", exclude_words="words")
+
+
+def test_a_question_is_laid_out_up_to_its_answer():
+    """In a context, its oldest turns are left out until there is room; the system's turn and the last one stay."""
+    turns = [("system", b"s"), ("user", b"a" * 10), ("assistant", b"b" * 10), ("user", b"c")]
+    head, last = [BOS, SYSTEM, *b"s", END_OF_TURN], [USER, *b"c", END_OF_TURN, ASSISTANT]
+    whole = [*head, USER, *b"a" * 10, END_OF_TURN, ASSISTANT, *b"b" * 10, END_OF_TURN, *last]
+    size = len(whole)
+    assert lay_out_question(turns, BYTES) == (whole, 0)
+    assert lay_out_question(turns, BYTES, context=size + 5, room=5) == (whole, 0)
+    assert lay_out_question(turns, BYTES, context=size + 4, room=5) == ([*head, *last], 2)
+    assert lay_out_question(turns, BYTES, context=2 * size, room=1000) == (whole, 0)  # a quarter is enough
+    assert lay_out_question(turns, BYTES, context=3) == ([*head, *last], 2)

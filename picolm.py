@@ -323,6 +323,8 @@ def evaluate(
         else:
             if source is not None:
                 print_result(report_table(result))
+            if source is not None and found:
+                print_result("")
             if found:
                 print_result(tasks_table(found))
 

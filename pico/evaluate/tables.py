@@ -3,6 +3,7 @@
 import math
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Group
@@ -26,7 +27,7 @@ NAMES = {
     "spacelike": "spacelike",
 }
 OTHERS = {"value": "{:.4g}", "stderr": "{:.2g}", "chance": "{:.4g}", "questions": "{:,}"}
-OTHERS_ABOUT = "acc: right choices; acc_norm: by likelihood per character"
+ABOUT_OTHERS = "acc: right answers; acc_norm: by likelihood per character"
 
 
 def interval(pair, sign: bool = False) -> str:
@@ -84,27 +85,46 @@ def report_table(report: dict) -> Group:
     return Group(table, "", Text(f"{size}; {windows}", style="dim"), "", Text(conclusion(report)))
 
 
+class Shown(NamedTuple):
+    """A task for people; all of lm-eval's are one."""
+
+    title: str
+    about: str
+    figures: list[str]
+    rows: dict[str, list[str]]
+
+
+def shown_tasks(results: dict[str, dict[str, dict]]) -> list[Shown]:
+    """What `run_tasks` found, as it is written."""
+    made = [
+        Shown(name, task.about, *_cells(task.figures, results[name])) for name, task in TASKS.items() if name in results
+    ]
+    others = {
+        f"{name}, {row}": values for name, rows in results.items() if name not in TASKS for row, values in rows.items()
+    }
+    return made + ([Shown("lm-eval", ABOUT_OTHERS, *_cells(OTHERS, others))] if others else [])
+
+
+def _cells(figures: dict[str, str], rows: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
+    written = {
+        row: ["-" if values[name] is None else how.format(values[name]) for name, how in figures.items()]
+        for row, values in rows.items()
+    }
+    return [name.replace("_", " ") for name in figures], written
+
+
 def tasks_table(results: dict[str, dict[str, dict]]) -> Group:
-    """What `eval --tasks` prints: of each task a row for each of its parts; one head for all of lm-eval's."""
-    tables, shown = [], {}
-    for name, rows in results.items():
-        task = TASKS.get(name)
-        figures = task.figures if task else OTHERS
-        if figures is not shown or task:
-            tables += [Table(box=None, pad_edge=False, header_style="dim")]
-            tables[-1].add_column(Text(name if task else "lm-eval", style="bold not dim"))
-            for figure in figures:
-                tables[-1].add_column(figure.replace("_", " "), justify="right")
-            tables += [Text(task.about if task else OTHERS_ABOUT, style="dim"), ""]
-        shown = figures
-        for row, values in rows.items():
-            cells = [as_shown(values[figure], how) for figure, how in figures.items()]
-            tables[-3].add_row(f"  {row}" if task else f"  {name}, {row}", *cells)
-    return Group(*tables[:-1])
-
-
-def as_shown(value, how: str) -> str:
-    return "-" if value is None else how.format(value)
+    """What `eval --tasks` prints: of each task what it is, and a row for each of its parts."""
+    parts = []
+    for task in shown_tasks(results):
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column(Text(task.title, style="bold not dim"))
+        for figure in task.figures:
+            table.add_column(figure, justify="right")
+        for row, cells in task.rows.items():
+            table.add_row(f"  {row}", *cells)
+        parts += ["", table, Text(task.about, style="dim")]
+    return Group(*parts[1:])
 
 
 def routing_rows(report: dict, group, row) -> None:
@@ -213,6 +233,9 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
         tiles["routed"] = f"{report['routed_fraction']:.1%}"
         tables["Routing"] = _routing_rows(report["routing"])
     tiles["bytes scored"] = report["bytes"]
+    for task in shown_tasks(report.get("tasks", {})):
+        rows = {row: ", ".join(cells) for row, cells in task.rows.items()}
+        tables[f"{task.title}: {', '.join(task.figures)}"] = rows
     tables |= {
         "How this was measured": {
             "dataset": report["dataset"],
@@ -226,13 +249,6 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
             "command": command or "unknown",
         },
     }
-    for name, rows in report.get("tasks", {}).items():
-        task = TASKS.get(name)
-        figures = task.figures if task else OTHERS
-        tables[f"{name}: {', '.join(figures).replace('_', ' ')}"] = {
-            row: ", ".join(as_shown(values[figure], how) for figure, how in figures.items())
-            for row, values in rows.items()
-        }
     title = f"{report['run']} on {report['dataset']}"
     write_html(file, title, shown, tiles | tables, plots(report), conclusion(report), "routing" in report)
 

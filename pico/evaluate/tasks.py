@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
+from pico.base.log import log
+from pico.base.symbols import visible
 from pico.data import spelling as spellings
 from pico.data.documents import Packed
 from pico.data.open import open_evaluation
@@ -142,7 +144,12 @@ def _asked(subject: Subject, groups: dict[str, list[Question]], limit: int | Non
     questions = [question for group in groups.values() for question in evenly(group, limit)]
     if not questions:
         raise PicoError(f"no questions in {subject.file}: expected more than {SHOTS} of each kind")
-    return exact_match(questions, answer_all(subject.model, questions, subject.chat, examples, subject.status))
+    answers = answer_all(subject.model, questions, subject.chat, examples, subject.status)
+    for question, answer in zip(questions, answers):
+        if answer != question.answer:
+            log(f"first mistake: {visible(question.text)!r} {visible(answer)!r}, right is {question.answer!r}")
+            break
+    return exact_match(questions, answers)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -229,11 +236,15 @@ SHARES = {"valid_texts": "{:.1%}", "valid_bytes": "{:.1%}", "valid_non_ascii": "
 TASKS = {
     "spelling": Task(spelling, ANSWERS, "questions on the letters of words that are never trained on"),
     "cute": Task(cute, ANSWERS, "CUTE: letters and words to spell, find, add, delete, replace and swap"),
-    "utf8": Task(utf8, SHARES | {"non_ascii": "{:,}", "bytes": "{:,}"}, "whether what it writes is UTF-8"),
+    "utf8": Task(
+        utf8,
+        SHARES | {"non_ascii": "{:,}", "bytes": "{:,}"},
+        "how much of what it writes is UTF-8, beside random bytes",
+    ),
     "noise": Task(
         noise,
         {"bits_per_byte": "{:.4f}", "more": "{:+.4f}", "noise_bits": "{:.4f}", "times": "{:.1f}"},
-        "bits per byte of text with mistakes, and the bits that say where they are",
+        "what mistakes cost, beside the bits that say where they are; times: one over the other",
     ),
 }
 

@@ -152,10 +152,17 @@ def _with_code(file: str, name: str, kind: str) -> dict:
 
 
 def generation_config(alphabet: Alphabet, chat: bool) -> dict:
-    """How `run` samples; the end of an answer ends the text of a model that was trained on conversations."""
+    """How `run` samples; the end of an answer ends the text of a model that was trained on conversations.
+
+    It sets no length: a max_new_tokens of a model outweighs the max_length that a caller gives, such as lm-eval.
+    """
     ends = [alphabet.eos, *([alphabet.control["end-of-turn"]] if chat else [])]
     never = [id for id, symbol in enumerate(alphabet.table) if not symbol and id not in ends]
-    settings = {"do_sample": True, "temperature": 0.8, "top_k": 0, "max_new_tokens": 512}
+    settings = {
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 0,
+    }  # no length: it would outweigh the max_length of others
     return {**control_ids(alphabet), "eos_token_id": ends, "suppress_tokens": never, **settings}
 
 

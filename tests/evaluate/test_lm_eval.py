@@ -227,3 +227,6 @@ def test_figures_are_those_of_the_exported_model_in_lm_eval(kind, folder, tokens
         ours.loglikelihood(asked(*pairs)), theirs.loglikelihood(asked(*pairs), disable_tqdm=True), strict=True
     ):
         assert nats == pytest.approx(expected, rel=1e-6, abs=1e-5) and likeliest == same
+    settings = {"until": ["!"], "max_gen_toks": 12, "do_sample": False}
+    requests = asked(*[(text, settings) for text in ("one t", "onward! three", "two")])
+    assert ours.generate_until(requests) == theirs.generate_until(requests, disable_tqdm=True)

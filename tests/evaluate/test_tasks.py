@@ -108,12 +108,15 @@ def test_answers_nobody_could_guess_have_no_chance():
 def test_an_answer_is_what_stands_before_its_end(monkeypatch, chat):
     """It says 'ab', then ends its line, or its turn: another answer, shorter or longer, is wrong."""
     end = END_OF_TURN if chat else 10
-    sure = {ASSISTANT: {97: 1}, 58: {32: 1}, 32: {97: 1}, 97: {98: 1}, 98: {end: 1}}
+    sure = {ASSISTANT: {97: 1}, 58: {32: 1}, 32: {97: 1}, 97: {98: 1}, 98: {end: 1}, end: {97: 1}}
     model, _ = use_tables(monkeypatch, sure)
     answers = ["ab", "a", "abc", "ab", "b"]
     questions = [Question("part", f"What is {i}?", answer) for i, answer in enumerate(answers)]
     found = answer_all(model, questions, chat, {}, lambda text: None)
     assert [a == q.answer for a, q in zip(found, questions)] == [True, False, False, True, False]
+    for question in questions:  # alone, where no other's answer is longer
+        (alone,) = answer_all(model, [question], chat, {}, lambda text: None)
+        assert (alone == question.answer) == (question.answer == "ab")
 
 
 def test_a_users_turn_is_the_beginning_of_a_conversation():

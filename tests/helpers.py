@@ -82,9 +82,9 @@ def trained(router="threshold", **changes) -> Pico:
     text = b"".join(words[i] for i in torch.randint(4, (4000,), generator=generator))
     text = torch.tensor(list(text))
     model = tiny(router, **changes).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.5e-2, fused=True)
     heads = model.config.next_tokens
-    for _ in range(60):
+    for _ in range(40):
         at = torch.randint(len(text) - 100, (8,), generator=generator)
         tokens = torch.stack([text[i : i + 48 + heads] for i in at])
         tokens[at % 4 == 0, 0] = BOS

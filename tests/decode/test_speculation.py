@@ -132,16 +132,17 @@ def test_generated_texts_have_the_joint_distribution_of_the_model(temperature, m
 
 
 @pytest.mark.parametrize(
-    "router,options",
+    "router, options, speculative",
     [
-        ("threshold", dict(temperature=1.5, top_k=3)),
-        ("topk", dict(temperature=2.5, top_k=6, top_p=0.9)),
-        ("space", dict(temperature=1.2, top_p=0.9)),
-        ("all", dict(temperature=1.3, min_p=0.01)),
-        ("topk", dict(temperature=1.5, top_k=4, penalty=1.6, window=2)),
+        ("threshold", dict(temperature=1.5, top_k=3), True),
+        ("topk", dict(temperature=2.5, top_k=6, top_p=0.9), True),
+        ("topk", dict(temperature=2.5, top_k=6, top_p=0.9), False),
+        ("space", dict(temperature=1.4, top_p=0.9), True),
+        ("all", dict(temperature=1.3, min_p=0.01), True),
+        ("topk", dict(temperature=1.5, top_k=4, penalty=1.6, window=2), True),
+        ("topk", dict(temperature=1.5, top_k=4, penalty=1.6, window=2), False),
     ],
 )
-@pytest.mark.parametrize("speculative", [True, False])
 def test_pico_generates_from_its_own_joint_distribution(router, options, speculative):
     """Against exact probabilities of every continuation, multiplied up from plain full forwards."""
     model = trained(router)
@@ -150,8 +151,8 @@ def test_pico_generates_from_its_own_joint_distribution(router, options, specula
     options = {
         {"penalty": "repetition_penalty", "window": "repetition_window"}.get(k, k): v for k, v in options.items()
     }
-    run = generate(model, b"tt", max_bytes=3, num_samples=3000, seed=1, speculative=speculative, **options)
-    statistic, limit = chi_square(Counter(texts(run)), expected, 3000)
+    run = generate(model, b"tt", max_bytes=3, num_samples=2000, seed=1, speculative=speculative, **options)
+    statistic, limit = chi_square(Counter(texts(run)), expected, 2000)
     assert statistic < limit
     if speculative:
         assert 0 < run.stats["acceptance"][0] < 1

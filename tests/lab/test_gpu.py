@@ -81,6 +81,7 @@ def test_all_of_it_runs_on_a_cpu_with_few_packages(tmp_path):
     assert load(tmp_path / "stories-s", "stories").config.att_q_heads
 
 
+@pytest.mark.slow
 def test_importing_it_asks_for_no_gpu():
     """A process that has asked may not fork: its children could not use the GPU."""
     program = (

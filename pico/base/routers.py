@@ -12,17 +12,18 @@ import math
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+Array = Any  # torch.Tensor or np.ndarray, which no type holds together
 SLACK = 1.25  # room in the training buffer of a learned causal rule, over its rate
 
 
 class RouterInput(NamedTuple):
     """What a rule may look at: torch tensors (B, T), or numpy arrays (n,)."""
 
-    score: Any  # the router's learned logit
-    tokens: Any  # ids: bytes, and control symbols from 256 up
-    previous: Any  # the id before each
-    positions: Any  # integers, counted from the start of the text
-    threshold: Any  # () one number for all, which training moves for rules that ask for it
+    score: Array  # the router's learned logit
+    tokens: Array  # ids: bytes, and control symbols from 256 up
+    previous: Array  # the id before each
+    positions: Array  # integers, counted from the start of the text
+    threshold: Array  # () one number for all, which training moves for rules that ask for it
 
 
 class Rule:

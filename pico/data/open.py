@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
@@ -24,6 +24,9 @@ from pico.data.packing import Batches
 from pico.data.pipes import as_file
 from pico.data.reading import Reading, amount, file_names
 from pico.data.sources import Found, find_files, read_files, split_name
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 __all__ = ["Batches", "hold_out", "open_data", "open_evaluation"]
 
@@ -40,7 +43,7 @@ class Part:
     """A split that can be read. `read` fills a Reading; of a stream it may be told which rows, and how many bytes."""
 
     read: Callable[..., Documents]
-    stream: Any = None  # the datasets.IterableDataset, where data is streamed
+    stream: "IterableDataset | None" = None  # where data is streamed
     files: list[Path] = field(default_factory=list)
 
 
@@ -169,6 +172,7 @@ def _splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
 
 
 def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
+    # 1. What is it: a dataset of the Hub, here or there, or files? And what it surely is not is refused by name.
     path, raw = Path(config.dataset).expanduser(), config.format == "bytes"
     named_files = config.train_file or config.validation_file
     if path.is_dir() and not raw and not named_files and hub.is_repository(path):
@@ -194,6 +198,8 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
         if config.streaming or not named_files or Path(name).is_dir():
             return _hub_splits(config)
         path = hub.download(config)
+
+    # 2. Which files are there, by the splits that their names tell.
     if path.is_dir():
         found = find_files(path, raw)
     else:
@@ -201,12 +207,14 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     if config.format == "chat":
         found.splits = {split: _tables(files, reading) for split, files in found.splits.items()}
         found.raw = False
+
+    # 3. What was asked for by name comes first; no file belongs to two parts, and what is left out is said.
     splits = {split: (files, found.raw) for split, files in found.splits.items()}
     for split, pattern in ("train", config.train_file), ("validation", config.validation_file):
         if pattern:
             splits[split] = _named(path, pattern), raw
     first, *others = ("validation", "train") if config.validation_file else ("train", "validation", "test")
-    for split in others:  # no file belongs to two parts
+    for split in others:
         files, as_text = splits.get(split, ([], raw))
         splits[split] = [file for file in files if file not in splits.get(first, [[]])[0]], as_text
     chosen = {file for files, _ in splits.values() for file in files}

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch.amp import GradScaler
 
 from pico.base.config import DataConfig, TrainConfig
@@ -85,7 +86,7 @@ class Parts:
     path: Path  # of the model
     run: str  # its name
     config: TrainConfig
-    accelerator: Any  # accelerate.Accelerator
+    accelerator: Accelerator
     display: Display
     reading: Reading  # what was read, in words
     text: Text
@@ -136,12 +137,14 @@ def build(
         raise PicoError(
             f"--batch-size {config.batch_size} does not divide over {world} processes: use a multiple of {world}"
         )
+    # What may be refused is refused before anything large is built.
     check_memory(model_config, config, accelerator)
     text = open_text(data, config, alphabet, reading, display)
     origin = Origin()
     if resume:
         origin = find_origin(path / run, model_config, data, config, text.documents.fingerprint, display)
 
+    # The seed decides the weights, the same in all processes. Whatever draws before them would change them.
     set_seed(config.seed)
     dtype = pick_dtype(config.precision, accelerator.device)
     model = build_model(model_config, config.attention_backend, dtype)
@@ -153,6 +156,7 @@ def build(
         set_seed(config.seed, rank)  # its rows lose others to dropout than rank 0's
     heads = model_config.next_tokens
     batches = Batches(text.documents, config.context_len, heads, config.batch_size, config.seed, rank, world)
+    # All is there: now a checkpoint overwrites it, random state included.
     state = restore(origin.checkpoint, optimizers, scaler, batches, rank) if origin.checkpoint else State()
     state.data = batches.state_dict()
     choose_threads(model, config, accelerator, origin, display)
@@ -162,6 +166,8 @@ def build(
     documents = text.documents
     short_text = isinstance(documents, (Documents, Tokens)) and documents.repeats and documents.size < numbers
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)
+
+    # train.json says what the run began with; what was written behind the checkpoint will be written again.
     tracker_run = origin.record.get("tracker_run") or secrets.token_hex(4)
     about = {
         "fingerprint": text.documents.fingerprint,
@@ -202,9 +208,10 @@ def open_text(data: DataConfig, config: TrainConfig, alphabet: Alphabet, reading
     if alphabet is BYTES:
         documents = encoded(opened, alphabet, config.context_len)
     else:
-        made: list[Any] = []  # by the main process, alone; the others find it in the cache
+        made = []  # by the main process, alone; the others find it in the cache
         on_main(lambda: made.append(encoded(opened, alphabet, config.context_len, display.log)))
-        documents: Any = made[0] if made else encoded(opened, alphabet, config.context_len)
+        documents = made[0] if made else encoded(opened, alphabet, config.context_len)
+        assert not isinstance(documents, (Documents, Stream)), "they are tokens now"
         reading.note("tokens", *documents.notes())
     scored = validation.first(VALIDATION_BYTES) if len(validation) else validation
     floor = scored.floor_bits / scored.size if scored.floor_bits is not None else None

@@ -6,7 +6,7 @@ them. A `TogetherStack` refreshes all on one step, by Cholesky-QR, and leaves ev
 
 import math
 import typing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +52,11 @@ class Stack:
             states[p] = {"step": step, **dict(zip(self.state, tensors))}
 
         self.grad = p.new_empty(sum(self.counts), r, c, dtype=self.matmul_dtype)
-        self.bases: list[Any] = [self.basis(side) for side in (0, 1)]
+        self.bases = {side: self.basis(side) for side in sides}
 
-    def basis(self, side: int) -> Tensor | None:
-        """Q_L or Q_R, eigenvectors in columns, in the dtype of the per-step matmuls; None if not rotated."""
-        return self.state[f"basis_{side}"].to(self.matmul_dtype).mT if side in self.sides else None
+    def basis(self, side: int) -> Tensor:
+        """Q_L or Q_R, eigenvectors in columns, in the dtype of the per-step matmuls."""
+        return self.state[f"basis_{side}"].to(self.matmul_dtype).mT
 
     def weights(self) -> list[Tensor]:
         """The members as (a, r, b, c), like their views of a stack."""
@@ -82,17 +82,17 @@ class Stack:
         In the precision of the state; the bias of the moments is still to be corrected.
         """
         grad, state = self.grad, self.state
-        rotated = _rotate(grad, *self.bases).to(self.dtype)
+        rotated = _rotate(grad, self.bases).to(self.dtype)
         momentum = state["exp_avg"].lerp_(grad if self.exact else rotated, weight1)
         if self.exact:
-            momentum = _rotate(momentum, *self.bases)
+            momentum = _rotate(momentum, self.bases)
         state["exp_avg_sq"].lerp_(rotated.square_(), weight2)
         scratch = torch.sqrt(state["exp_avg_sq"], out=rotated).add_(eps)  # fresh memory would cost page faults
         return torch.div(momentum, scratch, out=scratch)
 
     def turn_back(self, update: Tensor) -> Tensor:
         """Out of the rotated basis, in the dtype of the matmuls."""
-        return _rotate(update.to(self.matmul_dtype), *(None if basis is None else basis.mT for basis in self.bases))
+        return _rotate(update.to(self.matmul_dtype), {side: basis.mT for side, basis in self.bases.items()})
 
     def average(self, weight: float | Tensor):
         """Moves the averages of G G^T and G^T G towards this gradient's by this weight."""
@@ -227,11 +227,11 @@ class TogetherStack(Stack):
                 cast.copy_(rows.mT)  # the same memory, unless the dtypes differ
 
 
-def _rotate(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """left^T x right for (n, r, c) stacks; None is the identity. In this order exact mode rounds as its oracle does."""
-    if left is not None:
-        x = _matmul(x.mT, left).mT
-    return x if right is None else _matmul(x, right)
+def _rotate(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
+    """Q_L^T x Q_R for (n, r, c) stacks, where there is such a basis. In this order exact mode rounds as its oracle."""
+    if 0 in bases:
+        x = _matmul(x.mT, bases[0]).mT
+    return _matmul(x, bases[1]) if 1 in bases else x
 
 
 def _turn(x: Tensor, turn: Tensor, side: int) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import reduce
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def optimizer_step(
 
     def gradients(*tensors: Tensor) -> Tensor:
         """(8,) sums over the batches, and the norm of the gradients that the parameters have then."""
-        sums: Any = 0
+        seen: list[Tensor] = []  # of each batch, (7,), still on the device
         # inputs (B, T), targets (B, T + N - 1)
         for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
             model.set_dropout(config.ngram_dropout * dropped, config.dropout * dropped)
@@ -116,11 +117,11 @@ def optimizer_step(
             nats = out.head_nll[0] * symbols
             slots = nats.new_full((), out.slots / length)
             these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats, symbols
-            sums = sums + torch.stack([x.detach().float() for x in these])  # (7,), still on the device
+            seen.append(torch.stack([x.detach().float() for x in these]))
         everything: Any = SimpleNamespace(param_groups=[{"params": list(model.parameters())}])
-        scaler.unscale_(everything)
+        scaler.unscale_(everything)  # which takes an optimizer for its groups alone
         norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
-        return torch.cat([sums, parallel.full_tensor(norm).float()[None]])
+        return torch.cat([reduce(torch.add, seen), parallel.full_tensor(norm).float()[None]])
 
     def move(gate: Tensor | None) -> None:
         for optimizer in optimizers:

@@ -202,6 +202,8 @@ def analyse(
             also(i, trace)
         return tally
 
+    # 1. One reading of the text, as the model was trained to read it, of which everything below is counted: bits of
+    # each document, what was routed, and the first documents byte by byte for the page.
     routed, chosen, examples = Routed(), [], []
 
     def watch(i: int, trace: Trace) -> None:
@@ -214,10 +216,12 @@ def analyse(
 
     status("scoring the text")
     on = read(watch)
+    # 2. The same text without latent blocks: what they are worth.
     off = None
     if model.config.routes:
         status("again, latent blocks off")
         off = read(disable_latent=True)
+    # 3. What any model is asked. The entropy floor is of whole stories alone: nobody knows that of half a one.
     unit = model.alphabet.unit
     whole = [len(texts[i]) for i in range(len(stories))][: len(on.score.document_bytes)]
     whole = whole if whole == on.score.document_bytes else whole[:-1]  # max_bytes cut the last one
@@ -249,6 +253,7 @@ def analyse(
         report["bytes_per_token"] = on.score.bytes / max(1, on.score.read - len(on.score.document_bytes))
     if stories:
         report["recalls"] = [{"from": a, "to": b, **x} for a, b, x in on.by_recall()]
+    # 4. What only a model that routes is asked, document for document against the reading without latent blocks.
     if off is None:
         return report, examples
     report |= {
@@ -261,6 +266,7 @@ def analyse(
         row["bits_per_byte_disable_latent"] = bits
     for row, (_, _, figures) in zip(report.get("recalls", ()), off.by_recall()):
         row["disable_latent"] = figures
+    # 5. The same bytes routed by other rules: is it the choice that helps, or the depth?
     if full:
         report |= replaced(model, read, on, chosen, report["routing"], status)
     return report, examples

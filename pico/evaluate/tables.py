@@ -289,6 +289,7 @@ def plots(report: dict) -> list[Plot]:
     """What there is to draw, most telling first."""
     floor = {"floor": report["entropy_floor"]} if report["entropy_floor"] is not None else {}
     made = []
+    # bits per byte: of the same model routed otherwise, and of compressors
     bars = {
         "as trained": (report["bits_per_byte"], *(report["bits_per_byte_interval"] or [report["bits_per_byte"]] * 2))
     }
@@ -305,6 +306,7 @@ def plots(report: dict) -> list[Plot]:
             if "after_training_text" in figures:
                 bars[f"{name} + training text"] = figures["after_training_text"]
         made.append(Plot("Bits per byte against compressors", bars=bars, levels=floor))
+    # how far back it remembers, and how much context helps
     if report.get("recalls"):
         x = [(max(1, (r["from"] + r["to"]) / 2), r) for r in report["recalls"]]
         lines = {
@@ -319,11 +321,13 @@ def plots(report: dict) -> list[Plot]:
     if routes:
         lines["no latent"] = [(d, r["bits_per_byte_disable_latent"]) for d, r in x]
     made.append(Plot("Bits per byte, by place in the document", "bytes from its start", lines, log=True))
+    # how far ahead it sees
     if len(report["heads"]) > 1:
         lines = {"bits": [(h["head"], h["bits"]) for h in report["heads"]]}
         made.append(Plot("Bits of each head, after right drafts", "head: bytes ahead, less one", lines))
         lines = {"accuracy": [(h["head"], h["accuracy"]) for h in report["heads"]]}
         made.append(Plot("Likeliest byte right, by head, after right drafts", "head: bytes ahead, less one", lines))
+    # what is routed: gaps as a coin would leave them (geometric) beside those it leaves
     if "gaps" in report.get("routing", {}):
         rate = report["routing"]["realised_fraction"]
         share_of = report["routing"]["gaps"]["histogram"][:24]

@@ -55,6 +55,7 @@ def run_experiment(
     plan, device = plan or experiment.plan(), str(pick_device(device))
     check_folder(experiment, folder)
     validation = open_validation(data, log)
+    # Whatever another process trains goes to the end of the queue, and is looked at again until that one is through.
     failed: dict[str, str] = {}
     queue, elsewhere = deque(enumerate(plan, start=1)), set()
     while queue:
@@ -86,6 +87,8 @@ def run_experiment(
         except PicoError as error:
             log(f"{head}: failed: {error}")
             failed[f"{configuration.name}/{run}"] = str(error)
+
+    # From here on nothing but run folders is read, so the table is the same whoever trained what, and when.
     results = collect_results(experiment, folder, validation, failed)
     for warning in results["warnings"]:
         log(f"warning: {warning}")

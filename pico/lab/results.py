@@ -118,6 +118,7 @@ def read_score(run: Path, rule: dict) -> dict | None:
 
 def collect_results(experiment: Experiment, folder: Path, validation, failed: dict[str, str]) -> dict:
     """Everything the table and the plot show, from the run folders."""
+    # 1. A row a configuration: its runs, and over them means with intervals.
     rows, missing, warnings, seeds = [], [], {}, all_seeds(experiment, folder)
     failed = dict(failed)
     for configuration in experiment.configurations:
@@ -145,6 +146,7 @@ def collect_results(experiment: Experiment, folder: Path, validation, failed: di
             for warning in doubts(row, shape, settings):
                 warnings.setdefault(warning, []).append(configuration.name)
         rows.append(row)
+    # 2. Differences to the first, and p corrected for how many there are.
     for row in rows[1:]:
         row["against_first"] = against(row["runs"], rows[0]["runs"])
     tested = [
@@ -154,7 +156,7 @@ def collect_results(experiment: Experiment, folder: Path, validation, failed: di
         found["p_holm"] = p
     for row in rows:
         for facts in row["runs"].values():
-            del facts["units"]
+            del facts["units"]  # thousands of numbers, in score.json already
     scored = validation.first(experiment.validation_bytes or validation.size)
     return {
         "title": experiment.title,

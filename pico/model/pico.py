@@ -128,8 +128,9 @@ class Pico(nn.Module):
         tokens = tokens.long()
         backend = choose_backend(tokens.device, self.attention_backend)
         length = tokens.shape[1]
+        # 1. Where we are. A text of its own is preceded by BOS, for the n-grams and rules that look back.
         if cache is None:
-            history = tokens.new_full((len(tokens), self.config.history), BOS)
+            history = tokens.new_full((len(tokens), self.config.history), BOS)  # (B, history)
             start = tokens.new_zeros(len(tokens)) if start is None else start
             local = latent = None
         else:
@@ -138,12 +139,16 @@ class Pico(nn.Module):
             history, local, latent, start = cache.history, cache.local, cache.latent, cache.length
             local.open(length, backend)
         positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
-        text = torch.cat([history, tokens], dim=1)
+        text = torch.cat([history, tokens], dim=1)  # (B, history + T)
         again = self.gradient_checkpointing and self.training
+
+        # 2. Local blocks, on every byte. Each may mix the embedding back in, so it is kept.
         embedding = x = self.embed(text)  # (B, T, D)
         for layer, block in enumerate(self.local_in):
             x = run_block(block, again, x, backend, local, layer, embedding)
 
+        # 3. Latent blocks, on the chosen bytes alone: they are gathered to (B, M, D), and what comes out is added back.
+        # M is a size of the buffer, not of the choice: `slots` counts what was computed, `routed` what was of use.
         routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule)
         router_loss = self.router.loss(routing) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
@@ -151,12 +156,14 @@ class Pico(nn.Module):
         if slots:
             x = self.latent_stack(x, routing, backend, latent)
 
+        # 4. Local blocks again. In the cache their layers follow those before the latent stack.
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
             x = run_block(block, again, x, backend, local, layer, embedding)
         x = norm(x)
         if cache is not None:
             cache.advance(tokens, routed)
 
+        # 5. Heads: logits (B, T, N, V) for whoever decodes; in training the losses, without ever holding all logits.
         skipped = (routing.chosen & ~routing.routed).sum() / routing.chosen.sum().clamp(min=1)
         seen = x, routing.weight, routed, skipped, slots
         if targets is None:

@@ -105,7 +105,7 @@ def _forward(
     norms += b * (H + K) * T
 
     i = start + tl.arange(0, BM)
-    query = load_rows(qkv + h * E, i, S * E, T, E, BE)
+    query = load_rows(qkv + h * E, i, S * E, T, E, BE)  # (BM, BE), as stored: normed by a factor on the scores
     scale *= LOG2E
     if NORM:
         query_norm = _row_norm(query, E)
@@ -114,11 +114,13 @@ def _forward(
     peak = tl.full([BM], -1e30, tl.float32)  # finite: a query with nothing to see yet must not give inf - inf
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BE], tl.float32)
+    # Online softmax over the tiles of keys in the window: when the largest score seen so far rises, what was summed
+    # by the old one is scaled down (`decay`), so that no score has to be kept.
     for first in range(tl.maximum(start - window, 0), tl.minimum(start + BM, T), BN):
         j = first + tl.arange(0, BN)
         key = load_rows(qkv + kv_head * E, j, S * E, T, E, BE)
         value = load_rows(qkv + (kv_head + K) * E, j, S * E, T, E, BE)
-        product = dot(query, tl.trans(key))
+        product = dot(query, tl.trans(key))  # (BM, BN)
         if NORM:
             key_norm = tl.load(norms + kv_head * T + j, mask=j < T, other=0.0)
             product *= query_scale[:, None] * key_norm[None, :]
@@ -132,7 +134,7 @@ def _forward(
         acc = dot(p.to(value.dtype), value, acc * decay[:, None])
         peak = new_peak
 
-    total = tl.where(i < T, total, 1.0)
+    total = tl.where(i < T, total, 1.0)  # rows past the end have seen nothing: 0 / 0 otherwise
     store_rows(out + (b * T * H + h) * E, i, acc / total[:, None], H * E, T, E, BE)
     row_lse = peak + tl.log2(total) - slope * (i - start).to(tl.float32)
     tl.store(lse + (b * H + h) * T + i, row_lse, mask=i < T)
@@ -160,6 +162,7 @@ def _backward_q(
     row = (b * H + h) * T + i
     # +inf makes the probabilities of what lies past the end zero
     row_lse = tl.load(lse + row, mask=i < T, other=float("inf")) + slope * (i - start).to(tl.float32)
+    # the softmax's gradient: dscore = p (dp - sum of p dp over the keys), and that sum is out . dout
     row_delta = tl.sum(row_out.to(tl.float32) * dout.to(tl.float32), 1)
     tl.store(delta + row, row_delta, mask=i < T)
     if NORM:
@@ -178,14 +181,14 @@ def _backward_q(
         else:
             product *= scale * LOG2E
         score = _score(product, i[:, None], j[None, :], start, window, slope)
-        p = tl.exp2(score - row_lse[:, None])
+        p = tl.exp2(score - row_lse[:, None])  # (BM, BN), computed again instead of kept
         dp = dot(dout, tl.trans(value))
         dscore = p * (dp - row_delta[:, None])
         if NORM:
             dscore *= key_norm[None, :]
         acc = dot(dscore.to(key.dtype), key, acc)
     acc *= scale
-    if NORM:
+    if NORM:  # back through query / |query|: what points along the query moves the sharpness alone
         unit = query.to(tl.float32) * query_norm[:, None]
         along = tl.sum(acc * unit, 1)
         tl.store(dsharpness + row, along, mask=i < T)
@@ -217,6 +220,8 @@ def _backward_kv(
         key_scale = key_norm * (scale * LOG2E)
     dkey = tl.zeros([BM, BE], tl.float32)
     dvalue = tl.zeros([BM, BE], tl.float32)
+    # A key is seen from itself on to `window` later, by all query heads that share it: their gradients add up here,
+    # in one program, so nothing is added atomically and the result does not depend on any order.
     for h in range(kv_head * (H // K), (kv_head + 1) * (H // K)):
         slope = tl.load(slopes + h) * LOG2E
         for first in range(start, tl.minimum(start + BM + window, T), BN):
@@ -242,7 +247,7 @@ def _backward_kv(
                 dscore *= query_norm[None, :]
             dkey = dot(dscore.to(query.dtype), query, dkey)
     dkey *= scale
-    if NORM:
+    if NORM:  # back through key / |key|
         unit = key.to(tl.float32) * key_norm[:, None]
         dkey = (dkey - unit * (tl.sum(dkey * unit, 1) / E)[:, None]) * key_norm[:, None]
     store_rows(dqkv, j, dkey, S * E, T, E, BE)

@@ -5,10 +5,10 @@ import math
 from random import Random
 
 import pytest
-from helpers import tiny, use_tables, write
+from helpers import tiny, tiny_gpt, trained, use_tables, write
 
 from pico.base.errors import PicoError
-from pico.base.symbols import ASSISTANT, BYTES, END_OF_TURN
+from pico.base.symbols import ASSISTANT, BOS, BYTES, END_OF_TURN
 from pico.data.chat import lay_out
 from pico.data.spelling import is_test_word
 from pico.evaluate.noise import NOISES, noisy, noisy_documents
@@ -28,6 +28,7 @@ from pico.evaluate.tasks import (
     utf8,
     validity,
 )
+from pico.model.pico import plain_generate
 
 TEXT = "The cook, Zoë, took all BOOKS to Aachen: 3 apples & 2 eggs fell off... " * 20
 
@@ -117,6 +118,22 @@ def test_an_answer_is_what_stands_before_its_end(monkeypatch, chat):
     for question in questions:  # alone, where no other's answer is longer
         (alone,) = answer_all(model, [question], chat, {}, lambda text: None)
         assert (alone == question.answer) == (question.answer == "ab")
+
+
+@pytest.mark.parametrize("make", [trained, tiny_gpt])
+def test_answers_are_the_greedy_ones_of_each_question_alone(make):
+    model = make()
+    examples = [Question("b", "one?", "two")]
+    questions = [Question(part, text, "x" * 9) for part, text in zip("abab", ["one", "onward! three", "t", ""])]
+    for chat in (False, True):
+        found = answer_all(model, questions, chat, {"b": examples}, lambda text: None)
+        for question, answer in zip(questions, found):
+            before = "Question: one?\nAnswer: two\n\n" if question.part == "b" else ""
+            shown = f"{before}Question: {question.text}\nAnswer:"
+            said = question.text if chat and question.part == "a" else shown
+            ids = user_turn(said, BYTES) if chat else [BOS, *said.encode()]
+            plain = bytes(plain_generate(model, ids, 11))
+            assert answer == (plain if chat else plain.partition(b"\n")[0]).decode(errors="replace").strip()
 
 
 def test_a_users_turn_is_the_beginning_of_a_conversation():

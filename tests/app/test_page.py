@@ -83,6 +83,11 @@ def test_typed_streamed_stopped_and_still_there_after_a_reload(page, server):
     assert texts(page) == ["Once upon a time."]
     assert "17 bytes · 35 % routed · " in page.locator(".about").inner_text()
 
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_text("Copy", exact=True).click()
+    page.get_by_text("Copied", exact=True).wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "Once upon a time."
+
     say(page, "Another")
     page.locator(".growing i").nth(3).wait_for()
     page.keyboard.press("Escape")

@@ -147,7 +147,8 @@ def _asked(subject: Subject, groups: dict[str, list[Question]], limit: int | Non
     answers = answer_all(subject.model, questions, subject.chat, examples, subject.status)
     for question, answer in zip(questions, answers):
         if answer != question.answer:
-            log(f"first mistake: {visible(question.text)!r} {visible(answer)!r}, right is {question.answer!r}")
+            said = visible(answer[:60])
+            log(f"first mistake, {question.part}: {question.text!r} {said!r}, right is {question.answer!r}")
             break
     return exact_match(questions, answers)
 

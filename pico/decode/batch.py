@@ -140,9 +140,10 @@ class Engine:
                 text.reused = text.read
             self.reader.restore(text.state)
             self.reader.disable_latent = text.disable_latent
-            piece = text.ids[text.read : -1][:symbols]
+            skimmed = len(text.ids) - 1 - self.reader.tail
+            piece = text.ids[text.read : skimmed if text.read < skimmed else -1][:symbols]
             if piece:
-                self.reader.read(np.array([piece]))
+                (self.reader.skim if text.read < skimmed else self.reader.read)(np.array([piece]))
                 self.reader.keep(np.array([len(piece)]))
                 text.read, text.state = text.read + len(piece), self.reader.state()
             symbols -= len(piece)

@@ -140,7 +140,9 @@ class NumpyGPT(NumpyReader):
         row = np.ones((1, config.dim), np.float32)
         self.threads = pick_blas_threads(lambda: self.local.run(row, slice(1)))
 
-    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tail = 0
+
+    def read(self, tokens: np.ndarray, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
         self.stream, self._tokens = rms_norm(self.local.run(self._embed(tokens[0].tolist()))), tokens
         self._before = self.local.length, 0, self.history
         return np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)

@@ -229,15 +229,32 @@ class NumpyReader:
         embedding = np.ones((1 + config.drafts, config.dim), np.float32)
         self.threads = pick_blas_threads(lambda: stack.run(embedding, slice(1), embedding))
 
-    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def tail(self) -> int:
+        """How many symbols before the next one have a part in it by the last local blocks: see `skim`."""
+        return self.config.fb_num_blocks * self.config.fb_att_window_size
+
+    def skim(self, tokens: np.ndarray) -> None:
+        """`read` of what at least `tail` symbols of the same text follow, before anything is drawn from it.
+
+        The last local blocks are left out, of whose memory no more than their windows together is ever seen.
+        """
+        self.read(tokens, whole=False)
+
+    def read(self, tokens: np.ndarray, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
         ids = tokens[0].tolist()
-        weight, routed = self.forward(np.array(self._embed(ids)), lambda score: self._wanted(score, ids))
+        weight, routed = self.forward(np.array(self._embed(ids)), lambda score: self._wanted(score, ids), whole)
         self._before = self.local.length, self.latent.length, self.history
         self._tokens, self._routed = tokens, routed
         return weight[None], routed[None]
 
-    def forward(self, x: np.ndarray, wanted: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings x (n, D) -> router weight (n,), routed (n,), which are `wanted` of the scores; sets the stream."""
+    def forward(
+        self, x: np.ndarray, wanted: Callable[[np.ndarray], np.ndarray], whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings x (n, D) -> router weight (n,), routed (n,), which are `wanted` of the scores.
+
+        whole: also sets the stream.
+        """
         depth, embedding = self.config.fb_num_blocks, x
         x = self.local.run(x, slice(depth), embedding)
         score = rms_norm(x) @ self.score_weight + self.score_bias
@@ -247,7 +264,8 @@ class NumpyReader:
             chosen = x[routed]
             y = self.latent.run(chosen, slice(None))
             x[routed] = chosen + (y - chosen) * weight[routed, None]
-        self.stream = rms_norm(self.local.run(x, slice(depth, None), embedding))
+        if whole:
+            self.stream = rms_norm(self.local.run(x, slice(depth, None), embedding))
         return weight, routed
 
     def logits(self) -> np.ndarray:

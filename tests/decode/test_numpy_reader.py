@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import awake
+from helpers import awake, random_tokens, tiny
 
 from pico.base.presets import preset
 from pico.base.routers import ROUTERS
@@ -71,3 +71,22 @@ def test_memory_does_not_grow():
         text.read(np.full((1, 64), 97))
         text.keep(np.array([64]))
     assert [stack.memory.shape for stack in (text.local, text.latent)] == shapes
+
+
+@pytest.mark.parametrize("change", [dict(), dict(fb_num_blocks=2), dict(fb_num_blocks=0), dict(latent_num_blocks=0)])
+def test_what_is_skimmed_is_known_as_if_it_were_read(change):
+    """All but the `tail`: what follows says the same."""
+    model, ids = tiny(**change), random_tokens(1, 90).numpy()
+    for length in (1, 40, 80):
+        whole, skimmed = NumpyReader(model), NumpyReader(model)
+        skimmed.skim(ids[:, :length])
+        skimmed.keep(np.array([length]))
+        whole.read(ids[:, :length])
+        whole.keep(np.array([length]))
+        end = length + skimmed.tail
+        for reader in whole, skimmed:
+            for start in range(length, end, 3):
+                reader.read(ids[:, start : min(start + 3, end)])
+                reader.keep(np.array([min(3, end - start)]))
+            reader.read(ids[:, end : end + 2])
+        np.testing.assert_allclose(skimmed.logits(), whole.logits(), atol=1e-4)

@@ -255,6 +255,7 @@ def serve(
     host: option(str, "address to listen at; 0.0.0.0 is all of this machine's") = "127.0.0.1",
     port: option(int, "port to listen at; 0 takes a free one") = 8000,
     api_key: option(str | None, "answer only who has this key") = None,
+    device: Device = None,
 ):
     """Serve a model: a page to talk to it, and OpenAI's HTTP interface for any client."""
     if not 0 <= port < 2**16:
@@ -263,7 +264,8 @@ def serve(
         raise PicoError("--api-key is empty: give a key, or leave it out")
     from pico import load
     from pico.app.server import serve_model
+    from pico.base.device import pick_device
     from pico.runs.folder import is_chat, model_name, run_folder
 
-    model = load(path, run, checkpoint, device="cpu")
+    model = load(path, run, checkpoint, device=pick_device(device))
     serve_model(model, model_name(path), is_chat(run_folder(path, run)), host, port, api_key)

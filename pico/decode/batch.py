@@ -14,7 +14,9 @@ from math import nan
 from typing import Any
 
 import numpy as np
+import torch
 
+from pico.base.config import PREFILL
 from pico.base.memory import require
 from pico.base.threads import blas_threads
 from pico.decode.generation import Continuation, Step
@@ -22,6 +24,8 @@ from pico.decode.numpy_batch import NumpyBatch
 from pico.decode.numpy_gpt import NumpyGPT
 from pico.decode.numpy_reader import NumpyReader, TextState
 from pico.decode.sampling import Sampling, numpy_distribution, numpy_penalised, numpy_surprise
+from pico.decode.torch_batch import TorchBatch
+from pico.decode.torch_reader import cast
 from pico.model.cost import cache_bytes
 
 PIECE = 256  # symbols of prompts that are read between two forwards of the texts that grow
@@ -67,17 +71,29 @@ class GrowingText:
         return self._noise[self.decided - self._first :][:count]
 
 
+def readers(model, rows: int, feed: int) -> tuple[Any, Any]:
+    """What reads a prompt, and what reads up to `rows` texts by `feed` symbols each; the fastest where the model is.
+
+    Raises PicoError if the texts do not fit there.
+    """
+    device = next(model.parameters()).device
+    size = rows * cache_bytes(model.config, model.dtype, feed)
+    require(size, device, f"keys and values of {rows} texts do not fit", "serve fewer at a time")
+    if device.type == "cpu" and model.dtype == torch.float32:
+        one = (NumpyReader if model.config.routes else NumpyGPT)(model)
+        return one, NumpyBatch(one, rows, feed)
+    model = cast(model)
+    return TorchBatch(model, 1, PREFILL), TorchBatch(model, rows, feed)
+
+
 class Engine:
-    """Grows up to `rows` texts of a model at once; more wait for their turn. On a CPU in fp32."""
+    """Grows up to `rows` texts of a model at once; more wait for their turn."""
 
     def __init__(self, model, rows: int = 16):
         self.model, self.alphabet, self.rows = model, model.alphabet, rows
         self.most = model.config.drafts
-        size = rows * cache_bytes(model.config, model.dtype, 1 + self.most)
-        require(size, "cpu", f"keys and values of {rows} texts do not fit", "serve fewer at a time")
-        self.reader = (NumpyReader if model.config.routes else NumpyGPT)(model.eval())
+        self.reader, self.batch = readers(model.eval(), rows, 1 + self.most)
         self.empty = self.reader.state()
-        self.batch = NumpyBatch(self.reader, rows, 1 + self.most)
         self.texts: list[GrowingText] = []  # a row each
         self.waiting: deque[GrowingText] = deque()
         self.remembered: OrderedDict[tuple, TextState] = OrderedDict()
@@ -138,8 +154,8 @@ class Engine:
             if text.state is None:
                 text.state, text.read = self._known(text)
                 text.reused = text.read
-            self.reader.restore(text.state)
             self.reader.disable_latent = text.disable_latent
+            self.reader.restore(text.state)
             skimmed = len(text.ids) - 1 - self.reader.tail
             piece = text.ids[text.read : skimmed if text.read < skimmed else -1][:symbols]
             if piece:

@@ -112,7 +112,7 @@ class StackState(NamedTuple):
     """What a stack remembers of a text."""
 
     length: int
-    memory: np.ndarray  # (layers, 2, K, S, E) keys and values of the last S <= W positions
+    memory: Any  # keys and values of the last S <= W positions: (layers, 2, K, S, E), of torch (layers, S, 2, K, E)
 
 
 class TextState(NamedTuple):

@@ -140,13 +140,13 @@ def test_bytes_that_are_no_text_are_told_as_bytes():
 
 def test_who_leaves_frees_the_row(served):
     with served.client.stream(
-        "POST", "/v1/completions", json=dict(model="tiny", prompt="a", max_tokens=60000, stream=True)
+        "POST", "/v1/completions", json=dict(model="tiny", prompt="a", max_tokens=60000, temperature=0, stream=True)
     ) as r:
         next(r.iter_lines())
         assert growing(served) == 1
     wait_for(lambda: not growing(served))
     connection = socket.create_connection((served.client.base_url.host, served.client.base_url.port))
-    body = b'{"model": "tiny", "prompt": "a", "max_tokens": 60000}'
+    body = b'{"model": "tiny", "prompt": "a", "max_tokens": 60000, "temperature": 0}'
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: %d\r\n\r\n"
     connection.sendall(head % len(body) + body)

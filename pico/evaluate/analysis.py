@@ -17,7 +17,7 @@ from pico.base.errors import PicoError
 from pico.base.routers import ROUTERS, BestScored, spacelike
 from pico.data.documents import Documents, Packed
 from pico.data.open import open_data, open_evaluation
-from pico.data.reading import Reading
+from pico.data.reading import Reading, plural
 from pico.evaluate.compressors import last_bytes, yardsticks
 from pico.evaluate.opened import open_run
 from pico.evaluate.score import Score, Trace, traces
@@ -226,6 +226,7 @@ def analyse(
     whole = [len(texts[i]) for i in range(len(stories))][: len(on.score.document_bytes)]
     whole = whole if whole == on.score.document_bytes else whole[:-1]  # max_bytes cut the last one
     bits, size = on.units
+    by_documents = len(bits) == len(on.score.document_bits) >= FEW
     report: dict[str, Any] = {
         "bits_per_byte": on.score.bits_per_byte,
         "bits_per_byte_interval": bootstrap(bits, size),
@@ -240,8 +241,8 @@ def analyse(
         "stride": stride,
         "unit": unit,
         "rule": RULE.format(unit) + (SPELLING if unit == "token" else ""),
-        "interval": f"95%, percentile bootstrap over {len(bits)} "
-        + ("documents" if len(bits) == len(on.score.document_bits) >= FEW else f"blocks of {BLOCK} bytes"),
+        "interval": f"95%, percentile bootstrap over {plural(len(bits), 'document' if by_documents else 'block')}"
+        + ("" if by_documents else f" of {BLOCK} bytes"),
         "heads": [
             {"head": k, "bits": float(b / n), "accuracy": float(c / n), "targets": int(n)}
             for k, (b, c, n) in enumerate(zip(on.score.head_bits, on.score.head_correct, on.score.head_count))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pico import __version__
 from pico.base.routers import ROUTERS
+from pico.data.reading import plural
 from pico.evaluate.analysis import KINDS
 from pico.evaluate.page import document, write_html
 from pico.evaluate.score import Trace
@@ -80,7 +81,7 @@ def report_table(report: dict) -> Group:
     if routes:
         routing_rows(report, group, row)
 
-    size = f"{report['bytes']:,} bytes in {report['documents']:,} documents of {report['dataset']}"
+    size = f"{report['bytes']:,} bytes in {plural(report['documents'], 'document')} of {report['dataset']}"
     windows = f"context {context(report)}, stride {report['stride']}; interval: {report['interval']}"
     return Group(table, "", Text(f"{size}; {windows}", style="dim"), "", Text(conclusion(report)))
 

@@ -46,10 +46,12 @@ def run_benchmark(
     """One benchmark for about so many seconds, except `spelling`, which always writes the same texts.
 
     model: the trained one whose text is measured. dataset: its training text, for `spelling`.
-    Raises PicoError for an unknown kind, and for one that this kind of model has no use for.
+    Raises PicoError for an unknown kind, for one that this kind of model has no use for, and for an impossible time.
     """
     if kind not in KINDS:
         raise PicoError(f"unknown benchmark '{kind}': expected one of {', '.join(KINDS)}")
+    if not 0 <= seconds < float("inf"):
+        raise PicoError(f"--seconds {seconds:g}: expected how long to measure, 30 for example")
     if kind == "attention" and not config.routes:
         raise PicoError("bench attention times Pico's windows: a gpt has torch's attention alone; take --preset tiny")
     require_weights(config, device)

@@ -130,8 +130,8 @@ class Training:
 
     def warn_of_warmup(self, steps: int) -> None:
         self.display.warn(
-            f"a run of {plural(steps, 'step')} ends in its warm-up of {self.config.warmup} steps: the learning "
-            f"rate does not reach its peak; train longer, or give --warmup-steps"
+            f"a run of {plural(steps, 'step')} ends in its warm-up of {plural(self.config.warmup, 'step')}: the "
+            f"learning rate does not reach its peak; train longer, or give --warmup-steps"
         )
 
     # --- the loop ------------------------------------------------------------------------------------------------

@@ -125,6 +125,8 @@ def test_command_line(capsys):
     assert "soap" in capsys.readouterr().out
     assert picolm.main(["bench", "speed"]) == 2
     assert "expected one of train, generate, long, spelling" in capsys.readouterr().err
+    assert picolm.main(["bench", "train", "--seconds=-3"]) == 2
+    assert "error: --seconds -3: expected how long" in capsys.readouterr().err
     with pytest.raises(PicoError):
         run("speed")
     assert set(KINDS) == {"train", "generate", "long", "spelling", "attention", "optimizer"}

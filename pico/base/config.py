@@ -197,7 +197,7 @@ class TrainConfig(Config):
     )
     compile: bool = Field(False, description="torch.compile each block")
     cuda_graph: bool = Field(True, description="on one GPU, replay each step as a CUDA graph")
-    tracker: Literal["none", "wandb", "tensorboard", "trackio"] = Field("none", description="metrics also go to")
+    tracker: Literal["none", "wandb", "tensorboard", "trackio"] = Field("none", description="log to")
     tracker_project_name: str = Field("pico", description="project of the tracker")
 
     @property

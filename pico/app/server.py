@@ -280,7 +280,7 @@ def server(service: Service) -> uvicorn.Server:
     """What answers HTTP; run it with the sockets of `listen`, while the engine runs in a thread."""
     config = uvicorn.Config(
         service.app(), log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=2, lifespan="off", ws="none", proxy_headers=False,
+        timeout_graceful_shutdown=2, lifespan="off", ws="none", proxy_headers=False, log_config=None,
     )  # fmt: skip
     return uvicorn.Server(config)
 

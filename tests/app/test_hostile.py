@@ -7,10 +7,13 @@ from collections import Counter
 
 import pytest
 from helpers import tiny_gpt, trained
-from hostile import hostile_requests
+from hostile import RAW, hostile_requests
 from serving import raw, serving, wait_for
 
 SHAPE = {"message", "type", "param", "code"}
+
+
+AMID = [each for each in RAW if b"chunked" in each]  # what breaks off amid its body
 
 
 def statuses(said: bytes) -> list[int]:
@@ -39,6 +42,8 @@ def test_two_hundred_requests_in_bad_faith(model, caplog):
             answered[check(asked, raw(served.address, asked))] += 1
         assert answered[400] > 30 and {200, 404, 405, 415} <= set(answered), answered
         assert served.post("/v1/completions", body).json()["choices"] == before
+        for asked in AMID:
+            assert statuses(raw(served.address, asked)) == [400]
         wait_for(lambda: not served.service.open)
     assert not [record for record in caplog.records if record.exc_info], "no traceback in the server's log"
 
@@ -60,6 +65,13 @@ def test_what_is_wrong_is_named(field, value, server):
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == field
     assert field in answer.json()["error"]["message"]
+
+
+def test_numbers_that_json_does_not_know_are_refused_wherever_they_stand(server):
+    for number in b"NaN", b"-Infinity":
+        body = b'{"model": "tiny", "prompt": "a", "max_tokens": 1, "user": %s}' % number
+        answer = server.client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
 
 
 @pytest.fixture(scope="module")

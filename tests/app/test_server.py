@@ -139,6 +139,7 @@ def test_bytes_that_are_no_text_are_told_as_bytes():
 
 
 def test_who_leaves_frees_the_row(served):
+    before = served.service.engine.stats["symbols"]
     with served.client.stream(
         "POST", "/v1/completions", json=dict(model="tiny", prompt="a", max_tokens=60000, temperature=0, stream=True)
     ) as r:
@@ -153,6 +154,7 @@ def test_who_leaves_frees_the_row(served):
     wait_for(lambda: growing(served) == 1)
     connection.close()
     wait_for(lambda: not growing(served) and not served.service.open)
+    assert served.service.engine.stats["symbols"] - before < 60000, "both were left long before their end"
 
 
 def growing(served) -> int:

@@ -3,7 +3,8 @@
     python scripts/bench_server.py [PATH RUN] [--rounds 5] [--bytes 400]
 
 Starts the server on a free port, asks it as several users would, each over a connection of its own, and prints medians
-with their quartiles as JSON. Whatever else runs on the machine is in these figures: alone and together take turns.
+with their quartiles as JSON. Whatever else runs on the machine is in these figures: alone and together take turns, and
+beside the bytes a second stand those a second of the server's CPU time.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +56,12 @@ def together(port: int, streams: int, **fields) -> float:
     return sum(count for *_, count in made) / (time.perf_counter() - start)
 
 
+def busy(process: int) -> float:
+    """Seconds of CPU that a process has used."""
+    times = psutil.Process(process).cpu_times()
+    return times.user + times.system
+
+
 def spread(values: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4)
     return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
@@ -76,10 +85,14 @@ def main() -> None:
             fields = dict(model=model, prompt="Once upon a time, there was a", max_tokens=given.bytes, temperature=0.8)
             together(port, 8, **fields)
             speed: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
+            work: dict[int, list[float]] = {streams: [] for streams in speed}
             first = []
             for number in range(given.rounds):
                 for streams, taken in speed.items():
+                    before, start = busy(process.pid), time.perf_counter()
                     taken.append(together(port, streams, **fields))
+                    seconds = time.perf_counter() - start
+                    work[streams].append(taken[-1] * seconds / (busy(process.pid) - before))
                 prompt = (f"{number} " + "The cat and the dog went to the park to play with a red ball. " * 33)[:2048]
                 first.append(ask(port, **{**fields, "prompt": prompt, "max_tokens": 1})[0])
         finally:
@@ -89,6 +102,7 @@ def main() -> None:
         json.dumps(
             {
                 "bytes_per_second": {n: spread(taken) for n, taken in speed.items()},
+                "bytes_per_cpu_second": {n: spread(taken) for n, taken in work.items()},
                 "against_one": {n: spread(values) for n, values in ratios.items()},
                 "seconds_to_first_byte_of_2kB": spread(first),
             },

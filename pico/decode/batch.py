@@ -204,8 +204,8 @@ class Engine:
                 self._leave(row)
 
     def _drafts(self) -> int:
-        """How many drafts each text tries."""
-        return self.most if len(self.texts) < 3 else min(self.most, 3)
+        """How many drafts each text tries: the more texts, the more a draft costs that is not kept."""
+        return min(self.most, 5 if len(self.texts) <= 4 else 4 if len(self.texts) <= 8 else 3)
 
     def _draw(self, logits: np.ndarray, tokens: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The symbol after each of the last n tokens: logits and noise (B, n, V) -> (B, n)."""

@@ -157,7 +157,7 @@ def test_limits_and_stops_end_a_text_and_only_it():
         add(engine, b"one ", temperature=0, max_bytes=60),
         add(engine, b"one ", temperature=0, max_bytes=60, stop=[stop]),
         add(engine, b"one ", temperature=0, most=11),
-        add(engine, b"one ", temperature=0, most=11, stop=[whole[9:12]]),
+        add(engine, b"one ", temperature=0, most=11, stop=[whole[:12]]),
     ]
     finish(engine)
     assert [each.ended for each in heard] == ["length", "stop", "length", "length"]

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from pico.model.regions import compile_regions
 
 LENGTH = 64
+pytestmark = pytest.mark.slow  # it compiles
 
 
 @pytest.fixture(autouse=True)

@@ -152,14 +152,11 @@ def train(
     data: dict,
     training: dict,
     resume: switch("--resume", "continue the run's newest valid checkpoint") = False,
-    base_weights: option(
-        str | None, "start from the weights of a run: its name, its folder or a checkpoint's (default: PATH/pretrained)"
-    ) = None,
+    base_weights: option(str | None, "run whose weights to begin with (default: PATH/pretrained)") = None,
     device: Device = None,
     quiet: switch("--quiet", "say nothing but warnings") = False,
 ):
     """Train the model at PATH on DATASET into PATH/RUN.
-
     Settings that are not given are those of PATH/recipe.json, or with --resume those of the run.
     """
     from pico.runs.folder import RECIPE, read_config, read_recipe, read_record, run_folder

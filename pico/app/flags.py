@@ -92,7 +92,7 @@ def flags(**groups: Options):
 def setting(groups):
     """The option --set of a command."""
     rest = [f for options in groups for f in options.fields if f not in options.parameters]
-    help = f"KEY=VALUE, may be given again: {', '.join(rest)}"
+    help = f"KEY=VALUE: {', '.join(rest)}"
     return Annotated[list[str] | None, typer.Option("--set", help=help, metavar="<k=v>")]
 
 

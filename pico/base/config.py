@@ -103,7 +103,7 @@ def nested_config(annotation) -> type[Config] | None:
 class DataConfig(Config):
     """Where documents come from: a built-in corpus, local files, or a dataset of the Hugging Face Hub."""
 
-    dataset: str = Field("stories", description="stories, spelling, identity, a path, or a Hub dataset (NAME:CONFIG)")
+    dataset: str = Field("stories", description="stories, spelling, identity, a path, a Hub dataset")
     column_name: str | None = Field(None, description="column of the text; of chats, or QUESTION,ANSWER")
     format: Literal["auto", "bytes", "chat"] = Field("auto", description="how files are read")
     loss_on: Literal["assistant", "all"] = Field("assistant", description="scored of chats")

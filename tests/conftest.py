@@ -29,6 +29,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """Libraries in C++ count what is left of them at the end."""
+    gc.unfreeze()
+
+
 def cats(folder) -> DataConfig:
     """A corpus of 30 documents; 12 steps of 4 x 32 bytes read it about once and a half."""
     file = folder / "data.jsonl"

@@ -32,8 +32,10 @@ def check(asked: bytes, said: bytes) -> int:
     return found[0] if found else 0
 
 
-@pytest.mark.parametrize("model", [trained("topk"), tiny_gpt(max_context=64)], ids=["pico", "twin"])
-def test_two_hundred_requests_in_bad_faith(model, caplog):
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: trained("topk"), lambda: tiny_gpt(max_context=64)], ids=["pico", "twin"])
+def test_two_hundred_requests_in_bad_faith(make, caplog):
+    model = make()
     with serving(model) as served:
         body = dict(model="tiny", prompt="one two", temperature=0, max_tokens=20)
         before = served.post("/v1/completions", body).json()["choices"]

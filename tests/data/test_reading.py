@@ -55,6 +55,7 @@ def test_a_folder_with_splits(tmp_path):
     assert {"split 'train' from train.jsonl", "split 'test' from test.jsonl"} < set(said["left"].split(", "))
 
 
+@pytest.mark.slow
 def test_flags_that_change_nothing_are_said(tmp_path):
     file = write(tmp_path / "a.txt", "one\r\ntwo\r\nthree")
     assert opened(file, column_name="text")[1] == [

@@ -98,8 +98,10 @@ def test_greedy_texts_of_the_twin_are_those_of_each_alone(change, how, monkeypat
 SETTINGS = dict(temperature=0.9, top_p=0.9, max_bytes=60, seed=5)
 
 
-@pytest.mark.parametrize("model", [trained("topk"), tiny_gpt()], ids=["pico", "twin"])
-def test_a_seed_gives_one_text_whoever_else_is_there_and_however_much_is_drafted(model, monkeypatch):
+@pytest.mark.parametrize("make", [lambda: trained("topk"), tiny_gpt], ids=["pico", "twin"])
+def test_a_seed_gives_one_text_whoever_else_is_there_and_however_much_is_drafted(make, monkeypatch):
+    model = make()
+
     def text(others: int, drafts: int, after: int = 0) -> bytes:
         engine = Engine(model, rows=8)
         engine._drafts = lambda: drafts
@@ -180,9 +182,10 @@ def test_who_leaves_frees_the_row():
 
 
 @pytest.mark.parametrize("how", [None, in_torch], ids=["numpy", "torch"])
-@pytest.mark.parametrize("model", [trained("topk"), tiny_gpt(max_context=200)], ids=["pico", "twin"])
-def test_what_was_read_is_not_read_again(model, how, monkeypatch):
+@pytest.mark.parametrize("make", [lambda: trained("topk"), lambda: tiny_gpt(max_context=200)], ids=["pico", "twin"])
+def test_what_was_read_is_not_read_again(make, how, monkeypatch):
     """A prompt asked twice, and a text that goes on: only what is new, and the same answer."""
+    model = make()
     if how:
         monkeypatch.setattr(pico.decode.batch, "readers", how)
     engine, ids = Engine(model), [BOS, *b"one two three " * 4]

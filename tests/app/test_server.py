@@ -143,7 +143,8 @@ def test_who_leaves_frees_the_row(served):
     with served.client.stream(
         "POST", "/v1/completions", json=dict(model="tiny", prompt="a", max_tokens=60000, temperature=0, stream=True)
     ) as r:
-        next(r.iter_lines())
+        lines = r.iter_lines()  # held: the connection is closed where the iterator is dropped
+        next(lines)
         assert growing(served) == 1
     wait_for(lambda: not growing(served))
     connection = socket.create_connection((served.client.base_url.host, served.client.base_url.port))

@@ -13,7 +13,8 @@ refreshed on the same step. The default does the same mathematics for a fraction
 - wide matrices are cut into equal blocks (`block_dim`), each with its own pair of bases, and all blocks of one shape,
   whichever parameters they come from, are one stack (n, rows, cols) stepped by batched matmuls;
 - the momentum lives in the rotated basis and is turned only when its basis changes: four matmuls a step, not six;
-- every step refreshes 1/frequency of the blocks, instead of all of them every tenth step;
+- every step refreshes 1/frequency of the blocks, instead of all of them every tenth step; until the tenth step every
+  step refreshes all;
 - per-step matmuls run in bfloat16 where the hardware multiplies it. The state and the QR stay in fp32.
 
 That is `schedule="spread"`. A GPU wants large batches and no waiting, so on CUDA the default is `schedule="together"`:

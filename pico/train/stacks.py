@@ -103,7 +103,8 @@ class Stack:
 
 
 class SpreadStack(Stack):
-    """Every step refreshes 1/frequency of the blocks; in exact mode, every frequency-th step all."""
+    """Every step refreshes 1/frequency of the blocks, and each of the first steps all, whose averages change fast; in
+    exact mode, every frequency-th step all."""
 
     def __init__(self, members, sides, states, group, matmul_dtype, first: dict[Tensor, int]):
         """first: a running number for the first block of each parameter, which gives its blocks their turns."""
@@ -113,6 +114,7 @@ class SpreadStack(Stack):
             blocks.zero_()  # all on the same step
         frequency = group["precondition_frequency"]
         self.due = [(blocks % frequency == i).nonzero().flatten().to(self.grad.device) for i in range(frequency)]
+        self.all = torch.cat(self.due)
 
     def step(self, group: dict):
         """Reads the members' gradients, changes the members and their state. The first gradient sets the bases only."""
@@ -136,7 +138,7 @@ class SpreadStack(Stack):
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
 
         self.average(1 - beta2)
-        due = self.due[-t % len(self.due)]
+        due = self.all if t < group["precondition_frequency"] and not self.exact else self.due[-t % len(self.due)]
         if len(due):
             self.refresh(due)
 

@@ -273,6 +273,7 @@ def evaluate(
     ) = None,
     tasks_folder: option(Path | None, "folder of such files, NAME.jsonl: no network is needed", "Tasks") = None,
     limit: option(int | None, "so many questions of each part of a task (default: all, or enough)", "Tasks") = None,
+    chat: switch("--apply-chat-template", "ask lm-eval's questions in a conversation", "Tasks") = False,
     report: option(Path | None, "write a page with plots and every byte's routing; implies --full") = None,
     device: Device = None,
     as_json: Json = False,
@@ -285,8 +286,8 @@ def evaluate(
         raise PicoError(
             "nothing to score: give a DATASET, or --tasks; --full, --report, --max-bytes and --dataset-... need a text"
         )
-    if tasks is None and (tasks_folder or limit):
-        raise PicoError("--tasks-folder and --limit are of tasks: name some with --tasks")
+    if tasks is None and (tasks_folder or limit or chat):
+        raise PicoError("--tasks-folder, --limit and --apply-chat-template are of tasks: name some with --tasks")
     source = None if dataset is None else DataConfig.build(**{**data, "dataset": dataset})
     if report:
         check_writable(report, "--report")
@@ -309,7 +310,7 @@ def evaluate(
             )
         if chosen is not None:
             opened = open_run(path, run, checkpoint, context_len, device)
-            result["tasks"] = found = run_tasks(opened, chosen, max_bytes, status.update)
+            result["tasks"] = found = run_tasks(opened, chosen, max_bytes, status.update, chat)
     try:
         if report:
             write_page(report, result, examples, hints.command(*sys.argv[1:]))

@@ -201,6 +201,14 @@ def unpack_turns(document: bytes) -> list[tuple[str, bytes]]:
 # --- turns to symbols ------------------------------------------------------------------------------------------------
 
 
+def check_turns(alphabet) -> None:
+    """Raises PicoError if the alphabet has no symbols for turns."""
+    if missing := {"system", "user", "assistant", "end-of-turn"} - set(alphabet.control):
+        raise PicoError(
+            f"this tokenizer has no symbols for turns ({', '.join(sorted(missing))}): train one of Pico's own"
+        )
+
+
 def lay_out(
     turns: Iterable[tuple[str, bytes]], alphabet, context_len: int | None = None, loss_on: str = "assistant"
 ) -> list[np.ndarray]:
@@ -210,10 +218,7 @@ def lay_out(
     longer than context_len is cut where the user's turns begin, into pieces that each have the system's turn again; a
     turn and its answer that are longer stay whole. Raises PicoError if the alphabet has no symbols for turns.
     """
-    if missing := {"system", "user", "assistant", "end-of-turn"} - set(alphabet.control):
-        raise PicoError(
-            f"this tokenizer has no symbols for turns ({', '.join(sorted(missing))}): train one of Pico's own"
-        )
+    check_turns(alphabet)
     everything = loss_on == "all"
 
     def edge(symbol: int) -> np.ndarray:

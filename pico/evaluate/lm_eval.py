@@ -9,6 +9,8 @@ Where there is a local copy of a task's questions, it is read in place of the Hu
 
 import json
 import logging
+import re
+import secrets
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,6 +23,7 @@ from typing import NamedTuple
 import torch
 
 from pico.base.errors import PicoError
+from pico.data.chat import check_turns
 from pico.data.tables import read_rows
 from pico.decode.generation import Prompt, generate
 from pico.decode.sampling import Sampling
@@ -40,18 +43,21 @@ except ImportError as error:
 SYMBOLS = {"cpu": 2**12}  # of a batch that is read at once; elsewhere MANY
 MANY, LONGEST, PIECE = 2**15, 2**14, 256  # a text longer than LONGEST is read through a cache, in pieces
 TEXTS = 64  # that are written at a time
+MARK = secrets.token_hex(16)  # drawn anew in each process: no text of a task can hold it
+MARKED = re.compile(f"{MARK}([a-z-]+);")
 OFFLINE = "where there is no network, --tasks-folder names a folder with local copies, NAME.jsonl"
 
 
 class PicoLM(TemplateLM):
     """A model as lm-eval asks for one; of tokens as of bytes. No text is cut: memory is bounded by the windows.
 
-    status: told how much is done.
+    status: told how much is done. chat: an answer ends where the assistant's turn does.
     """
 
-    def __init__(self, model, status: Callable[[str], None] = lambda text: None):
+    def __init__(self, model, status: Callable[[str], None] = lambda text: None, chat: bool = False):
         super().__init__()
         self.model, self.status, self.alphabet = model.eval(), status, model.alphabet
+        self.ends = {self.alphabet.eos, *([self.alphabet.control["end-of-turn"]] if chat else [])}
         self.where = next(model.parameters()).device
 
     # --- texts to ids
@@ -65,9 +71,22 @@ class PicoLM(TemplateLM):
         return self.alphabet.bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        """BOS and the symbols of a text."""
-        ids = self.alphabet.encode(string.encode(errors="surrogatepass")).tolist()
-        return ids if add_special_tokens is False else [self.alphabet.bos, *ids]
+        """BOS and the symbols of a text, those of turns where `apply_chat_template` has marked them."""
+        ids = [] if add_special_tokens is False else [self.alphabet.bos]
+        for i, part in enumerate(MARKED.split(string)):
+            said = self.alphabet.encode(part.encode(errors="surrogatepass")).tolist()
+            ids += [self.alphabet.control[part]] if i % 2 else said
+        return ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation, and where the assistant is to answer; else its last turn goes on."""
+        end = f"{MARK}end-of-turn;"
+        text = "".join(f"{MARK}{turn['role']};{turn['content']}{end}" for turn in chat_history)
+        return f"{text}{MARK}assistant;" if add_generation_prompt else text.removesuffix(end)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"pico-{self.alphabet.unit}-{MARK}"
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.alphabet.unit == "byte":
@@ -117,7 +136,7 @@ class PicoLM(TemplateLM):
             stop=[text.encode() for text in until if text],
         )
         made = [[] for _ in texts]
-        generation = generate(self.model, texts, sampling)
+        generation = generate(self.model, texts, sampling, stop_symbols=self.ends)
         ended = generation.ended
         for step in generation:
             if generation.ended is not ended:  # a new forward: what those before it gave is here
@@ -260,14 +279,22 @@ def local_task(name: str, file: Path, limit: int | None = None) -> dict:
 
 
 def judge(
-    model, loaded: dict, limit: int | None = None, status: Callable[[str], None] = lambda text: None
+    model,
+    loaded: dict,
+    limit: int | None = None,
+    status: Callable[[str], None] = lambda text: None,
+    chat: bool = False,
 ) -> dict[str, dict[str, dict]]:
     """{task: {metric: figures}} of the tasks of `load_tasks`, those of a group besides the group's.
 
-    limit: questions of each task.
+    limit: questions of each task. chat: they are asked in a conversation, which takes a model that was trained on some.
+    Raises PicoError for one whose tokenizer has no symbols for turns.
     """
+    if chat:
+        check_turns(model.alphabet)
+    options = dict(limit=limit, bootstrap_iters=0, log_samples=True, apply_chat_template=chat)
     with quiet():
-        results = evaluate(PicoLM(model, status), loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        results = evaluate(PicoLM(model, status, chat), loaded, **options)
     assert results is not None, "this is the only process"
     return {name: _figures(name, results) for name in results["results"]}
 

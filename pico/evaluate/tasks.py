@@ -307,8 +307,16 @@ def run_tasks(
     chosen: Chosen,
     max_bytes: int | None = None,
     status: Callable[[str], None] = lambda text: None,
+    chat: bool = False,
 ) -> dict[str, dict[str, dict]]:
-    """{task: {row: {figure: value}}}, Pico's own first; max_bytes: of a text that one reads."""
+    """{task: {row: {figure: value}}}, Pico's own first.
+
+    max_bytes: of a text that one reads. chat: lm-eval's are asked in a conversation; Pico's own see by themselves.
+
+    Raises PicoError if it was trained on none.
+    """
+    if chat and not is_chat(opened.folder):
+        raise PicoError("--apply-chat-template: this run was not trained on conversations")
     results = {}
     for name, file in chosen.own.items():
         subject = Subject(
@@ -325,5 +333,5 @@ def run_tasks(
     if chosen.others:
         from pico.evaluate.lm_eval import judge
 
-        results |= judge(opened.model, chosen.others, chosen.limit, status)
+        results |= judge(opened.model, chosen.others, chosen.limit, status, chat)
     return results

@@ -11,7 +11,9 @@ from checkpointed import write_run
 from helpers import tiny, tiny_gpt, trained, write
 
 from pico.base.errors import PicoError
+from pico.base.symbols import Alphabet
 from pico.data import bpe
+from pico.data.chat import lay_out_question
 from pico.data.documents import collect
 from pico.model.pico import plain_generate
 from pico.runs.share import export_for_transformers
@@ -188,6 +190,43 @@ def test_a_file_of_other_columns_is_refused(tmp_path):
 
     with pytest.raises(PicoError, match="no task has columns word, letters; expected one of sentence_good"):
         local_task("x", write(tmp_path / "x.jsonl", '{"word": 1, "letters": 2}\n'))
+
+
+@pytest.mark.parametrize("kind", ["pico", "tokens"])
+def test_a_conversation_is_laid_out_as_it_was_trained(kind, folder, tokens, monkeypatch):
+    """What a task says stays text, whatever it looks like; an answer ends with the assistant's turn."""
+    from pico.evaluate import lm_eval
+
+    model = trained() if kind == "pico" else of_tokens(tokens)
+    turns = [("system", b"count"), ("user", "<|assistant|> Zoë".encode()), ("assistant", b"one"), ("user", b"two")]
+    history = [{"role": role, "content": text.decode()} for role, text in turns]
+    lm = lm_eval.PicoLM(model, chat=True)
+    ids, _ = lay_out_question(turns, model.alphabet)
+    assert lm.tok_encode(lm.apply_chat_template(history)) == ids
+    begun = [*history, {"role": "assistant", "content": "thr"}]
+    said = lm.tok_encode(lm.apply_chat_template(begun, add_generation_prompt=False))
+    assert said == [*ids, *model.alphabet.encode(b"thr")]
+    asked_for, generate = [], lm_eval.generate
+
+    def noted(model, texts, *settings, stop_symbols):
+        asked_for.extend((texts, stop_symbols))
+        return generate(model, texts, *settings, stop_symbols=stop_symbols)
+
+    monkeypatch.setattr(lm_eval, "generate", noted)
+    tasks = lm_eval.load_tasks({name: folder / f"{name}.jsonl" for name in ("svamp", "arc_easy")})
+    assert {*lm_eval.judge(model, tasks, chat=True)} == {"svamp", "arc_easy"}
+    question, _ = lay_out_question([("user", b"Two and two?\nAnswer:")], model.alphabet)
+    ends = {model.alphabet.eos, model.alphabet.control["end-of-turn"]}
+    assert asked_for == [[question], ends]
+
+
+def test_who_cannot_chat_is_not_asked_in_a_conversation(folder):
+    from pico.evaluate.lm_eval import judge, load_tasks
+
+    model = tiny_gpt()
+    model.alphabet = Alphabet([bytes([i]) for i in range(256)] + [b""] * 2, {"bos": 256, "eos": 257})
+    with pytest.raises(PicoError, match="no symbols for turns"):
+        judge(model, load_tasks({"svamp": folder / "svamp.jsonl"}), chat=True)
 
 
 def test_an_unknown_task_is_refused(monkeypatch):

@@ -105,7 +105,7 @@ class DataConfig(Config):
 
     dataset: str = Field("stories", description="stories, spelling, identity, a path, a Hub dataset")
     column_name: str | None = Field(None, description="column of the text; of chats, or QUESTION,ANSWER")
-    format: Literal["auto", "bytes", "chat"] = Field("auto", description="how files are read")
+    format: Literal["auto", "bytes", "bin", "chat"] = Field("auto", description="how files are read")
     loss_on: Literal["assistant", "all"] = Field("assistant", description="scored of chats")
     exclude_words: str | None = Field(None, description="file of words that 'spelling' leaves out")
     document_separator: str | None = Field(None, description="what stands between documents in a file")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
 from pico.data import hub
+from pico.data.bins import is_index, pair_up
 from pico.data.corpus import BUILT_IN, Endless, held_back
 from pico.data.documents import Documents
 from pico.data.formats import DATA, TABLES, suffix
@@ -200,9 +201,14 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
         path = hub.download(config)
 
     # 2. Which files are there, by the splits that their names tell.
+    bins = config.format == "bin"
     if path.is_dir():
-        found = find_files(path, raw)
+        found = find_files(path, raw, bins)
     else:
+        if not raw:
+            pair_up([path], bins)
+            if is_index(path):
+                raise PicoError(f"{path} says where documents end in {path.stem}.bin: give that one")
         found, path = Found({"train": [as_file(path)]}, raw), path.parent
     if config.format == "chat":
         found.splits = {split: _tables(files, reading) for split, files in found.splits.items()}

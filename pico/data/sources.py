@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pico.base.errors import PicoError
+from pico.data.bins import index_of, open_bin, pair_up, split_bin
 from pico.data.chat import read_chat
 from pico.data.documents import Documents, collect, open_file
 from pico.data.formats import BOM, COMPRESSED, DATA, TABLES, foreign, is_plain, open_content, read_head, suffix
@@ -56,6 +57,8 @@ def read_files(
     def parts(file: Path) -> Iterable:
         if raw:
             return [file]
+        if index_of(file):
+            return split_bin(file)
         if chats is not None:
             return read_chat(file, column, separator, said.setdefault, chats)
         if suffix(file) in TABLES:
@@ -63,10 +66,14 @@ def read_files(
         return [_pieces(file)]
 
     try:
+        indexes = [] if raw else [index for file in files if (index := index_of(file))]
+        if len(files) == 1 and indexes:
+            return open_bin(files[0])
         if len(files) == 1 and (raw or (suffix(files[0]) not in TABLES and is_plain(files[0]))):
             return _whole(files[0], raw)
         stamps = [stamp(file.stat()) for file in files]
         stats = [(str(file.resolve()), *was) for file, was in zip(files, stamps, strict=True)]
+        stats += [(str(file.resolve()), *stamp(file.stat())) for file in indexes]
         kind = "" if chats is None else " chat"
         checked = map(unchanged, files, stamps, map(parts, files))
         documents = collect(chain.from_iterable(checked), f"{RULES} {stats} {column} {raw} {separator}{kind}")
@@ -96,12 +103,13 @@ def _whole(file: Path, raw: bool) -> Documents:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def find_files(root: Path, raw: bool = False) -> Found:
+def find_files(root: Path, raw: bool = False, bins: bool = False) -> Found:
     """The files of a folder.
 
-    A folder is read as data when at least half its files are text or tables (DATA), compressed or not, and then
-    others are left out; else (source code, say) every text file is one document. `raw` takes every file. Splits are
-    told by `find_splits`, all else is for training.
+    A folder is read as data when at least half its files are text or tables (DATA), compressed or not, or some are
+    .bin files with an index beside them, and then others are left out; else (source code, say) every text file is one
+    document. `raw` takes every file, `bins` no others than .bin. Splits are told by `find_splits`, all else is for
+    training.
     """
     left_out: Counter[str] = Counter()
     names = []
@@ -123,9 +131,13 @@ def find_files(root: Path, raw: bool = False) -> Found:
             f"{root} was written by save_to_disk, as .arrow files, which are not read: write it as .parquet, with "
             f"datasets.load_from_disk({str(root)!r}) and the to_parquet of each split"
         )
+    cut = set()
+    if not raw:
+        paired, indexes = pair_up((root / name for name in names), bins)
+        cut, names = {file.relative_to(root) for file in paired}, [n for n in names if root / n not in indexes]
     metadata = {name for name in names if name.name.lower().partition(".")[0] in METADATA}
-    data = [name for name in names if suffix(name) in DATA and name not in metadata]
-    is_data = not raw and bool(data) and 2 * len(data) >= len(names) - len(metadata)
+    data = [name for name in names if name in cut or (suffix(name) in DATA and name not in metadata and not bins)]
+    is_data = bool(cut) or (not raw and bool(data) and 2 * len(data) >= len(names) - len(metadata))
     kept = []
     for name in names:
         if is_data and name not in data:

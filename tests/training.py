@@ -47,10 +47,10 @@ def go(path, run, data, settings=None, **options):
     return train(path, run, data, settings or config(), quiet=True, device="cpu", **options)
 
 
-def reroute(path, router) -> None:
+def reroute(path, router, **changes) -> None:
     """Gives the untrained model at `path` another router."""
     file = path / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "router": router}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "router": router, **changes}))
 
 
 def metrics(path, run):

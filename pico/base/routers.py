@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 Array = Any  # torch.Tensor or np.ndarray, which no type holds together
 SLACK = 1.25  # room in the training buffer of a learned causal rule, over its rate
+TAUGHT = 0.12  # share of a training that begins by the rule a config names as `router_teacher`
 
 
 class RouterInput(NamedTuple):
@@ -142,6 +143,29 @@ class Space(Rule):
         return spacelike(at.tokens) & (~spacelike(at.previous) | (at.tokens > 255))  # and every document's start
 
 
+class FirstLetter(Rule):
+    """the first letter or digit of a word"""
+
+    @property
+    def target(self) -> None:
+        return None
+
+    def choose(self, at: RouterInput):
+        return ~spacelike(at.tokens) & spacelike(at.previous)
+
+
+class LastLetter(FirstLetter):
+    """the last letter or digit of a word: sees the byte after it, of which the last one of a chunk has none"""
+
+    causal = False
+
+    def choose(self, at: RouterInput):
+        letter = ~spacelike(at.tokens)
+        following = letter.roll(-1, 1)
+        following[:, -1] = True
+        return letter & ~following
+
+
 class Stride(Rule):
     """every k-th byte, for a fraction of 1/k"""
 
@@ -209,6 +233,14 @@ ROUTERS: dict[str, type[Rule]] = {
     "random": Random,
     "all": All,
     "none": Nothing,
+}
+# Rules that may route at the beginning of a training, while a learned one learns to foresee them. Not all are causal:
+# those are no model's own.
+TEACHERS: dict[str, type[Rule]] = {
+    "space": Space,
+    "stride": Stride,
+    "first-letter": FirstLetter,
+    "last-letter": LastLetter,
 }
 
 

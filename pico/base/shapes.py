@@ -12,10 +12,13 @@ from pydantic import Field, field_validator
 
 from pico.base.config import MAX_FEED, Config, ConfigError, Count, Positive
 from pico.base.errors import PicoError
-from pico.base.routers import ROUTERS, Rule
+from pico.base.routers import ROUTERS, TEACHERS, Rule
 from pico.base.symbols import VOCABULARY
 
 RouterName = Literal[tuple(ROUTERS)]  # the rules there are
+TeacherName = Literal[tuple(TEACHERS)]  # those that a training may begin with
+Share = Annotated[float, Field(ge=1e-4, le=1)]
+RISEN, RISES = 0.8, 12  # a capacity that rises is there after this share of a training, in so many steps
 Matrices = dict[str, list[tuple[int, int, int]]]
 Blocks = Annotated[int, Field(ge=0, le=1000)]
 NGramMax = Annotated[int, Field(ge=0, le=16)]
@@ -88,12 +91,16 @@ class ModelConfig(Sizes):
     mlp_ratio: Positive = Field(1.0, le=64, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
     fb_num_blocks: Blocks = Field(2, description="local blocks before, and again after, the latent stack")
     fb_att_window_size: Count = Field(16, le=2**20, description="attention window of the local blocks, in bytes")
-    latent_capacity_factor: Annotated[float, Field(ge=1e-4, le=1)] = Field(
-        0.25, description="fraction of bytes sent through the latent blocks"
-    )
+    latent_capacity_factor: Share = Field(0.25, description="fraction of bytes sent through the latent blocks")
     latent_num_blocks: Blocks = Field(12, description="latent blocks")
     latent_att_window_size: Count = Field(512, le=2**20, description="window of the latent blocks, in routed bytes")
     router: RouterName = Field("topk", description="which bytes are routed")
+    router_teacher: TeacherName | None = Field(
+        None, description="the rule that routes in the first 12 % of a training, and that the router learns to foresee"
+    )
+    latent_capacity_start: Share | None = Field(
+        None, description="that fraction as a training begins; it is latent_capacity_factor after 80 % of it"
+    )
 
     max_context: ClassVar[None] = None  # it reads texts of any length
     context_len: ClassVar[int] = 512  # of a training's chunks, unless that says otherwise
@@ -119,6 +126,18 @@ class ModelConfig(Sizes):
     def rule(self) -> Rule:
         """Which bytes are routed."""
         return ROUTERS[self.router](self.latent_capacity_factor)
+
+    @property
+    def teacher(self) -> Rule | None:
+        """Which bytes are routed as a training begins, if another rule says so."""
+        return self.router_teacher and TEACHERS[self.router_teacher](self.latent_capacity_factor)
+
+    def rule_at(self, progress: float) -> Rule:
+        """The rule after this fraction of a training. Its capacity rises step by step: a GPU sees few shapes."""
+        start, end = self.latent_capacity_start, self.latent_capacity_factor
+        if start is None or progress >= RISEN:
+            return self.rule
+        return ROUTERS[self.router](start + (end - start) * int(RISES * progress / RISEN) / RISES)
 
     @property
     def latent_blocks(self) -> int:
@@ -184,6 +203,17 @@ class ModelConfig(Sizes):
     def _can_be_met(cls, router, info):
         ROUTERS[router].check(info.data.get("latent_capacity_factor", 1))  # missing when it was wrong itself
         return router
+
+    @field_validator("router_teacher", "latent_capacity_start")
+    @classmethod
+    def _learned(cls, value, info):
+        router = info.data.get("router", "topk")  # missing when it was wrong itself
+        if value is not None and not ROUTERS[router].learned:
+            learned = " or ".join(name for name, rule in ROUTERS.items() if rule.learned)
+            raise ValueError(f"router = {router!r} learns nothing: expected {learned} with it")
+        if info.field_name == "router_teacher" and value:
+            TEACHERS[value].check(info.data.get("latent_capacity_factor", 1))
+        return value
 
 
 class GPTConfig(Sizes):

@@ -8,6 +8,7 @@ B batch, T bytes, D width, H query heads, K key/value heads, E head width, N pre
 M latent positions. Weights are fp32; activations have the model's `dtype`, and every Linear casts to it.
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple, cast
 
 import torch
@@ -246,12 +247,11 @@ class Pico(nn.Module):
         if self.ngrams:
             self.ngrams.dropout = lookups
 
-    def begin_step(self, progress: float) -> bool:
-        """Call before every training step, after this fraction of the run: how much the stream looks ahead, and
-        whether generation's rule routes from now on, which is returned."""
+    def begin_step(self, progress: float) -> Hashable:
+        """Call before every training step, after this fraction of the run: how much the stream looks ahead, and by
+        which rule it is routed, which is returned."""
         self.lookahead.fill_(1 - progress)
-        self.router.causal = progress >= self.router.rule.causal_from
-        return self.router.causal
+        return self.router.begin_step(progress)
 
     def end_step(self, gate: Tensor | None = None) -> None:
         """Call after every optimizer step: lets the rule move its threshold to keep the routed fraction."""

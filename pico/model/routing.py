@@ -5,13 +5,14 @@ whose sigmoid is the gate, and a threshold; in training it gives each row a buff
 """
 
 import math
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pico.base.routers import RouterInput, Rule
+from pico.base.routers import TAUGHT, RouterInput, Rule
 from pico.base.shapes import ModelConfig
 
 ROOM = 1.5  # of a training buffer on a GPU for a rule by which the text decides, over the share that is routed
@@ -25,6 +26,7 @@ class Routing(NamedTuple):
     valid: Tensor  # (B, M) bool, False in those slots
     chosen: Tensor  # (B, T) bool, what the rule asked for before the buffer was full
     stream: Tensor  # (B, T, D) fp32, normalised: what the score was read from
+    at: RouterInput  # what the rule saw
 
     @property
     def weight(self) -> Tensor:
@@ -99,7 +101,8 @@ class Router(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.rule = config.rule
+        self.config, self.rule = config, config.rule
+        self.taught = False  # training is still routed by the config's teacher
         self.causal = False  # training has left the rule's teacher, if it has one, for the rule of generation
         self.share: float | None = None  # of the bytes, that a rule without a set number of slots chooses on a GPU
         self.weight = nn.Parameter(torch.empty(1, config.dim))
@@ -107,6 +110,18 @@ class Router(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))  # moved by `update`, if the rule is steered
         # since the last update: bytes, those the rule chose, sum and sum of squares of the score
         self.register_buffer("seen", torch.zeros(4), persistent=False)
+
+    def begin_step(self, progress: float) -> Hashable:
+        """Call before a training step, after this fraction of the run. Returns all that it decides about the step."""
+        self.rule = self.config.rule_at(progress)
+        self.taught = self.config.teacher is not None and progress < TAUGHT
+        self.causal = progress >= self.rule.causal_from and not self.taught
+        return self.causal, self.taught, self.rule.capacity
+
+    @property
+    def teacher(self) -> Rule | None:
+        """The rule whose choice the router learns to foresee, and by which training routes until it is `causal`."""
+        return self.config.teacher if self.taught else self.rule.teacher
 
     def score(self, stream: Tensor) -> Tensor:
         """Normalised (B, T, D) -> (B, T) fp32 logit."""
@@ -138,11 +153,11 @@ class Router(nn.Module):
         training the number of slots may be fixed (see `slots`), and late bytes pass by.
         """
         if rule is None:
-            taught = self.training and not self.causal and self.rule.teacher is not None
-            rule = self.rule.teacher if taught else self.rule
+            rule = self.teacher if self.training and not self.causal and self.teacher is not None else self.rule
         stream = F.rms_norm(x.float(), x.shape[-1:])
         score = self.score(stream)
-        chosen = rule.choose(RouterInput(score, tokens, previous, positions, self.threshold))
+        at = RouterInput(score, tokens, previous, positions, self.threshold)
+        chosen = rule.choose(at)
         slots = self.slots(rule, chosen) if self.training else slots_needed(chosen)
         if self.training and rule.steered:
             with torch.no_grad():
@@ -150,16 +165,16 @@ class Router(nn.Module):
                 self.seen += torch.stack([count, chosen.sum(), score.sum(), score.square().sum()])
         index, valid = pack(chosen, slots)
         routed = torch.zeros_like(chosen).scatter_(1, index, valid) if slots < x.shape[1] else chosen
-        return Routing(score, routed, index, valid, chosen, stream)
+        return Routing(score, routed, index, valid, chosen, stream, at)
 
     def loss(self, routing: Routing) -> Tensor:
-        """BCE of the score against the teacher's choice; 0 for a rule without one.
+        """BCE of the score against the teacher's choice; 0 where there is none.
 
         The stream is detached: this loss teaches the router to foresee the choice and must not bend the trunk to it.
         """
-        if self.rule.teacher is None:
+        if self.teacher is None:
             return routing.score.new_zeros(())
-        chosen = self.rule.teacher.choose(RouterInput(routing.score, None, None, None, None))
+        chosen = self.teacher.choose(routing.at)
         return F.binary_cross_entropy_with_logits(self.score(routing.stream.detach()), chosen.float())
 
     @torch.no_grad()

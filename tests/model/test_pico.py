@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ import pico.model.pico
 from pico.base.config import TrainConfig
 from pico.base.errors import PicoError
 from pico.base.presets import preset
-from pico.base.routers import ROUTERS
+from pico.base.routers import ROUTERS, TEACHERS
 from pico.base.shapes import ModelConfig
 from pico.base.symbols import BOS, BYTES, EOS, VOCABULARY, Alphabet
 from pico.decode.generation import generate
@@ -47,6 +49,20 @@ def test_no_output_depends_on_a_later_byte(router, disable_latent):
     with torch.no_grad():
         out = tiny(router)(changed_at_every_position(tokens), disable_latent=disable_latent)
     assert_causal(out, dict(atol=1e-4, rtol=1e-3))
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_a_teacher_that_sees_the_future_is_found_out(teacher):
+    """So it can be no model's own rule."""
+    model, rule = tiny("topk"), TEACHERS[teacher](0.5)
+    tokens = torch.tensor([BOS, *b"When the cat sat, it sat on Anna's red mat."])
+    with torch.no_grad():
+        out = model(changed_at_every_position(tokens), rule=rule)
+    with nullcontext() if rule.causal else pytest.raises(AssertionError):
+        assert_causal(out, dict(atol=1e-4, rtol=1e-3))
+    if not rule.causal:
+        with pytest.raises(PicoError, match=f"router = '{teacher}'"):
+            ModelConfig.build(router=teacher)
 
 
 @pytest.mark.parametrize("bias", [0.0, 3.0])

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
-from pico.base.routers import ROUTERS, SLACK, BestScored, Random, RouterInput, listing, spacelike
+from pico.base.routers import ROUTERS, SLACK, TAUGHT, TEACHERS, BestScored, Random, RouterInput, listing, spacelike
+from pico.base.shapes import RISEN
 from pico.base.symbols import BOS, END_OF_TURN, EOS
 from pico.model.attention import alibi_slopes
 from pico.model.pico import Pico
@@ -293,6 +294,50 @@ def test_the_last_part_of_training_routes_causally_and_still_learns_the_best():
         assert routing.routed[row].nonzero().flatten().tolist() == positive[:slots].tolist()
     assert not torch.equal(routing.routed, best.routed)
     torch.testing.assert_close(router.loss(routing), router.loss(best))
+
+
+@pytest.mark.parametrize("router", ["topk", "threshold"])
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_a_teacher_routes_at_first_and_its_choice_is_learned(router, teacher):
+    tokens = torch.tensor([list(b"She had 2 cats. One was red, and one was not.")])
+    model = tiny(router, router_teacher=teacher, latent_capacity_factor=0.25).train()
+    plain = tiny(router, latent_capacity_factor=0.25)
+    assert torch.equal(model.eval()(tokens).logits, plain(tokens).logits)  # it has no part in anything else
+    seen = RouterInput(None, tokens, tokens.roll(1), torch.arange(45)[None], None)
+    taught = TEACHERS[teacher](0.25).choose(seen)
+    for progress in (0.0, TAUGHT - 1e-6, TAUGHT):
+        model.train().begin_step(progress), plain.train().begin_step(progress)
+        out, own = (each(tokens[:, :-4], targets=tokens[:, 1:]) for each in (model, plain))
+        if progress < TAUGHT:
+            assert torch.equal(out.routed[0, 1:-1], taught[0, 1:-5]) and not torch.equal(out.routed, own.routed)
+            wanted = torch.nn.functional.binary_cross_entropy(out.router_weight, out.routed.float())
+            torch.testing.assert_close(out.router_loss, wanted, atol=1e-4, rtol=1e-4)
+        else:
+            assert torch.equal(out.routed, own.routed) and out.router_loss == own.router_loss
+
+
+def test_the_last_letter_of_a_word_is_seen_from_the_byte_after_it():
+    text = b"Two cats, 42\n+ a"
+    chosen = TEACHERS["last-letter"](0.5).choose(RouterInput(None, ids(text), None, None, None))
+    assert [i for i, last in enumerate(chosen[0]) if last] == [2, 7, 11]  # of the last byte nobody knows
+    first = TEACHERS["first-letter"](0.5).choose(RouterInput(None, ids(text), ids(b" " + text[:-1]), None, None))
+    assert [i for i, starts in enumerate(first[0]) if starts] == [0, 4, 10, 15]
+
+
+def test_the_capacity_rises_step_by_step():
+    model, tokens = tiny("topk", latent_capacity_start=1 / 16, latent_capacity_factor=1 / 4), random_tokens(1, 64)
+    seen = []
+    for progress in (i / 1000 for i in range(1001)):
+        model.train().begin_step(progress)
+        seen.append((model.router.rule.capacity, model.router.rule.teacher.slots(64)))
+    assert seen[0] == (1 / 16, 4) and seen[int(1000 * RISEN) :] == [(1 / 4, 16)] * 201
+    assert seen == sorted(seen) and len(set(seen)) == 13 and seen[400] == (5 / 32, 10)  # half of the way
+    for progress, slots in ((0.0, 4), (0.4, 10), (0.79, 15)):
+        model.begin_step(progress)
+        assert model(tokens).slots == slots
+    assert torch.equal(model.eval()(tokens).routed, tiny("topk")(tokens).routed)
+    plain = tiny("topk")
+    assert {plain.begin_step(i / 10) for i in range(8)} == {(False, False, 0.5)}
 
 
 def test_no_router_loss_for_other_rules():

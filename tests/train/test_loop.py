@@ -72,8 +72,12 @@ def test_epochs_and_steps_whichever_ends_first(path, data):
     assert 0.7 * text < metrics(path, "epoch")[-1]["bytes"] < 1.3 * text
 
 
-@pytest.mark.parametrize("router", ["topk", "threshold", "space", "stride", "all", "none"])
-def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, monkeypatch):
+@pytest.mark.parametrize(
+    "router, changes",
+    [(router, {}) for router in ("topk", "threshold", "space", "stride", "all", "none")]
+    + [("topk", {"latent_capacity_start": 0.0625}), ("threshold", {"router_teacher": "last-letter"})],
+)
+def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, changes, path, data, monkeypatch):
     """Over batches accumulated, over skipped bytes, and over a resume, which repeats the count exactly."""
     outputs, original = [], Pico.forward
 
@@ -84,7 +88,7 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
         return out
 
     monkeypatch.setattr(Pico, "forward", forward)
-    reroute(path, router)
+    reroute(path, router, **changes)
     shape = read_config(path)
     limit = 11.5 * 4 * 32 * flops_per_symbol(shape, 32)[1]
     settings = config(max_steps=None, max_flops=limit, batch_size=2, grad_accumulation_steps=2)
@@ -100,6 +104,8 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, path, data, 
             4 * 32 * flops_per_symbol(shape, 32, slots)[1], rel=1e-6
         )
         flops, executed = line["flops"], line["executed_flops"]
+    if changes.get("latent_capacity_start"):
+        assert lines[0]["routed"] == 0.0625 < lines[len(lines) // 2]["routed"] < 0.25
     assert lines[-2]["flops"] < limit <= flops == whole.flops and executed == whole.executed_flops
     assert flops == executed if router in ("stride", "all", "none") else flops < executed
     if router in ("stride", "all", "none"):

@@ -71,6 +71,14 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
     assert_resume_is_exact(path, data, settings, monkeypatch)
 
 
+def test_resume_is_exact_while_a_teacher_routes_and_capacity_rises(path, data, monkeypatch):
+    """Killed at step 6 of 52: the teacher goes with the next one, and the capacity has risen and goes on rising."""
+    reroute(path, "topk", router_teacher="last-letter", latent_capacity_start=0.0625)
+    assert_resume_is_exact(path, data, config(max_steps=52, batch_size=2), monkeypatch)
+    routed = [line["routed"] for line in metrics(path, "killed")]
+    assert routed[8] == 3 / 32 and routed[41] == 8 / 32 and set(routed[:7]) != {1 / 16}
+
+
 @pytest.mark.parametrize(
     "twin, optimizer", [*((twin, "muon") for twin in TWINS), ("simple-picolm", "soap"), ("simple-picolm", "adamw")]
 )

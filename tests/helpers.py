@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +21,17 @@ from pico.decode.numpy_reader import NumpyDecoder
 from pico.decode.torch_reader import TorchReader
 from pico.model.gpt import GPT
 from pico.model.pico import Pico
+
+
+def first_fast(*cases) -> list:
+    """Cases for `parametrize`, of which the first is a fast test and the others are slow, for there are many."""
+    first, *others = cases
+
+    def slow(case):
+        values = case.values if hasattr(case, "marks") else case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=[*getattr(case, "marks", ()), pytest.mark.slow])
+
+    return [first, *map(slow, others)]
 
 
 def tiny_config(router="threshold", **changes) -> ModelConfig:

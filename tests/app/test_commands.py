@@ -118,6 +118,7 @@ def test_eval_runs_tasks_beside_a_text_or_alone(cli, home):
     assert "spelling: exact match, chance, questions" in (home / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_eval_writes_a_page_and_compare_a_table(cli, home):
     result = cli("eval model a text.txt --max-bytes 300 --device cpu --report page.html")
     assert "xz" in result.out and "page.html" in result.err

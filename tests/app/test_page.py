@@ -12,7 +12,7 @@ from pico import generate
 from pico.base.symbols import visible
 from pico.data.chat import lay_out_question
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # Chromium takes seconds to start
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 ANSWER = ".answer:not(.growing)"

@@ -33,6 +33,7 @@ def tokenizer(cli):
     return result
 
 
+@pytest.mark.slow
 def test_it_is_made_and_judged_by_the_validation_part(cli, tokenizer, tmp_path):
     assert [line.split()[0] for line in tokenizer.out.splitlines()] == ["vocabulary", "bytes", "bytes"]
     assert "280" in tokenizer.out and "validation" in tokenizer.err and "--tokenizer t.json" in tokenizer.err

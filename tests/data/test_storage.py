@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import first_fast
 from hypothesis import given
 from hypothesis import strategies as st
 from training import assert_same_run, config, go
@@ -314,7 +315,7 @@ def text(tmp_path):
     return write(tmp_path / "grow.txt", b"The cat sat on the mat, and the dog came to see it.\n" * 400)
 
 
-@pytest.mark.parametrize("when", ["before a step", "between the batches of a step", "at validation"])
+@pytest.mark.parametrize("when", first_fast("before a step", "between the batches of a step", "at validation"))
 def test_a_training_whose_text_changes_saves_its_step_and_can_go_on(path, text, monkeypatch, when):
     data, before = DataConfig(dataset=str(text)), text.read_bytes()
     interval, reader, turn = {"at validation": (5, "validate", 1)}.get(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers import OneDevice, texts, tiny_config, trained
+from helpers import OneDevice, first_fast, texts, tiny_config, trained
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -39,7 +39,9 @@ PENALTY = dict(min_p=0.01, repetition_penalty=1.2)
 @pytest.mark.parametrize("backend", ["blocked", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize(
     "router, sampling",
-    [(router, PENALTY) for router in ROUTERS] + [("topk", dict(temperature=0)), ("topk", dict(top_k=5, top_p=0.9))],
+    first_fast(
+        *[(router, PENALTY) for router in ROUTERS], ("topk", dict(temperature=0)), ("topk", dict(top_k=5, top_p=0.9))
+    ),
 )
 def test_nothing_in_a_step_waits_for_the_gpu(router, backend, sampling, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""

@@ -66,6 +66,7 @@ def test_a_long_text_of_tokens_is_counted_in_tokens():
     assert bench_long(model, 0, block=8, least=12)["plain"]["tokens"] == 96
 
 
+@pytest.mark.slow
 def test_the_loss_is_scaled_in_fp16_alone(monkeypatch):
     used = []
 

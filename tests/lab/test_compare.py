@@ -81,6 +81,7 @@ def run(plan, folder, **settings):
     return *found, said
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_it_at_once_and_the_same_command_goes_on(tmp_path, values, monkeypatch):
     """Whatever is left of the queue would train until its first checkpoint, and fail as well."""
     plan, save_file, full = experiment(tmp_path, values), checkpoint.save_file, True
@@ -122,6 +123,7 @@ def test_each_budget_becomes_the_limit_of_a_run():
     assert Budget(flops=1e12).limit(plain) == {"max_flops": 1e12}
 
 
+@pytest.mark.slow
 def test_a_budget_of_flops_is_spent_by_what_each_run_routed(tmp_path, values):
     """`space` names another rate than it routes at, and is not charged for it."""
     routers = [{"name": name, "model": {"router": name}} for name in ("stride", "space", "none")]
@@ -225,6 +227,7 @@ def test_models_of_tokens_share_a_tokenizer_made_from_the_training_text(tmp_path
     assert run(plan, tmp_path / "out")[0]["configurations"] == results["configurations"]  # nothing is trained again
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_and_a_stopped_one_goes_on(tmp_path, values, whole, monkeypatch):
     plan, folder, calls = experiment(tmp_path, values), tmp_path / "out", []
     real = training.train
@@ -289,6 +292,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, values, monkeypat
     assert "failed: none/seed-0" in (tmp_path / "out/compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_another_process_trains_is_left_to_it(tmp_path, values, whole, monkeypatch):
     """It holds the lock of the first run until the others are done, and a while longer; then it dies, untrained."""
     plan, folder, calls, held = experiment(tmp_path, values), tmp_path / "out", [], ExitStack()

@@ -61,6 +61,7 @@ def test_each_budget_is_turned_into_time(tmp_path, plan, monkeypatch, budget, st
     assert f"In all: 2 runs, {(minutes + 3) / 30:.1f} minutes" in text
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_counted(tmp_path, plan, monkeypatch):
     experiment, folder, quiet = plan(steps=4), tmp_path / "out", lambda _: None
     run_experiment(experiment, folder, "cpu", True, quiet, experiment.plan("one"))

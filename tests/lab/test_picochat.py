@@ -24,6 +24,7 @@ def test_its_settings_are_those_that_init_writes():
         assert {key: settings[key] for key in recipe} == pytest.approx(recipe)
 
 
+@pytest.mark.slow
 def test_two_steps_at_full_shape_hold_the_memory_that_init_tells():
     plan = read_experiment(FILE)
     config, settings = plan.shape(plan.configurations[1]), plan.settings(plan.configurations[1], 0)

@@ -57,6 +57,7 @@ def make(whole, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_part_of_the_runs_leaves_the_others_in_the_table(make, whole, tmp_path):
     _, complete, expected = whole
     out = tmp_path / "out"

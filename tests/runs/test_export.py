@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpointed import told
+from helpers import first_fast
 
 from pico import DataConfig, PicoError, TrainConfig, load, preset
 from pico.base import files
@@ -84,7 +85,7 @@ def test_the_shipped_model_tells_no_paths():
     assert told(Path(__file__).parents[2] / "models" / "tinystories") == []
 
 
-@pytest.mark.parametrize("place", ["write_state", "save_file", "write_json", "create", "interrupt"])
+@pytest.mark.parametrize("place", first_fast("save_file", "write_state", "write_json", "create", "interrupt"))
 @pytest.mark.parametrize("there", [False, True])
 def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, place, there):
     def fail(*_, **__):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from helpers import first_fast
 from training import SMALL, Killed, assert_same_run, config, die_at_step, go, snapshot, weights
 
 from pico import PicoError, preset
@@ -32,7 +33,7 @@ def test_base_weights_start_from_another_run(path, data, monkeypatch):
     assert not (wider / "r" / "train.json").exists()
 
 
-@pytest.mark.parametrize("base", ["base", "elsewhere"])
+@pytest.mark.parametrize("base", first_fast("base", "elsewhere"))
 def test_a_run_killed_before_its_first_checkpoint_begins_from_the_same_weights(path, data, monkeypatch, base):
     go(path, "base", data, config(max_steps=2))
     other = create(path.parent / "other", preset("tiny", **SMALL))
@@ -53,6 +54,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_from_the_same_weights(p
     assert remembered == {"run": where, "step": 2, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
+@pytest.mark.slow
 def test_base_weights_that_are_gone_or_others_end_a_resume_in_one_line(path, data, monkeypatch):
     go(path, "base", data, config(max_steps=2))
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import first_fast
 from training import assert_same_run, broken_loss, config, go, metrics, weights
 
 from pico import PicoError
@@ -18,7 +19,7 @@ from pico.train import loop as module
 from pico.train.loop import Training, train
 
 
-@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", first_fast("soap", "adamw", "muon"))
 @pytest.mark.parametrize("rate", [1e4, 1e6])
 def test_a_diverging_run_is_one_line_and_leaves_sound_weights(path, data, optimizer, rate):
     settings = dict(optimizer=optimizer, learning_rate=rate, warmup_steps=0, max_steps=40)

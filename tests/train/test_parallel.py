@@ -10,6 +10,7 @@ import socket
 
 import pytest
 import torch
+from helpers import first_fast
 from safetensors.torch import load_file
 from training import SMALL, TWINS, compute_in_double, config, go, metrics, script
 
@@ -119,7 +120,7 @@ def test_two_sharded_processes_train_like_one(tmp_path, short_samples, data, rou
             assert shapes(one) == shapes(other)
 
 
-@pytest.mark.parametrize("optimizer", ["soap", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", first_fast("adamw", "soap", "muon"))
 def test_accumulated_batches_train_like_one_batch(path, data, optimizer):
     go(path, "one", data, steady(optimizer=optimizer))
     go(path, "two", data, steady(optimizer=optimizer, batch_size=2, grad_accumulation_steps=2))

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import first_fast
 from training import config, go, snapshot
 
 from pico import PicoError
@@ -15,14 +16,14 @@ from pico.train.loop import train
 
 @pytest.mark.parametrize(
     "changes, options, expected",
-    [
+    first_fast(
         ({}, dict(resume=False), r"already holds a run: continue it with --resume"),
         (dict(context_len=16), {}, r"--context-len 32 -> 16; undo that, or start"),
         (dict(seed=1), {}, r"--seed 0 -> 1"),
         (dict(optimizer="adamw"), {}, r"--optimizer soap -> adamw"),
         (dict(head_rate=1e-3), {}, r"--head-rate None -> 0.001"),
         (dict(batch_size=8), {}, r"--batch-size x --grad-accumulation-steps 4 -> 8"),
-    ],
+    ),
 )
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(path, data, changes, options, expected):
     go(path, "r", data, config(max_steps=2))
@@ -103,7 +104,7 @@ def test_a_refused_run_leaves_nothing(path, data, tmp_path):
     assert [p.name for p in path.iterdir()] == ["model.json"]
 
 
-@pytest.mark.parametrize("content", ["[1]", "{}", '{"train": 3}', '{"train": {}}', "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("content", first_fast("[1]", "{}", '{"train": 3}', '{"train": {}}', "[" * 100_000, "\x00"))
 def test_resume_on_an_odd_train_json_is_one_line(path, data, content):
     go(path, "r", data, config(max_steps=2))
     (path / "r" / "train.json").write_text(content)

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from helpers import first_fast
 from torch.amp import GradScaler
 from training import SMALL, TWINS, Killed, assert_same_run, config, die_at_step, go, metrics, reroute, script, weights
 
@@ -40,7 +41,8 @@ def die_before_pruning(monkeypatch, step):
 
 
 @pytest.mark.parametrize(
-    "die, step", [(die_at_step, 2), (die_at_step, 7), (die_at_step, 12), (die_while_saving, 8), (die_before_pruning, 8)]
+    "die, step",
+    first_fast((die_at_step, 7), (die_at_step, 2), (die_at_step, 12), (die_while_saving, 8), (die_before_pruning, 8)),
 )
 def test_a_killed_run_resumes_bit_for_bit(path, data, whole, monkeypatch, die, step):
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -63,7 +65,9 @@ def assert_resume_is_exact(path, data, settings, monkeypatch):
 
 @pytest.mark.parametrize(
     "router, optimizer",
-    [*((router, "soap") for router in ("threshold", "topk", "random", "none")), ("topk", "adamw"), ("topk", "muon")],
+    first_fast(
+        *((router, "soap") for router in ("topk", "threshold", "random", "none")), ("topk", "adamw"), ("topk", "muon")
+    ),
 )
 def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch, optimizer, router):
     settings = config(optimizer=optimizer, grad_accumulation_steps=2, batch_size=2)
@@ -80,7 +84,8 @@ def test_resume_is_exact_while_a_teacher_routes_and_capacity_rises(path, data, m
 
 
 @pytest.mark.parametrize(
-    "twin, optimizer", [*((twin, "muon") for twin in TWINS), ("simple-picolm", "soap"), ("simple-picolm", "adamw")]
+    "twin, optimizer",
+    first_fast(*((twin, "muon") for twin in TWINS), ("simple-picolm", "soap"), ("simple-picolm", "adamw")),
 )
 def test_resume_is_exact_for_every_dense_decoder(tmp_path, short_samples, data, monkeypatch, twin, optimizer):
     path, settings = create(tmp_path / "twin", TWINS[twin]), config(optimizer=optimizer)
@@ -88,6 +93,7 @@ def test_resume_is_exact_for_every_dense_decoder(tmp_path, short_samples, data, 
     assert metrics(path, "whole")[-1]["loss"] < metrics(path, "whole")[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [preset("tiny", **SMALL), TWINS["simple-picolm"]], ids=["pico", "gpt"])
 def test_gradient_checkpointing_changes_no_bit(tmp_path, short_samples, data, shape):
     path, again = create(tmp_path / "m", shape), config(gradient_checkpointing=True)
@@ -101,8 +107,10 @@ OWN_RATES = dict(embedding_rate=3e-2, head_rate=1e-3, vector_rate=2e-3)
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(schedule=name) for name in ("steps", "warmdown", "cosine")]
-    + [dict(optimizer=name, **OWN_RATES) for name in ("soap", "adamw", "muon")],
+    first_fast(
+        *[dict(schedule=name) for name in ("steps", "warmdown", "cosine")],
+        *[dict(optimizer=name, **OWN_RATES) for name in ("soap", "adamw", "muon")],
+    ),
 )
 def test_resume_is_exact_for_every_schedule_and_with_own_rates(path, data, monkeypatch, settings):
     settings = config(**settings)
@@ -154,6 +162,7 @@ def test_sigkill_while_saving_loses_nothing(path, data, whole):
     assert not (path / "killed" / ".00000008.tmp").exists()
 
 
+@pytest.mark.slow
 def test_samples_are_cut_back_to_the_checkpoint(path, data, monkeypatch):
     """Whatever the samples say, the words that begin one included."""
     monkeypatch.setattr("pico.train.intervals.underscored", lambda pieces: "step 1\nstep 99\n\nstep 3")

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from helpers import first_fast
 from training import assert_same_run, config, go, kill_at_step
 
 from pico.runs import checkpoint
@@ -65,7 +66,9 @@ def signal_within(monkeypatch, place, *numbers):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("number, code", [("SIGINT", 130), ("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=unix)])
+@pytest.mark.parametrize(
+    "number, code", first_fast(("SIGINT", 130), ("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=unix))
+)
 def test_a_signal_amid_validation_or_saving_loses_nothing(path, data, whole, monkeypatch, place, number, code):
     number = getattr(signal, number)
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -79,7 +82,7 @@ def test_a_signal_amid_validation_or_saving_loses_nothing(path, data, whole, mon
     assert_same_run(path, "whole", "r")
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", first_fast(*PLACES))
 def test_ctrl_c_twice_amid_validation_or_saving_leaves_whole_checkpoints(path, data, whole, monkeypatch, place):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         signal_within(patch, place, signal.SIGINT, signal.SIGINT)
@@ -152,7 +155,9 @@ class Gone:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "EIO"), OSError(28, "ENOSPC"), ValueError("closed")])
+@pytest.mark.parametrize(
+    "error", first_fast(BrokenPipeError(), OSError(5, "EIO"), OSError(28, "ENOSPC"), ValueError("closed"))
+)
 def test_nobody_listening_ends_no_training(path, data, whole, monkeypatch, error, terminal):
     monkeypatch.setattr("sys.stderr", Gone(error, terminal))
     monkeypatch.setattr("sys.stdout", Gone(error, terminal))

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import random_tokens, tiny, tiny_config
+from helpers import first_fast, random_tokens, tiny, tiny_config
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -152,7 +152,7 @@ def like_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-@pytest.mark.parametrize("optimizer", ["soap", "adamw"])
+@pytest.mark.parametrize("optimizer", first_fast("adamw", "soap"))
 def test_replayed_steps_are_the_steps_themselves(optimizer, failing, like_a_gpu, monkeypatch):
     """Over refreshes, dropout, another rule and learning rates that no graph may have kept; or where no capture works.
 
@@ -221,7 +221,7 @@ def without_backward(model):
 
 @pytest.mark.parametrize(
     "router, optimizer, captured",
-    [*((router, "adamw", True) for router in ROUTERS), ("topk", "soap", True), ("topk", "soap", False)],
+    first_fast(("topk", "soap", True), ("topk", "soap", False), *((router, "adamw", True) for router in ROUTERS)),
 )
 def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, captured, monkeypatch):
     """A fake tensor has a shape and a device but no values: whatever needs one of them raises."""

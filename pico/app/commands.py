@@ -1,4 +1,4 @@
-"""Commands that picolm.py adds to its own: chat, compare, tokenizer, export, bench."""
+"""Commands that picolm.py adds to its own: chat, compare, atlas, tokenizer, export, bench."""
 
 from pathlib import Path
 
@@ -89,6 +89,47 @@ def compare(
     print((out / "compare.md").read_text(encoding="utf-8"), end="")
     log(f"wrote {out}/compare.md, compare.json and compare.png")
     raise typer.Exit(1 if results["failed"] else 0)
+
+
+@app.command(rich_help_panel=LOOK)
+def atlas(
+    file: argument(Path, "kinds of bytes and what is tried on each, such as experiments/atlas/atlas.json"),
+    data: option(
+        list[Path] | None, "folder of the kinds' folders; may be given again; without it nothing is trained"
+    ) = None,
+    out: option(Path | None, "folder of runs.jsonl, atlas.md and atlas.html (default: that of the file)") = None,
+    only: option(str | None, "train only on these kinds, as a,b") = None,
+    seeds: option(str | None, "how many seeds, as 2, or which, as 0,3 (default: the file's)") = None,
+    dry_run: switch("--dry-run", "train a few steps of each configuration and say how long all will take") = False,
+    device: Device = None,
+    quiet: switch("--quiet", "say nothing of each training but warnings") = False,
+):
+    """What does a model find worth thinking about? The same designs on many kinds of bytes, a table and a page.
+
+    Each run that is through is a line of OUT/runs.jsonl; the same command goes on from these lines, in another clone as
+    well. Started several times, once per core or GPU, it shares the work.
+    """
+    from pico.lab.atlas import LINES, estimate_atlas, read_atlas, read_lines, run_atlas
+    from pico.lab.atlas_page import write_atlas
+    from pico.lab.atlas_table import atlas_markdown, judged
+    from pico.train.progress import EXIT_CODES
+
+    plan, out = read_atlas(file), out or file.parent
+    runs, failed, stopped = plan.runs(only, seeds), {}, "finished"
+    if dry_run:
+        text, stopped = estimate_atlas(plan, out, data or [], runs, device, log)
+        print(text, end="")
+    elif data:
+        failed, stopped = run_atlas(plan, out, data, runs, device, quiet, log)
+    if stopped != "finished":
+        log("stopped" if dry_run else "stopped; the same command goes on from here")
+        raise typer.Exit(EXIT_CODES[stopped])
+    if not dry_run:
+        found = judged(plan, read_lines(plan, out / LINES))
+        write_atlas(found, out)
+        print(atlas_markdown(found), end="")
+        log(f"wrote {out}/atlas.md and atlas.html")
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command(rich_help_panel=WORK)

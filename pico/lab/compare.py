@@ -14,7 +14,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.device import pick_device
@@ -49,44 +51,24 @@ def run_experiment(
     is full.
     """
     from pico.lab.tables import markdown, write_report
-    from pico.train.loop import train
 
     folder, data = Path(folder), experiment.data_config()
     plan, device = plan or experiment.plan(), str(pick_device(device))
     check_folder(experiment, folder)
     validation = open_validation(data, log)
-    # Whatever another process trains goes to the end of the queue, and is looked at again until that one is through.
-    failed: dict[str, str] = {}
-    queue, elsewhere = deque(enumerate(plan, start=1)), set()
-    while queue:
-        number, (configuration, seed) = turn = queue.popleft()
-        path, run = folder / configuration.name, f"seed-{seed}"
-        settings, head = experiment.settings(configuration, seed), f"[{number}/{len(plan)}] {configuration.name} {run}"
-        try:
-            make_model(path, experiment.shape(configuration), data, folder, log)
-            if done(path / run, settings) < 1:
-                if number not in elsewhere:
-                    log(f"{head}: training")
-                resume = (path / run / "train.json").exists()
-                stopped = train(
-                    path, run, data, settings, resume=resume, quiet=quiet, device=device, head=False
-                ).stopped
-                if stopped != "finished":
-                    return {}, stopped
-            found = scored(experiment, path, run, settings, validation, device)
-            log(f"{head}: {found['bits_per_byte']:.4f} bits per byte")
-        except Locked:  # it ends there, or is resumed here if that process dies
-            if number in elsewhere:
-                time.sleep(WAIT)
-            else:
-                log(f"{head}: another process is training it")
-                elsewhere.add(number)
-            queue.append(turn)
-        except DiskFull as error:  # for all the others, too
-            raise DiskFull(f"{head}: {str(error).replace('--resume', 'give the same command again')}") from None
-        except PicoError as error:
-            log(f"{head}: failed: {error}")
-            failed[f"{configuration.name}/{run}"] = str(error)
+
+    def work(configuration: Configuration, seed: int, say: Callable) -> str:
+        ended = train_one(experiment, configuration, seed, folder, device, quiet, say)
+        if ended == "finished":
+            path, settings = folder / configuration.name, experiment.settings(configuration, seed)
+            found = scored(experiment, path, f"seed-{seed}", settings, validation, device)
+            say(f"{found['bits_per_byte']:.4f} bits per byte")
+        return ended
+
+    jobs = [Job(f"{each.name}/seed-{seed}", partial(work, each, seed)) for each, seed in plan]
+    failed, ended = share_out(jobs, log)
+    if ended != "finished":
+        return {}, ended
 
     # From here on nothing but run folders is read, so the table is the same whoever trained what, and when.
     results = collect_results(experiment, folder, validation, failed)
@@ -98,6 +80,70 @@ def run_experiment(
         log(markdown(results))
         raise
     return results, "finished"
+
+
+class Job(NamedTuple):
+    """One run, and what makes it: told where to report, it says how its training ended."""
+
+    name: str
+    work: Callable[[Callable], str]
+
+
+def share_out(jobs: list[Job], log: Callable) -> tuple[dict[str, str], str]:
+    """Does the jobs that no other process does. Returns why some failed, by name, and how the last training ended.
+
+    What another process has goes to the end of the queue, and is looked at again until that one is through. Raises
+    DiskFull, since that is so for all the others, too.
+    """
+    failed: dict[str, str] = {}
+    queue, elsewhere, said = deque(enumerate(jobs, start=1)), set(), set()
+
+    def tell(head: str, text: str) -> None:
+        if (head, text) not in said:
+            said.add((head, text))
+            log(f"{head}: {text}")
+
+    while queue:
+        number, job = turn = queue.popleft()
+        head = f"[{number}/{len(jobs)}] {job.name.replace('/', ' ')}"
+        try:
+            ended = job.work(partial(tell, head))
+            if ended != "finished":
+                return failed, ended
+        except Locked:  # it ends there, or is resumed here if that process dies
+            if number in elsewhere:
+                time.sleep(WAIT)
+            elsewhere.add(number)
+            tell(head, "another process is training it")
+            queue.append(turn)
+        except DiskFull as error:
+            raise DiskFull(f"{head}: {str(error).replace('--resume', 'give the same command again')}") from None
+        except PicoError as error:
+            tell(head, f"failed: {error}")
+            failed[job.name] = str(error)
+    return failed, "finished"
+
+
+def train_one(
+    experiment: Experiment,
+    configuration: Configuration,
+    seed: int,
+    folder: Path,
+    device: str,
+    quiet: bool,
+    say: Callable,
+) -> str:
+    """Trains a run as far as it is not trained yet; how that ended. Raises Locked where another process trains it."""
+    from pico.train.loop import train
+
+    path, run, data = folder / configuration.name, f"seed-{seed}", experiment.data_config()
+    settings = experiment.settings(configuration, seed)
+    make_model(path, experiment.shape(configuration), data, folder, say)
+    if done(path / run, settings) == 1:
+        return "finished"
+    say("training")
+    resume = (path / run / "train.json").exists()
+    return train(path, run, data, settings, resume=resume, quiet=quiet, device=device, head=False).stopped
 
 
 def make_model(path: Path, shape: Shape, data: DataConfig, folder: Path, log: Callable = lambda text: None) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -87,7 +87,7 @@ class Experiment(Config):
     validation_bytes: Count | None = Field(None, description="scored, from the start of the validation text; or all")
     context_len: Count | None = Field(None, description="bytes looked back when scored; or as trained")
     base: Configuration = Field(Configuration(), description="what all configurations start from")
-    configurations: list[Configuration] = Field(
+    configurations: Sequence[Configuration] = Field(
         min_length=1, description="what differs; the others are compared to the first"
     )
 
@@ -156,11 +156,14 @@ def experiment_name(path: str | Path) -> str:
     return file.parent.name if file.name == "experiment.json" else file.stem
 
 
-def read_experiment(file: str | Path, dataset: str | None = None, log: Callable = print) -> Experiment:
+def read_experiment(
+    file: str | Path, dataset: str | None = None, log: Callable = print, schema: type[Experiment] = Experiment
+) -> Experiment:
     """Reads and checks an experiment, every configuration of it. Raises PicoError with all that is wrong.
 
     file: a JSON file, or a folder that holds it as experiment.json.
     dataset: used instead of the file's, with the file's other data settings; `log` hears of those without effect.
+    schema: of the file, an Experiment or one with more keys.
     """
     file = experiment_file(file)
     try:
@@ -168,7 +171,7 @@ def read_experiment(file: str | Path, dataset: str | None = None, log: Callable 
     except FileNotFoundError:
         raise PicoError(f"cannot read {file}: No such file or directory; there are examples in experiments/") from None
     try:
-        experiment = Experiment.build(**values)
+        experiment = schema.build(**values)
         if dataset is not None:
             experiment = experiment.model_copy(update={"data": on_dataset(experiment.data, dataset, log)})
     except PicoError as error:

@@ -45,7 +45,8 @@ def test_a_folder_has_its_splits_and_other_files_are_left_out(tmp_path, form):
     assert "train.bin" in "".join(reading.lines()) and ".rtf" in reading.passed_over()
 
 
-def test_one_file_and_several_give_the_same_documents(tmp_path):
+def test_one_file_and_several_give_the_same_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr("pico.data.storage.SMALL", 0)  # so that copies go to the cache, where they are found again
     one = write_pair(tmp_path, "one")
     assert all_of(one) == sorted(DOCUMENTS)
     write_pair(tmp_path, "two", [b"\1" * 5])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 Array = Any  # torch.Tensor or np.ndarray, which no type holds together
 SLACK = 1.25  # room in the training buffer of a learned causal rule, over its rate
+COIN = 0x10000
 TAUGHT = 0.12  # share of a training that begins by the rule a config names as `router_teacher`
 
 
@@ -60,6 +61,9 @@ class Rule:
     def choose(self, at: RouterInput):
         """True where a byte is routed, in the shape of what is given."""
         raise NotImplementedError
+
+    def foreseen(self, at: RouterInput):
+        """What each byte weighs in the loss that teaches the score: 0 where it decides nothing. None: all the same."""
 
     def slots(self, length: int) -> int | None:
         """Routed bytes that a row of a training chunk has room for; None: as many as the fullest row needs."""
@@ -132,6 +136,18 @@ def spacelike(tokens):
     return ~(letter | digit | continuation) | (tokens > 255)
 
 
+def coin(at: RouterInput):
+    """A number below COIN, a hash of the byte and of where it is in its text: the same however it is read."""
+    mixed = (at.positions * 0x9E3779B1 + at.tokens * 0x85EBCA6B) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+    return (mixed ^ (mixed >> 13)) & (COIN - 1)
+
+
+def after_word(at: RouterInput):
+    """The first byte after a word, and every control symbol, so every document's start."""
+    return spacelike(at.tokens) & (~spacelike(at.previous) | (at.tokens > 255))
+
+
 class Space(Rule):
     """the first byte after a word, as SpaceByte routes: the text decides how many"""
 
@@ -140,7 +156,41 @@ class Space(Rule):
         return None
 
     def choose(self, at: RouterInput):
-        return spacelike(at.tokens) & (~spacelike(at.previous) | (at.tokens > 255))  # and every document's start
+        return after_word(at)
+
+
+class SpaceAndBest(BestScored):
+    """The bytes that `space` routes, and of the others those of the highest scores."""
+
+    def choose(self, at: RouterInput):
+        space = after_word(at)
+        return space | super().choose(at._replace(score=at.score.masked_fill(space, math.inf)))
+
+
+class SpaceTopK(TopK):
+    """what `space` routes, and of the other bytes what `topk` would, up to the fraction"""
+
+    @property
+    def teacher(self) -> Rule:
+        return SpaceAndBest(self.capacity)
+
+    def choose(self, at: RouterInput):
+        return after_word(at) | (at.score > 0)
+
+    def foreseen(self, at: RouterInput):
+        return (~after_word(at)).float()
+
+
+class SpaceRandom(Rule):
+    """what `space` routes, and of the other bytes what a coin says, up to the fraction"""
+
+    steered = True  # how many others there is room for, the text decides
+
+    def choose(self, at: RouterInput):
+        return after_word(at) | (coin(at) - round(COIN * (1 - self.capacity)) > at.threshold)
+
+    def correction(self, count, chosen, total, squares):
+        return 0.2 * COIN * (chosen / count - self.capacity)
 
 
 class FirstLetter(Rule):
@@ -195,10 +245,7 @@ class Random(Rule):
     """a coin for every byte"""
 
     def choose(self, at: RouterInput):
-        # a hash of the byte and of where it is in its text: the same however it is read
-        mixed = (at.positions * 0x9E3779B1 + at.tokens * 0x85EBCA6B) & 0xFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-        return ((mixed ^ (mixed >> 13)) & 0xFFFF) < self.capacity * 0x10000
+        return coin(at) < self.capacity * COIN
 
 
 class All(Rule):
@@ -231,6 +278,8 @@ ROUTERS: dict[str, type[Rule]] = {
     "space": Space,
     "stride": Stride,
     "random": Random,
+    "space+topk": SpaceTopK,
+    "space+random": SpaceRandom,
     "all": All,
     "none": Nothing,
 }

@@ -279,11 +279,11 @@ def replaced(model, read, on: Tally, chosen: list, routing: dict, status) -> dic
     One pass for each other fixed rule, at the rate this model routes. For a learned one also a pass with the bytes of
     the best scores in each window, as expert choice trains: it sees the future, so its bits are no prediction.
     """
-    rate, own, out = on.score.routed_fraction, model.config.rule, {}
+    rate, own, out = on.score.routed_fraction, model.config.rule, {}  # a steered rule needs a training of its own
     if not model.config.latent_blocks or not 0 < rate < 1:
         return {"replaced_routing": out}
     for name, rule in ((name, kind(rate)) for name, kind in ROUTERS.items()):
-        if name != model.config.router and not rule.learned and 0 < rule.rate < 1:
+        if name != model.config.router and not rule.learned and not rule.steered and 0 < rule.rate < 1:
             status(f"again, routed by {name}")
             out[name] = read(rule=rule).against(on)
     if own.learned:

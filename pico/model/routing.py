@@ -175,7 +175,8 @@ class Router(nn.Module):
         if self.teacher is None:
             return routing.score.new_zeros(())
         chosen = self.teacher.choose(routing.at)
-        return F.binary_cross_entropy_with_logits(self.score(routing.stream.detach()), chosen.float())
+        score, weight = self.score(routing.stream.detach()), self.rule.foreseen(routing.at)
+        return F.binary_cross_entropy_with_logits(score, chosen.float(), weight)
 
     @torch.no_grad()
     def update(self, gate: Tensor | None = None) -> None:

@@ -88,9 +88,39 @@ def test_the_table_holds_causal_rules_and_the_docs_list_them():
 
 @pytest.mark.parametrize("rule", ROUTERS)
 def test_a_rule_routes_about_the_fraction_that_its_flops_are_planned_by(rule):
-    if ROUTERS[rule](0.5).target is not None and not ROUTERS[rule].learned:
+    if ROUTERS[rule](0.5).target is not None and not ROUTERS[rule].learned and not ROUTERS[rule].steered:
         routed = route(rule, random_tokens(4, 4000))[1].routed.float().mean().item()
         assert routed == pytest.approx(tiny_config(rule).rule.rate, abs=0.02)
+
+
+def test_a_rule_and_the_score_fill_the_capacity_together():
+    tokens = torch.tensor([list(b"She had 2 cats, one red, one not."), list(b"a b c d e f g h i j k l m n o p q")])
+    router, routing = route("space+topk", tokens, training=True, capacity=0.4)
+    space = spacelike(tokens) & ~spacelike(tokens.roll(1))
+    rest = routing.score[0].masked_fill(space[0], -torch.inf)
+    wanted = space[0].clone()
+    wanted[rest.topk(13 - int(space[0].sum())).indices] = True
+    assert torch.equal(routing.routed[0], wanted) and routing.routed.sum(1).tolist() == [13, 13]
+    assert routing.routed[1].nonzero().flatten().tolist() == list(range(1, 27, 2))  # more of them than there is room
+    score = routing.score.detach().requires_grad_()
+    router.score = lambda stream: score
+    router.loss(routing).backward()
+    assert torch.equal(score.grad != 0, ~space)  # what the rule decides, the score need not foresee
+    _, evaluated = route("space+topk", tokens, capacity=0.4)
+    assert torch.equal(evaluated.routed, space | (evaluated.score > 0))
+
+
+def test_a_rule_and_a_coin_fill_the_capacity_together():
+    router, tokens = Router(tiny_config("space+random", latent_capacity_factor=0.3)).train(), random_tokens(2, 3000)
+    tokens[tokens < 200] = ord("a")
+    space, x = spacelike(tokens) & ~spacelike(tokens.roll(1, 1)), torch.zeros(2, 3000, 32)
+    positions = torch.arange(3000).expand(2, -1)
+    for _ in range(40):
+        routing = router(x, tokens, tokens.roll(1, 1), positions)
+        router.update()
+    fraction, alone = (each.float().mean().item() for each in (routing.routed, space))
+    assert fraction == pytest.approx(0.3, abs=0.005) and 0.05 < alone < 0.25 and routing.routed[space].all()
+    assert torch.equal(router.eval()(x, tokens, tokens.roll(1, 1), positions).routed, routing.routed)
 
 
 @pytest.mark.parametrize("rule", ["stride", "random"])

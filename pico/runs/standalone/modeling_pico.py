@@ -280,16 +280,23 @@ class Router(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, previous: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D), integers (B, T) -> routed (B, T) bool, gate (B, T) fp32 in [0, 1]."""
         score = F.linear(F.rms_norm(x.float(), x.shape[-1:]), self.weight.float(), self.bias.float()).squeeze(-1)
+        # the first byte after a word (SpaceByte, arXiv 2404.14408), and a coin of 16 bits
+        space = spacelike(tokens) & (~spacelike(previous) | (tokens > 255))
+        mixed = (positions * 0x9E3779B1 + tokens * 0x85EBCA6B) & 0xFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+        coin = (mixed ^ (mixed >> 13)) & 0xFFFF
         if self.rule in ("topk", "threshold"):  # the threshold of topk is 0
             routed = score > self.threshold
-        elif self.rule == "space":  # the first byte after a word (SpaceByte, arXiv 2404.14408)
-            routed = spacelike(tokens) & (~spacelike(previous) | (tokens > 255))
+        elif self.rule == "space":
+            routed = space
+        elif self.rule == "space+topk":
+            routed = space | (score > 0)
+        elif self.rule == "space+random":
+            routed = space | (coin - round(0x10000 * (1 - self.share)) > self.threshold)
         elif self.rule == "stride":
             routed = positions % round(1 / self.share) == 0
         elif self.rule == "random":
-            mixed = (positions * 0x9E3779B1 + tokens * 0x85EBCA6B) & 0xFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-            routed = ((mixed ^ (mixed >> 13)) & 0xFFFF) < self.share * 0x10000
+            routed = coin < self.share * 0x10000
         else:
             routed = torch.full_like(tokens, self.rule == "all", dtype=torch.bool)
         return routed, torch.sigmoid(score)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 Array = Any  # torch.Tensor or np.ndarray, which no type holds together
 SLACK = 1.25  # room in the training buffer of a learned causal rule, over its rate
 COIN = 0x10000
+GUESS_WIDTHS = 16, 64  # of the small byte model of `entropy`: a symbol's embedding, the hidden layer
 TAUGHT = 0.12  # share of a training that begins by the rule a config names as `router_teacher`
 
 
@@ -34,6 +35,7 @@ class Rule:
     learned = False  # whether the choice follows the router's score
     causal = True  # False: the choice of a byte depends on later ones, so it can neither generate nor predict
     steered = False  # whether `correction` moves the router's threshold after every optimizer step
+    scorer = "linear"  # what the score is: a linear map of the stream, or that of pico/model/scorers.py of this name
     causal_from = 0.0  # share of a training from which it routes by this rule; before, by the teacher
 
     def __init__(self, capacity: float):
@@ -126,6 +128,29 @@ class Threshold(Learned):
         normal = NormalDist()
         density = normal.pdf(normal.inv_cdf(1 - min(self.capacity, 0.999))) / deviation
         return 0.2 * ((chosen / count - self.capacity) / density).clamp(-deviation, deviation)
+
+
+class Entropy(Threshold):
+    """BLT's: where a small byte model beside is least sure of the next byte, by a threshold that holds the fraction"""
+
+    scorer = "entropy"
+
+
+class Cosine(Learned):
+    """H-Net's: where the stream turns away from what it was a byte before; a loss of its own holds the fraction"""
+
+    scorer = "cosine"
+
+    @staticmethod
+    def check(capacity: float) -> None:
+        if capacity == 1:
+            raise ValueError("holds a fraction of the bytes: it needs a latent_capacity_factor below 1")
+
+    def choose(self, at: RouterInput):
+        return at.score > 0
+
+    def slots(self, length: int) -> int:
+        return min(length, max(1, int(2 * self.capacity * length)))  # it may take long to find its fraction
 
 
 def spacelike(tokens):
@@ -278,6 +303,8 @@ ROUTERS: dict[str, type[Rule]] = {
     "space": Space,
     "stride": Stride,
     "random": Random,
+    "hnet": Cosine,
+    "entropy": Entropy,
     "space+topk": SpaceTopK,
     "space+random": SpaceRandom,
     "all": All,

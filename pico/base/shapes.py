@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from pico.base.config import MAX_FEED, Config, ConfigError, Count, Positive
 from pico.base.errors import PicoError
-from pico.base.routers import ROUTERS, TEACHERS, Rule
+from pico.base.routers import GUESS_WIDTHS, ROUTERS, TEACHERS, Rule
 from pico.base.symbols import VOCABULARY
 
 RouterName = Literal[tuple(ROUTERS)]  # the rules there are
@@ -165,6 +165,22 @@ class ModelConfig(Sizes):
         return 8 * math.ceil(self.dim * self.mlp_ratio / 8)
 
     @property
+    def carry(self) -> int:
+        """Numbers that the router keeps of a text between two forwards, besides what is in the history."""
+        return 2 * self.dim if self.rule.scorer == "cosine" else 0
+
+    @property
+    def router_matrices(self) -> list[tuple[int, int, int]]:
+        """Those of the router."""
+        if self.rule.scorer == "cosine":
+            return [(1, 2 * self.dim, self.dim)]
+        beside, (width, hidden) = [], GUESS_WIDTHS
+        if self.rule.scorer == "entropy":
+            seen = (self.history + 1) * width
+            beside = [(1, self.vocabulary, width), (1, hidden, seen), (1, self.vocabulary, hidden)]
+        return [(1, 1, self.dim), (1, 1, 1), *beside]
+
+    @property
     def matrices(self) -> Matrices:
         """{part: [(how many, rows, columns)]} of every parameter: a vector counts as a row. Nothing has to be built."""
         c, attention = self, self.att_q_heads * self.head_dim
@@ -177,7 +193,7 @@ class ModelConfig(Sizes):
             "embedding": [(1, c.vocabulary, c.dim)],
             **c.ngram_matrices,
             "local_in": local,
-            "router": [(1, 1, c.dim), (1, 1, 1)],
+            "router": self.router_matrices,
             "latent": [(c.latent_blocks * n, rows, columns) for n, rows, columns in block],
             "local_out": local,
             "heads": [(1, c.next_tokens * c.vocabulary, c.dim)],
@@ -208,9 +224,9 @@ class ModelConfig(Sizes):
     @classmethod
     def _learned(cls, value, info):
         router = info.data.get("router", "topk")  # missing when it was wrong itself
-        if value is not None and not ROUTERS[router].learned:
-            learned = " or ".join(name for name, rule in ROUTERS.items() if rule.learned)
-            raise ValueError(f"router = {router!r} learns nothing: expected {learned} with it")
+        learns = [name for name, rule in ROUTERS.items() if rule.learned and rule.scorer == "linear"]
+        if value is not None and router not in learns:
+            raise ValueError(f"router = {router!r} cannot be taught: expected {' or '.join(learns)} with it")
         if info.field_name == "router_teacher" and value:
             TEACHERS[value].check(info.data.get("latent_capacity_factor", 1))
         return value
@@ -267,6 +283,7 @@ class GPTConfig(Sizes):
     ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
     ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
 
+    carry: ClassVar[int] = 0
     next_tokens: ClassVar[int] = 1  # it predicts one symbol, and drafts none
     drafts: ClassVar[int] = 0
     routes: ClassVar[bool] = False

@@ -19,7 +19,7 @@ import torch
 from pico.base.config import PREFILL
 from pico.base.memory import require
 from pico.base.threads import blas_threads
-from pico.decode.generation import Continuation, Step
+from pico.decode.generation import Continuation, Step, needs_torch
 from pico.decode.numpy_batch import NumpyBatch
 from pico.decode.numpy_gpt import NumpyGPT
 from pico.decode.numpy_reader import NumpyReader, TextState
@@ -79,7 +79,7 @@ def readers(model, rows: int, feed: int) -> tuple[Any, Any]:
     device = next(model.parameters()).device
     size = rows * cache_bytes(model.config, model.dtype, feed)
     require(size, device, f"keys and values of {rows} texts do not fit", "serve fewer at a time")
-    if device.type == "cpu" and model.dtype == torch.float32:
+    if device.type == "cpu" and model.dtype == torch.float32 and not needs_torch(model.config):
         one = (NumpyReader if model.config.routes else NumpyGPT)(model)
         return one, NumpyBatch(one, rows, feed)
     model = cast(model)

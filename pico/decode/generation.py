@@ -18,6 +18,7 @@ import torch
 from pico.base.config import LONGEST_PROMPT
 from pico.base.errors import PicoError
 from pico.base.memory import require
+from pico.base.shapes import ModelConfig, Shape
 from pico.base.symbols import Alphabet
 from pico.decode.numpy_gpt import NumpyGPT
 from pico.decode.numpy_reader import NumpyReader
@@ -255,6 +256,11 @@ class Generation:
         return reader(self.model, len(self.ids), feed, **self.options), 0, feed
 
 
+def needs_torch(config: Shape) -> bool:
+    """Whether its router is one that numpy knows nothing of."""
+    return isinstance(config, ModelConfig) and config.rule.scorer != "linear"
+
+
 def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:
     """The fastest reader of `batch` texts for this model where it is, `feed` bytes of each at a time.
 
@@ -262,6 +268,6 @@ def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_grap
     """
     size, device = batch * cache_bytes(model.config, model.dtype, feed), next(model.parameters()).device
     require(size, device, f"keys and values of {batch} texts do not fit", "generate fewer at a time")
-    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32:
+    if batch == 1 and device.type == "cpu" and model.dtype == torch.float32 and not needs_torch(model.config):
         return (NumpyReader if model.config.routes else NumpyGPT)(model, disable_latent)
     return TorchReader(model, batch, feed, disable_latent, cuda_graph)

@@ -121,6 +121,7 @@ class TextState(NamedTuple):
     local: StackState
     latent: StackState | None
     history: list[int]
+    carry: torch.Tensor | None = None  # (C,) of a router that keeps something
 
     def memory_bytes(self) -> int:
         return sum(stack.memory.nbytes for stack in (self.local, self.latent) if stack)

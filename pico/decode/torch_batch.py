@@ -47,7 +47,7 @@ class TorchBatch:
     def first(self, texts: int) -> Cache:
         """The cache of the first rows, which shares its memory with that of all."""
         some = copy(self.cache)
-        some.history = self.cache.history[:texts]
+        some.history, some.carry = self.cache.history[:texts], self.cache.carry[:texts]
         some.local, some.latent = (copy(ring) for ring in self.rings)
         for ring in some.local, some.latent:
             ring.memory, ring.length = ring.memory[:, : texts * ring.slots], ring.length[:texts]
@@ -64,7 +64,8 @@ class TorchBatch:
             ring.memory[:, row * ring.slots + positions % ring.slots] = kept.memory
             ring.length[row] = kept.length
         self.cache.history[row] = torch.tensor(state.history, device=self.device)
-        self.latent_off[row] = latent_off
+        assert state.carry is not None
+        self.latent_off[row], self.cache.carry[row] = latent_off, state.carry
         self.texts += 1
 
     @torch.inference_mode()
@@ -75,7 +76,7 @@ class TorchBatch:
             rows = ring.memory.unflatten(1, (-1, ring.slots))
             rows[:, row] = rows[:, self.texts].clone()
             ring.length[row] = ring.length[self.texts]
-        for each in self.cache.history, self.latent_off:
+        for each in self.cache.history, self.cache.carry, self.latent_off:
             each[row] = each[self.texts].clone()
 
     @torch.inference_mode()
@@ -85,7 +86,7 @@ class TorchBatch:
             length = int(ring.length[row])
             positions = torch.arange(max(0, length - ring.window), length, device=self.device)
             kept.append(StackState(length, ring.memory[:, row * ring.slots + positions % ring.slots]))
-        return TextState(*kept, self.cache.history[row].tolist())
+        return TextState(*kept, self.cache.history[row].tolist(), self.cache.carry[row].clone())
 
     def state(self) -> TextState:
         return self.of(0)

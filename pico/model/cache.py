@@ -62,6 +62,7 @@ class Cache:
             Ring(layers, batch, window, config, dtype, device, feed) for layers, window in config.stacks
         )
         self.history = torch.full((batch, config.history), bos, device=device)  # (B, H) bytes before the next
+        self.carry = torch.zeros(batch, config.carry, device=device)  # (B, C) what the router keeps; see Router.carried
 
     @property
     def length(self) -> Tensor:
@@ -75,9 +76,13 @@ class Cache:
             self.local.narrow(feed)
             self.latent.narrow(feed)
 
-    def advance(self, tokens: Tensor, routed: Tensor) -> None:
-        """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks."""
+    def advance(self, tokens: Tensor, routed: Tensor, carried: Tensor | None = None) -> None:
+        """Count tokens (B, n) as read, of which `routed` (B, n) went through the latent blocks.
+
+        carried (B, n + 1, C): what the router keeps, before and after each of them.
+        """
         self._before = self.local.length.clone(), self.latent.length.clone(), self.history.clone()
+        self._carried = carried
         self._tokens, self._routed = tokens.clone(), routed  # the decoder writes the next ones into its tensor
         self.rollback(torch.full_like(self.length, tokens.shape[1]))
 
@@ -90,9 +95,11 @@ class Cache:
         self.local.length.copy_(local + keep)
         self.latent.length.copy_(latent + (self._routed & kept).sum(1))
         self.history.copy_(torch.cat([history, self._tokens], dim=1).gather(1, newest))
+        if self._carried is not None:
+            self.carry.copy_(self._carried[torch.arange(len(keep), device=keep.device), keep])
 
     def memory_bytes(self) -> int:
-        return sum(ring.memory.nbytes for ring in (self.local, self.latent))
+        return sum(ring.memory.nbytes for ring in (self.local, self.latent)) + self.carry.nbytes
 
 
 def prompt_feed(batch: int, longest: int) -> int:

@@ -3,6 +3,7 @@
 import torch
 
 from pico.base.memory import training_bytes
+from pico.base.routers import GUESS_WIDTHS
 from pico.base.shapes import GPTConfig, ModelConfig, Shape
 from pico.model.cache import MAX_FEED, Cache
 from pico.model.causal import BLOCK
@@ -46,8 +47,11 @@ def _pico_flops(config: ModelConfig, context_len: int, routed: float | None) -> 
         routed = c.rule.rate
     local = 2 * c.fb_num_blocks * block(c.fb_att_window_size, context_len)
     latent = routed * c.latent_num_blocks * block(c.latent_att_window_size, routed * context_len)
+    width, hidden = GUESS_WIDTHS
+    beside = (c.history + 1) * width * hidden + hidden * c.vocabulary
+    router = {"linear": c.dim, "cosine": 2 * c.dim**2, "entropy": c.dim + beside}[c.rule.scorer]
     lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP
-    forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * c.vocabulary + c.dim)
+    forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * c.vocabulary + router)
     chain = 2 * c.chained_heads * (c.next_tokens - 1) * c.dim**2  # only drafting and the loss need it
     return forward, 3 * (forward + chain)
 

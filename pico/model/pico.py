@@ -25,7 +25,8 @@ from pico.model.cache import Cache, Ring
 from pico.model.loss import multi_byte_loss
 from pico.model.ngrams import NGrams
 from pico.model.norm import norm
-from pico.model.routing import Router, gather_routed, scatter_routed
+from pico.model.routing import gather_routed, scatter_routed
+from pico.model.scorers import SCORERS
 
 
 class Output(NamedTuple):
@@ -57,7 +58,7 @@ class Pico(nn.Module):
         self.ngrams = NGrams(config) if config.ngram_max else None
         skip = config.embedding_skip
         self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
-        self.router = Router(config)
+        self.router = SCORERS[config.rule.scorer](config)
         self.latent = nn.ModuleList(Block(config, latent) for _ in range(config.latent_blocks))
         self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.heads = Linear(config.dim, config.next_tokens * config.vocabulary)
@@ -84,6 +85,7 @@ class Pico(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=std.get(parameter, parameter.shape[1] ** -0.5))
+        self.router.init_weights()
 
     @property
     def blocks(self) -> list[Block]:
@@ -107,7 +109,7 @@ class Pico(nn.Module):
             "tables": [self.ngrams.table.weight] if self.ngrams else [],
             "symbols": [self.embedding.weight, self.heads.weight],
             "matrices": [p for p in inside if p.ndim > 1] + [each.weight for each in linear],
-            "undecayed": [p for p in inside if p.ndim < 2] + [self.router.weight, self.router.bias],
+            "undecayed": [p for p in inside if p.ndim < 2] + list(self.router.parameters()),
         }
         return check_groups(self, groups)
 
@@ -133,12 +135,13 @@ class Pico(nn.Module):
         if cache is None:
             history = tokens.new_full((len(tokens), self.config.history), BOS)  # (B, history)
             start = tokens.new_zeros(len(tokens)) if start is None else start
-            local = latent = None
+            local = latent = carry = None
         else:
             assert start is None, "a cache knows where its texts are"
             assert length <= cache.feed, f"feed at most {cache.feed} bytes at a time"
             history, local, latent, start = cache.history, cache.local, cache.latent, cache.length
             local.open(length, backend)
+            carry = cache.carry
         positions = start[:, None] + torch.arange(length, device=tokens.device)  # (B, T)
         text = torch.cat([history, tokens], dim=1)  # (B, history + T)
         again = self.gradient_checkpointing and self.training
@@ -150,19 +153,20 @@ class Pico(nn.Module):
 
         # 3. Latent blocks, on the chosen bytes alone: they are gathered to (B, M, D), and what comes out is added back.
         # M is a size of the buffer, not of the choice: `slots` counts what was computed, `routed` what was of use.
-        routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule)
-        router_loss = self.router.loss(routing) if targets is not None else None
+        routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule, text, carry)
+        router_loss = self.router.loss(routing, targets) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
+        smooth = None
         if slots:
-            x = self.latent_stack(x, routing, backend, latent)
+            x, smooth = self.latent_stack(x, routing, backend, latent, carry)
 
         # 4. Local blocks again. In the cache their layers follow those before the latent stack.
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
             x = run_block(block, again, x, backend, local, layer, embedding)
         x = norm(x)
         if cache is not None:
-            cache.advance(tokens, routed)
+            cache.advance(tokens, routed, self.router.carried(routing._replace(routed=routed), smooth, cache.carry))
 
         # 5. Heads: logits (B, T, N, V) for whoever decodes; in training the losses, without ever holding all logits.
         skipped = (routing.chosen & ~routing.routed).sum() / routing.chosen.sum().clamp(min=1)
@@ -230,15 +234,21 @@ class Pico(nn.Module):
             x = self.chained(x, self.embed(text)[:, 0], head)
         return F.linear(x, self.heads.weight.view(-1, self.config.vocabulary, x.shape[-1])[head].to(x.dtype))
 
-    def latent_stack(self, x: Tensor, routing, backend: str, ring: Ring | None) -> Tensor:
-        """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone."""
+    def latent_stack(
+        self, x: Tensor, routing, backend: str, ring: Ring | None, carry: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone.
+
+        Also what its router will want to know of it.
+        """
         chosen = gather_routed(x, routing, backend)  # (B, M, D)
         if ring is not None:
             ring.open(chosen.shape[1], backend)
         y = chosen
         for layer, block in enumerate(self.latent):
             y = block(y, backend, ring, layer)
-        return scatter_routed(x, chosen, y, routing, backend)
+        y, smooth = self.router.come_back(chosen, y, routing, carry)
+        return scatter_routed(x, chosen, y, routing, self.router.gate(routing), backend), smooth
 
     def set_dropout(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""

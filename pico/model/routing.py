@@ -27,6 +27,8 @@ class Routing(NamedTuple):
     chosen: Tensor  # (B, T) bool, what the rule asked for before the buffer was full
     stream: Tensor  # (B, T, D) fp32, normalised: what the score was read from
     at: RouterInput  # what the rule saw
+    key: Tensor | None = None  # (B, T, D) what the next byte's score is compared with, of CosineRouter
+    log_p: Tensor | None = None  # (B, T, V) what the small model of EntropyRouter expects
 
     @property
     def weight(self) -> Tensor:
@@ -82,9 +84,9 @@ def gather_routed(x: Tensor, routing: Routing, backend: str) -> Tensor:
     return x.flatten(0, 1).index_select(0, _rows(x, routing.index)).view(len(x), -1, x.shape[2])
 
 
-def scatter_routed(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backend: str) -> Tensor:
-    """x (B, T, D) with what was gathered, `chosen` (B, M, D), moved by its gate towards y (B, M, D)."""
-    gate = routing.weight.gather(1, routing.index)  # (B, M)
+def scatter_routed(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, gate: Tensor, backend: str) -> Tensor:
+    """x (B, T, D) with what was gathered, `chosen` (B, M, D), moved by its gate (B, T) towards y (B, M, D)."""
+    gate = gate.gather(1, routing.index)  # (B, M)
     if backend == "triton":
         from pico.model.kernels.gather import gated_scatter
 
@@ -94,7 +96,7 @@ def scatter_routed(x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, backe
 
 
 class Router(nn.Module):
-    """Scores every byte and lets a rule decide which are routed."""
+    """Scores every byte and lets a rule decide which are routed. Those of scorers.py score otherwise."""
 
     threshold: Tensor
     seen: Tensor
@@ -127,6 +129,33 @@ class Router(nn.Module):
         """Normalised (B, T, D) -> (B, T) fp32 logit."""
         return F.linear(stream, self.weight, self.bias).squeeze(-1)
 
+    # What a router of another kind does otherwise. carry (B, C): what it kept of the bytes before; None at a beginning.
+
+    def init_weights(self) -> None:
+        """After the model's own."""
+
+    def scored(self, stream: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Score (B, T) of a normalised stream (B, T, D), and the `key` of a Routing."""
+        return self.score(stream), None
+
+    def judge(self, score: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the rule goes by (B, T), of the text (B, history + T), and the `log_p` of a Routing."""
+        return score, None
+
+    def gate(self, routing: Routing) -> Tensor:
+        """(B, T) how much of its update a routed byte gets."""
+        return routing.weight
+
+    def come_back(
+        self, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is to be scattered of y (B, M, D), which the bytes `chosen` (B, M, D) became; what `carried` needs."""
+        return y, None
+
+    def carried(self, routing: Routing, smooth: Tensor | None, carry: Tensor) -> Tensor | None:
+        """(B, T + 1, C): what it would keep if the text ended before or after each byte."""
+        return None
+
     def slots(self, rule: Rule, chosen: Tensor) -> int:
         """How many the latent blocks run on in training: a number that the rule sets, or else as many as the fullest
         row of chosen (B, T) needs.
@@ -145,9 +174,17 @@ class Router(nn.Module):
         return max(1, slots)  # never 0: the latent blocks take part in every step
 
     def forward(
-        self, x: Tensor, tokens: Tensor, previous: Tensor, positions: Tensor, rule: Rule | None = None
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        previous: Tensor,
+        positions: Tensor,
+        rule: Rule | None = None,
+        text: Tensor | None = None,
+        carry: Tensor | None = None,
     ) -> Routing:
         """x (B, T, D), tokens and the byte before each (B, T), integer positions (B, T); rule: None is the model's own.
+        text: the tokens and the history before them (B, history + T).
 
         In eval mode every byte that the rule chooses is routed, through as many slots as the fullest row needs. In
         training the number of slots may be fixed (see `slots`), and late bytes pass by.
@@ -155,19 +192,20 @@ class Router(nn.Module):
         if rule is None:
             rule = self.teacher if self.training and not self.causal and self.teacher is not None else self.rule
         stream = F.rms_norm(x.float(), x.shape[-1:])
-        score = self.score(stream)
-        at = RouterInput(score, tokens, previous, positions, self.threshold)
+        score, key = self.scored(stream, carry)
+        judged, log_p = self.judge(score, text)
+        at = RouterInput(judged, tokens, previous, positions, self.threshold)
         chosen = rule.choose(at)
         slots = self.slots(rule, chosen) if self.training else slots_needed(chosen)
         if self.training and rule.steered:
             with torch.no_grad():
-                count = score.new_full((), score.numel())
-                self.seen += torch.stack([count, chosen.sum(), score.sum(), score.square().sum()])
+                count = judged.new_full((), judged.numel())
+                self.seen += torch.stack([count, chosen.sum(), judged.sum(), judged.square().sum()])
         index, valid = pack(chosen, slots)
         routed = torch.zeros_like(chosen).scatter_(1, index, valid) if slots < x.shape[1] else chosen
-        return Routing(score, routed, index, valid, chosen, stream, at)
+        return Routing(score, routed, index, valid, chosen, stream, at, key, log_p)
 
-    def loss(self, routing: Routing) -> Tensor:
+    def loss(self, routing: Routing, targets: Tensor | None = None) -> Tensor:
         """BCE of the score against the teacher's choice; 0 where there is none.
 
         The stream is detached: this loss teaches the router to foresee the choice and must not bend the trunk to it.

@@ -136,6 +136,8 @@ def transformers_config(config: Shape, alphabet: Alphabet) -> dict:
     common = {"dtype": "float32", **control_ids(alphabet)}
     if isinstance(config, ModelConfig):
         sizes = {"head_dim": config.head_dim, "mlp_dim": config.mlp_dim, "latent_num_blocks": config.latent_blocks}
+        if config.rule.scorer != "linear":
+            raise PicoError(f"router = {config.router!r}: transformers' form of Pico knows no such rule")
         unsaid = {"kind", "mlp_ratio", "router_teacher", "latent_capacity_start"}
         own = config.model_dump(exclude=unsaid) | sizes | {"vocab_size": config.vocabulary}
         return _with_code("modeling_pico", "Pico", "pico") | own | common

@@ -55,7 +55,9 @@ def in_torch(model, rows: int, feed: int):
     return TorchBatch(model, 1, PREFILL), TorchBatch(model, rows, feed)
 
 
-@pytest.mark.parametrize("router, how", [("topk", None), ("stride", None), ("none", None), ("topk", in_torch)])
+@pytest.mark.parametrize(
+    "router, how", [("topk", None), ("stride", None), ("none", None), ("hnet", None), ("topk", in_torch)]
+)
 def test_greedy_texts_that_join_and_leave_are_those_of_each_alone(router, how, monkeypatch):
     monkeypatch.setattr(pico.decode.batch, "PIECE", 50)
     if how:

@@ -125,7 +125,7 @@ def test_latent_stack_is_gated_with_the_weights_of_its_own_positions(router, tra
     model = tiny(router, latent_capacity_factor=0.3).train(training)
     x, tokens = torch.randn(3, 40, 32), random_tokens(3, 40)
     routing = model.router(x, tokens, tokens.roll(1), torch.arange(40).expand(3, -1))
-    out = model.latent_stack(x, routing, "dense", None)
+    out, _ = model.latent_stack(x, routing, "dense", None)
     for row in range(3):
         chosen = routing.routed[row].nonzero().flatten()
         y = x[row, chosen][None]

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from checkpointed import write_run
-from helpers import random_tokens, tiny, tiny_gpt, trained, write
+from helpers import random_tokens, tiny, tiny_config, tiny_gpt, trained, write
 
+from pico.base.errors import PicoError
 from pico.base.routers import ROUTERS
-from pico.base.symbols import BOS, EOS
+from pico.base.symbols import BOS, BYTES, EOS
 from pico.data import bpe
 from pico.data.chat import Turn, lay_out, pack_turns, unpack_turns
 from pico.data.documents import collect
@@ -126,7 +127,13 @@ def test_a_folder_loads_without_pico(pico, twin, llama, tmp_path):
         same(found["logits"].detach(), each.model(found["ids"]).logits[:, :, 0].detach())
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+def test_a_router_of_others_is_not_exported():
+    for router in ("hnet", "entropy"):
+        with pytest.raises(PicoError, match=f"router = '{router}'"):
+            transformers_config(tiny_config(router), BYTES)
+
+
+@pytest.mark.parametrize("router", [router for router, rule in ROUTERS.items() if rule.scorer == "linear"])
 def test_logits_are_ours_whole_and_in_pieces(router):
     ours = tiny(router)
     ours.router.threshold.fill_(0.5 * (router == "threshold"))

@@ -66,7 +66,8 @@ def assert_resume_is_exact(path, data, settings, monkeypatch):
 @pytest.mark.parametrize(
     "router, optimizer",
     first_fast(
-        *((router, "soap") for router in ("topk", "threshold", "random", "none")), ("topk", "adamw"), ("topk", "muon")
+        *((router, "soap") for router in ("topk", "threshold", "random", "none", "hnet", "entropy", "space+random")),
+        *(("topk", optimizer) for optimizer in ("adamw", "muon")),
     ),
 )
 def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch, optimizer, router):

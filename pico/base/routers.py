@@ -75,7 +75,7 @@ class Rule:
         """Routed bytes that a row of so many can have, for a rule without `slots`; None if the text decides."""
         return None
 
-    def correction(self, count, chosen, total, squares):
+    def correction(self, count, chosen, total, squares, threshold):
         """What to add to the threshold after a step, from () tensors over its bytes: how many there were and were
         chosen, the sum of their scores and of the squares of these."""
         raise NotImplementedError
@@ -122,7 +122,7 @@ class Threshold(Learned):
     def choose(self, at: RouterInput):
         return at.score > at.threshold
 
-    def correction(self, count, chosen, total, squares):
+    def correction(self, count, chosen, total, squares, threshold):
         """One damped Newton step: the density of scores at the threshold is taken from a normal of their variance."""
         deviation = (squares / count - (total / count) ** 2).clamp(min=1e-12).sqrt()
         normal = NormalDist()
@@ -134,6 +134,14 @@ class Entropy(Threshold):
     """BLT's: where a small byte model beside is least sure of the next byte, by a threshold that holds the fraction"""
 
     scorer = "entropy"
+
+    def correction(self, count, chosen, total, squares, threshold):
+        """Longer steps, for entropies fall fast; where the threshold has lost sight of them, to a normal's place."""
+        mean = total / count
+        deviation = (squares / count - mean**2).clamp(min=1e-12).sqrt()
+        lost = (threshold - mean).abs() > 2 * deviation
+        place = mean + deviation * NormalDist().inv_cdf(1 - min(self.capacity, 0.999))
+        return (place - threshold).where(lost, 2 * super().correction(count, chosen, total, squares, threshold))
 
 
 class Cosine(Learned):
@@ -150,7 +158,7 @@ class Cosine(Learned):
         return at.score > 0
 
     def slots(self, length: int) -> int:
-        return min(length, max(1, int(2 * self.capacity * length)))  # it may take long to find its fraction
+        return min(length, max(1, int(1.5 * self.capacity * length)))  # a loss holds its fraction less well
 
 
 def spacelike(tokens):
@@ -214,7 +222,7 @@ class SpaceRandom(Rule):
     def choose(self, at: RouterInput):
         return after_word(at) | (coin(at) - round(COIN * (1 - self.capacity)) > at.threshold)
 
-    def correction(self, count, chosen, total, squares):
+    def correction(self, count, chosen, total, squares, threshold):
         return 0.2 * COIN * (chosen / count - self.capacity)
 
 

@@ -227,6 +227,6 @@ class Router(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.seen)
         count, *others = self.seen
-        correction = self.rule.correction(count.clamp(min=1), *others)
+        correction = self.rule.correction(count.clamp(min=1), *others, self.threshold)
         self.threshold += correction if gate is None else correction.where(gate > 0, 0)
         self.seen.zero_()

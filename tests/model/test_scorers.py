@@ -106,7 +106,7 @@ def test_a_byte_is_routed_where_the_small_model_is_unsure_of_the_next():
     routing, router = routed(model, torch.randn(1, 46, 32), tokens), model.router
     for t in range(46):
         seen = [BOS, BOS, BOS, *tokens[0].tolist()][t : t + 4]  # a history of three, and the byte itself
-        p = router.guess(F.relu(router.hidden(router.symbols(torch.tensor(seen)).flatten()))).softmax(-1)
+        p = (64 * router.guess(F.relu(router.hidden(router.symbols(torch.tensor(seen)).flatten())))).softmax(-1)
         entropy = -(p * p.log()).sum()
         torch.testing.assert_close(routing.at.score[0, t], entropy, atol=1e-4, rtol=1e-4)
         assert routing.routed[0, t] == (entropy > 2.5)

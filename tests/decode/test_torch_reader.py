@@ -70,7 +70,8 @@ class Traced:
             return step(*arguments)
         if self.replay is None:
             decoder, cache = step.__self__, step.__self__.reader.cache
-            state = decoder.tokens, decoder.q, decoder.recent, cache.history, cache.local.length, cache.latent.length
+            state = decoder.tokens, decoder.q, decoder.recent, cache.history, cache.carry
+            state += cache.local.length, cache.latent.length
             before = [x.clone() for x in state]
             self.replay = make_fx(lambda: step(*arguments))()  # runs it too, which a capture does not
             for x, old in zip(state, before):

@@ -76,6 +76,7 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
     assert_resume_is_exact(path, data, settings, monkeypatch)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_while_a_teacher_routes_and_capacity_rises(path, data, monkeypatch):
     """Killed at step 6 of 52: the teacher goes with the next one, and the capacity has risen and goes on rising."""
     reroute(path, "topk", router_teacher="last-letter", latent_capacity_start=0.0625)

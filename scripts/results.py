@@ -68,7 +68,7 @@ def comparison(results: dict, file: Path, folder: Path) -> str:
     """Verdict, plot and table."""
     (budget, amount), rows = next(iter(results["budget"].items())), results["configurations"]
     text, seeds, plot = Path(results["dataset"]).name, len(results["seeds"]), file.with_suffix(".png")
-    head = f"{text}, {amount:,g} {UNITS[budget]} a run, {seeds} seeds. {verdict(results)}"
+    head = f"{text}, {amount:,g} {UNITS[budget]} a run, {seeds} seed{'s' * (seeds > 1)}. {verdict(results)}"
     lines = [textwrap.fill(head, 120), ""]
     if plot.exists():
         lines += [f"![Bits per byte against cost, {text}]({os.path.relpath(plot, folder)})", ""]

@@ -67,18 +67,19 @@ def table(heads, rows) -> str:
 def comparison(results: dict, file: Path, folder: Path) -> str:
     """Verdict, plot and table."""
     (budget, amount), rows = next(iter(results["budget"].items())), results["configurations"]
+    ran = [row for row in rows if row["runs"]]
     text, seeds, plot = Path(results["dataset"]).name, len(results["seeds"]), file.with_suffix(".png")
-    head = f"{text}, {amount:,g} {UNITS[budget]} a run, {seeds} seed{'s' * (seeds > 1)}. {verdict(results)}"
+    head = f"{text}, {amount:,g} {UNITS[budget]} a run, {seeds} seed{'s' * (seeds > 1)}."
+    head += f" {len(ran)} of {len(rows)} configurations have run." if len(ran) < len(rows) else ""
+    head += f" {verdict(results)}" if seeds > 1 else ""
     lines = [textwrap.fill(head, 120), ""]
     if plot.exists():
         lines += [f"![Bits per byte against cost, {text}]({os.path.relpath(plot, folder)})", ""]
     heads = ("configuration", "routed", "bits per byte", f"against {rows[0]['name']} (95 %)", "p (Holm)")
-    return "\n".join([*lines, table(heads, map(cells, rows))])
+    return "\n".join([*lines, table(heads, map(cells, ran))])
 
 
 def cells(row: dict) -> tuple[str, ...]:
-    if not row["runs"]:
-        return row["name"], "", "no run", "", ""
     score, found = row["bits_per_byte"], row.get("against_first")
     spread = f" ± {score['sd']:.4f}" if score["sd"] is not None else ""
     cells = row["name"], f"{row['routed_fraction']['mean']:.1%}", f"{score['mean']:.4f}{spread}"

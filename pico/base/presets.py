@@ -39,13 +39,13 @@ PRESETS: dict[str, dict] = {
         kind="gpt", dim=1024, num_blocks=16, att_q_heads=8, att_kv_heads=8, head_dim=128, tokenizer="bpe",
         vocab_size=65536, max_context=1024, mlp="relu2", mlp_ratio=4.0, embedding_scale="norm", logit_softcap=15.0,
     ),
-    # the twins of tiny: as many FLOPs of training for a byte, at 4.1 bytes a token
+    # the twins of tiny: about as many FLOPs of training for a byte, at 4.1 bytes a token; shapes of experiments/twins
     "gpt-tiny": dict(
-        kind="gpt", dim=160, num_blocks=8, att_q_heads=4, att_kv_heads=2, head_dim=40, tokenizer="bpe",
+        kind="gpt", dim=192, num_blocks=5, att_q_heads=4, att_kv_heads=2, head_dim=48, tokenizer="bpe",
         vocab_size=4096, max_context=256,
     ),
     "gpt-bytes-tiny": dict(
-        kind="gpt", dim=96, num_blocks=5, att_q_heads=4, att_kv_heads=2, head_dim=24, mlp_ratio=17 / 6, max_context=512
+        kind="gpt", dim=128, num_blocks=3, att_q_heads=4, att_kv_heads=2, head_dim=32, max_context=512
     ),
 }  # fmt: skip
 

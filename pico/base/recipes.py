@@ -25,8 +25,20 @@ def picochat(config: Shape) -> dict:
     return dict(optimizer="muon", muon_step="original", **rates, **end)
 
 
+def gpt_tiny(config: Shape) -> dict:
+    """A step that reads as much text as one of `tiny`: 4 x 256 tokens. The rate is of experiments/twins."""
+    return dict(batch_size=4, learning_rate=1e-2)
+
+
+def gpt_bytes_tiny(config: Shape) -> dict:
+    """The rate of experiments/twins."""
+    return dict(learning_rate=2e-2)
+
+
 RECIPES: dict[str, Callable[[Shape], dict]] = {
     "simple-picolm": simple_picolm,
     "simple-picolm-xl": simple_picolm,
     "picochat": picochat,
+    "gpt-tiny": gpt_tiny,
+    "gpt-bytes-tiny": gpt_bytes_tiny,
 }

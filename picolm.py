@@ -159,7 +159,7 @@ def train(
     """Train the model at PATH on DATASET into PATH/RUN.
     Settings that are not given are those of PATH/recipe.json, or with --resume those of the run.
     """
-    from pico.runs.folder import RECIPE, read_config, read_recipe, read_record, run_folder
+    from pico.runs.folder import read_config, read_recipe, read_record, run_folder
 
     defaults = {"context_len": read_config(path).context_len, **read_recipe(path)}
     if resume:
@@ -169,8 +169,6 @@ def train(
     source = DataConfig.build(**{**data, "dataset": dataset})
     from pico.train.loop import train as start
 
-    if (taken := [f"{key} {value}" for key, value in read_recipe(path).items() if key not in training]) and not quiet:
-        log(f"of {RECIPE}: {', '.join(taken)}")
     summary = start(path, run, source, config, resume, base_weights, quiet, device)
     raise typer.Exit(summary.exit_code)
 

@@ -26,7 +26,7 @@ from pico.data.prefetch import Prefetch
 from pico.data.reading import plural, training_plan
 from pico.runs import checkpoint
 from pico.runs.derive import pretrained
-from pico.runs.folder import check_name, read_alphabet, read_config
+from pico.runs.folder import check_name, read_alphabet, read_config, read_recipe
 from pico.runs.plots import plot_losses
 from pico.train import budget, parallel
 from pico.train.intervals import diverged, save_checkpoint, validate, write_sample
@@ -115,6 +115,9 @@ class Training:
         self.announced, parts, reading = True, self.parts, self.parts.reading
         batches = parts.batches
         coming = training_plan(self.config, parts.total_steps, batches.chunks_per_epoch, batches.alphabet.unit)
+        recipe, settings = read_recipe(parts.path), self.config.model_dump()
+        if taken := [f"{key} {value}" for key, value in recipe.items() if settings[key] == value]:
+            reading.note("recipe", *taken)
         reading.note("to come", *coming)
         for line in reading.lines():
             self.display.log(line)

@@ -133,9 +133,7 @@ def test_a_preset_brings_its_recipe_and_flags_win(cli, home, monkeypatch):
     seen = []
     monkeypatch.setattr(pico.train.loop, "train", lambda *args: seen.append(args[3]) or SimpleNamespace(exit_code=0))
     cli("init chat --preset picochat --dim 192 --num-blocks 1")
-    said = cli("train chat r text.txt --learning-rate 0.5").err
-    assert "of recipe.json: optimizer muon, muon_step original, embedding_rate 0.4" in said
-    assert "learning_rate" not in said
+    cli("train chat r text.txt --learning-rate 0.5")
     assert cli("train chat r text.txt --quiet --set head_rate=0.25").err == ""
     rates = [(each.learning_rate, each.embedding_rate, each.head_rate) for each in seen]
     assert rates == [(0.5, 0.4, 0.008), (0.02, 0.4, 0.25)]

@@ -154,7 +154,9 @@ def test_training_begins_with_what_it_read(home, capsys):
     said = trained(home, "run", capsys, config(max_steps=6, warmup_steps=2), document_separator="||")
     begin = "tables column 'text' training 49 documents, "
     assert said.startswith(begin) and "to come 6 steps of 128 bytes" in said
-    assert said.index("to come") < said.index("step 6:")
+    assert said.index("to come") < said.index("step 6:") and "recipe" not in said
+    (home / "model" / "recipe.json").write_text('{"batch_size": 4, "learning_rate": 0.5}')
+    assert "recipe batch_size 4 to come" in trained(home, "own", capsys, config(max_steps=6, warmup_steps=2))
     assert "warm-up" not in said and "--document-separator '||' never occurs" in said
     said = trained(home, "quiet", capsys, config(max_steps=6, warmup_steps=2), True, document_separator="||")
     assert said == "--document-separator '||' never occurs in 50 documents, 1,023 bytes of text"

@@ -247,6 +247,7 @@ def test_files_without_conversations_are_one_clear_line(tmp_path):
         opened(write(tmp_path / "c.jsonl", json.dumps(qa(1))))
 
 
+@pytest.mark.slow
 def test_built_in_conversations(tmp_path):
     for name in "spelling", "identity":
         train, held = open_data(DataConfig(dataset=name, validation_size=30), 0)

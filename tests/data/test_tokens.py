@@ -123,6 +123,7 @@ def test_tokens_are_made_once_and_found_again(on_disk, cache, monkeypatch):
     assert len(prints) == 4 and len(list(cache.glob("*.bytes"))) == 4
 
 
+@pytest.mark.slow
 def test_a_large_text_is_known_by_all_of_it(on_disk, monkeypatch):
     """Its fingerprint is made of samples; tokens of another text are never taken for its own."""
     monkeypatch.setattr(storage, "SMALL", 1000)

@@ -36,7 +36,7 @@ def test_greedy_speculation_is_greedy_decoding_in_a_ragged_batch(router, disable
     assert 0.05 < fast.stats["acceptance"][0] < 1  # and was wrong at times
 
 
-@pytest.mark.parametrize("change", [dict(fb_num_blocks=0), dict(latent_num_blocks=0), dict(next_tokens=1)])
+@pytest.mark.parametrize("change", first_fast(dict(fb_num_blocks=0), dict(latent_num_blocks=0), dict(next_tokens=1)))
 def test_greedy_speculation_with_parts_left_out(change):
     model = trained("topk", **change)
     for prompts in (RAGGED, RAGGED[3:4]):

@@ -14,6 +14,8 @@ from pico.base.symbols import VOCABULARY
 from pico.lab.bench import KINDS, bench_long, bench_spelling, run_benchmark, take_turns, written
 from pico.model.gpt import GPT
 
+pytestmark = pytest.mark.slow  # they time a model at work
+
 SMALL = dict(dim=16, latent_num_blocks=1, fb_num_blocks=1, next_tokens=2, ngram_rows=64)
 CPU = torch.device("cpu")
 
@@ -23,7 +25,6 @@ def run(kind):
     return run_benchmark(kind, preset("tiny", **SMALL), CPU, settings, seconds=0.1)
 
 
-@pytest.mark.slow
 def test_train_fields_and_parts():
     result = run("train")
     step = result["ms_per_step"]
@@ -53,7 +54,6 @@ def test_a_gpt_is_measured_too():
         run_benchmark("attention", preset("gpt-bytes-tiny"), CPU, settings)
 
 
-@pytest.mark.slow
 def test_training_of_a_gpt_counts_its_symbols():
     settings = TrainConfig(context_len=32, batch_size=2, precision="fp32")
     result = run_benchmark("train", preset("gpt-tiny", dim=16, num_blocks=1, head_dim=8), CPU, settings, seconds=0.1)
@@ -66,7 +66,6 @@ def test_a_long_text_of_tokens_is_counted_in_tokens():
     assert bench_long(model, 0, block=8, least=12)["plain"]["tokens"] == 96
 
 
-@pytest.mark.slow
 def test_the_loss_is_scaled_in_fp16_alone(monkeypatch):
     used = []
 
@@ -105,7 +104,6 @@ def test_texts_are_written_with_and_without_latent_blocks():
     assert len(next(iter(written(model, 1, 20, True)))) <= 20
 
 
-@pytest.mark.slow
 def test_attention_and_optimizer_rows():
     rows = run("attention")["forward_backward"]
     assert {row["backend"] for row in rows} >= {"dense", "blocked"} and all(row["ms"]["median"] > 0 for row in rows)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from checkpointed import SMALL, embedding, flip
+from helpers import first_fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -315,7 +316,7 @@ def meanwhile(saved, monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize("place", ["saved_config", "read_tensors", "tensors_in", "_sha256", "read_json"])
+@pytest.mark.parametrize("place", first_fast("read_tensors", "saved_config", "tensors_in", "_sha256", "read_json"))
 @pytest.mark.parametrize("which", [-1, "best"])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_checkpoint_that_vanishes_is_looked_for_again(saved, meanwhile, place, which, times, capfd):

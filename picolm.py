@@ -48,7 +48,7 @@ from pico.app.flags import (
     trained,
 )
 from pico.app.samples import argument_bytes, read_prompt, write_objects, write_samples
-from pico.app.terminal import check_writable, print_json, print_result, run_app
+from pico.app.terminal import check_writable, print_json, print_results, run_app
 from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import PicoError
@@ -133,7 +133,7 @@ def init(
         facts, dataset = model_facts(config), "stories"
         recipe = RECIPES[preset_name](config) if preset_name in RECIPES else None
         create(path, config, file, recipe)
-    print_result(model_table(config, facts))
+    print_results(model_table(config, facts))
     if source:
         log(f"\nits runs start from the weights in {weights}")
     if isinstance(config, GPTConfig) and config.unit == "token" and not config.tokenizer_sha256:
@@ -281,9 +281,7 @@ def evaluate(
     With --tasks also, or only, questions with known answers and what else is in the table of pico/evaluate/tasks.py.
     """
     if dataset is None and (tasks is None or data or full or report or max_bytes):
-        raise PicoError(
-            "nothing to score: give a DATASET, or --tasks; --full, --report, --max-bytes and --dataset-... need a text"
-        )
+        raise PicoError("nothing to score: give a DATASET, or --tasks without the flags that need a text")
     if tasks is None and (tasks_folder or limit or chat):
         raise PicoError("--tasks-folder, --limit and --apply-chat-template are of tasks: name some with --tasks")
     source = None if dataset is None else DataConfig.build(**{**data, "dataset": dataset})
@@ -317,12 +315,7 @@ def evaluate(
         if as_json:
             print_json(result)
         else:
-            if source is not None:
-                print_result(report_table(result))
-            if source is not None and found:
-                print_result("")
-            if found:
-                print_result(tasks_table(found))
+            print_results(*([report_table(result)] if source else []), *([tasks_table(found)] if found else []))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -339,10 +332,7 @@ def info(path: ModelPath, run: AnyRun = "", as_json: Json = False):
     if as_json:
         print_json(facts)
         return
-    print_result(model_table(config, facts))
-    if names:
-        print_result("")
-        print_result(runs_table(facts["runs"]))
+    print_results(model_table(config, facts), *([runs_table(facts["runs"])] if names else []))
 
 
 app.add_typer(commands.app)

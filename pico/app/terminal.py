@@ -15,6 +15,14 @@ from pico.base.errors import PicoError
 from pico.base.log import log
 
 
+def print_results(*renderables) -> None:
+    """One below the other, an empty line between."""
+    for i, each in enumerate(renderables):
+        if i:
+            print_result("")
+        print_result(each)
+
+
 def print_result(renderable, **how) -> None:
     """Product, for people. Where stdout fails, stderr has it: what took an hour to compute is not lost."""
     from rich.console import Console

@@ -1,9 +1,9 @@
 """Built-in conversations about the model itself: short, and honest about what a small model is.
 
     from pico.data.identity import identity_conversation
-    conversation(seed=0, index=0)      # [Turn("user", "Who are you?"), Turn("assistant", "I am Pico, a small ...")]
+    identity_conversation(0, 0)  # [Turn("user", "Who are you?"), Turn("assistant", "I am Pico, a small ...")]
 
-A hash of the question, as it is worded, decides whether it is trained on or validates (one in ten).
+A hash of the question, whatever its capitals and full stop, decides whether it is trained on or validates (one in ten).
 """
 
 from hashlib import blake2b
@@ -13,12 +13,14 @@ from pico.data.chat import Turn
 from pico.data.wordings import lines, worded
 
 HELD_OUT = 26 / 256  # of all questions
+CASUAL = 1 / 4  # of all questions, written as people type: no capitals, no full stop
 EXCHANGES = (1, 1, 2, 3)  # questions in a conversation, equally likely
 
 # topic: (questions, answers), a line each
 TOPICS: dict[str, tuple[str, str]] = {
     "greeting": (
         """
+        [Hello|Hi|Hey]
         [Hello|Hi|Hey][!|.|]
         [Hello|Hi|Hey|Good morning|Good evening|Good day][|, Pico| Pico| there][!|.|]
         [Hello|Hi|Hey][|, Pico], how are you[| today]?
@@ -249,9 +251,15 @@ TOPICS: dict[str, tuple[str, str]] = {
 }
 
 
+def casual(question: str) -> str:
+    """As people type it."""
+    return question.lower().rstrip(".!?")
+
+
 def is_test_question(question: str) -> bool:
     """Whether a question validates, and is never trained on. What is shorter than three words everybody says."""
-    return question.count(" ") > 1 and blake2b(question.encode(), digest_size=1).digest()[0] < 256 * HELD_OUT
+    held_out = blake2b(casual(question).encode(), digest_size=1).digest()[0] < 256 * HELD_OUT
+    return question.count(" ") > 1 and held_out
 
 
 def identity_conversation(seed: int, index: int, test: bool = False) -> list[Turn]:
@@ -262,5 +270,6 @@ def identity_conversation(seed: int, index: int, test: bool = False) -> list[Tur
         questions, answers = random.choice(list(TOPICS.values()))
         question = worded(random.choice(lines(questions)), random)
         if is_test_question(question) == test:
+            question = casual(question) if random.random() < CASUAL else question
             turns += [Turn("user", question), Turn("assistant", worded(random.choice(lines(answers)), random))]
     return turns

@@ -9,6 +9,7 @@ and the table are made of them alone. A line counts as long as the file asks for
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,13 +22,14 @@ from pico.base.config import Config, Count, meant
 from pico.base.device import pick_device
 from pico.base.errors import PicoError
 from pico.base.files import append, open_regular, reason, remove, size_of, writing
+from pico.base.shapes import ModelConfig
 from pico.data.documents import Documents
 from pico.data.open import open_data
 from pico.evaluate.compressors import last_bytes, yardsticks
-from pico.lab.atlas_measure import measure_run
+from pico.lab import atlas_measure
 from pico.lab.atlas_units import UNITS
 from pico.lab.compare import Job, check_run, open_validation, share_out, train_one
-from pico.lab.experiment import Configuration, Experiment, parse_seeds, read_experiment
+from pico.lab.experiment import Configuration, Experiment, folder_name, parse_seeds, read_experiment
 from pico.lab.results import COSTS, model_shape, run_costs
 from pico.runs import checkpoint
 from pico.runs.folder import lock, read_record
@@ -46,6 +48,11 @@ class Kind(Config):
     text: bool = Field(False, description="characters, on which models of tokens are tried, too")
     units: list[str] = Field([], description=f"what routing is compared with: {', '.join(UNITS)}")
     predicted: float = Field(description="learned minus the best fixed rule, in bits per byte, before any run")
+
+    @field_validator("folder")
+    @classmethod
+    def _plain(cls, name):
+        return folder_name(name)
 
     @field_validator("units")
     @classmethod
@@ -117,11 +124,25 @@ def read_atlas(file: Path) -> Atlas:
     """Reads and checks the file. Raises PicoError with all that is wrong."""
     atlas = read_experiment(file, schema=Atlas)
     assert isinstance(atlas, Atlas)
+    problems, first, shape = [], atlas.configurations[0].name, atlas.shape(atlas.configurations[0])
+    if not isinstance(shape, ModelConfig) or not shape.rule.learned:
+        problems.append(f"configurations: the first, '{first}', is compared with rules: expected a router that learns")
+    if any(each.name == COMPRESSORS for each in atlas.configurations):
+        problems.append(f"configurations: '{COMPRESSORS}' is what compressors are called: expected another name")
+    twice = [name for name, count in Counter(kind.folder for kind in atlas.kinds).items() if count > 1]
+    problems += [f"kinds: '{name}' stands there twice" for name in twice]
+    if "seeds" in atlas.model_fields_set:
+        problems.append("seeds: each configuration says how many")
+    if problems:
+        raise PicoError(f"{file}: {'; '.join(problems)}")
     return atlas
 
 
 def read_lines(atlas: Atlas, file: Path) -> dict[Key, dict]:
-    """The lines that count, the newest of each run; {} where there is no file. A line that was cut is passed over."""
+    """The lines that count, the newest of each run; {} where there is no file. A line that was cut is passed over.
+
+    Raises PicoError for scores on two texts of one kind, as two clones may bring together.
+    """
     try:
         with open_regular(file) as stream:
             raw = stream.read().splitlines()
@@ -129,7 +150,7 @@ def read_lines(atlas: Atlas, file: Path) -> dict[Key, dict]:
         return {}
     except OSError as error:
         raise PicoError(f"{file} cannot be read: {reason(error)}") from None
-    out = {}
+    out, texts = {}, {}
     for each in raw:
         try:
             line = json.loads(each)
@@ -137,6 +158,9 @@ def read_lines(atlas: Atlas, file: Path) -> dict[Key, dict]:
                 out[line["kind"], line["configuration"], line["seed"]] = line
         except (ValueError, KeyError, TypeError):
             continue
+    for (folder, *_), line in out.items():
+        if texts.setdefault(folder, line.get("text")) != line.get("text"):
+            raise PicoError(f"{file} has scores on two texts of {folder}: remove the lines of one")
     return out
 
 
@@ -164,7 +188,14 @@ def run_atlas(
     def text_of(kind: Kind) -> Documents:
         """What is scored; the one that lines of this kind were scored on."""
         if kind.folder not in texts:
-            texts[kind.folder] = open_validation(atlas.on(kind, folders).data_config())
+            opened = open_validation(atlas.on(kind, folders).data_config())
+            size, least = min(opened.size, atlas.validation_bytes or math.inf), 2 * atlas_measure.BLOCK
+            if size < least:
+                raise PicoError(
+                    f"{kind.folder}: {size:,} bytes to score, expected {least:,} or more: the rule is chosen on the "
+                    "first half of them alone"
+                )
+            texts[kind.folder] = opened
         found = texts[kind.folder].fingerprint
         if any(line["text"] != found for key, line in read_lines(atlas, file).items() if key[0] == kind.folder):
             raise PicoError(f"{file} has scores on another text of {kind.folder}: remove these lines, or give --out")
@@ -187,7 +218,7 @@ def run_atlas(
             return ended
         folder, context_len = path / run.configuration.name, here.context_len or settings.context_len
         model = checkpoint.load(folder, name, device=device)
-        found = measure_run(model, documents, context_len, atlas.validation_bytes, run.kind.units)
+        found = atlas_measure.measure_run(model, documents, context_len, atlas.validation_bytes, run.kind.units)
         score = found | dict(unit_bits=[], unit_bytes=[], generation_bytes_per_second=None)
         costs = run_costs(folder / name, model_shape(here, run.configuration, path), settings, score)
         say(f"{found['bits_per_byte']:.4f} bits per byte")

@@ -1,5 +1,6 @@
 """The page of an atlas: one plot over all kinds and a card for each, in one HTML file that needs no network."""
 
+import re
 from html import escape
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pico.lab.atlas_table import (
     atlas_markdown,
     atlas_verdict,
     routing_facts,
-    score_cell,
+    score_cells,
     signed,
 )
 from pico.lab.tables import pair
@@ -35,8 +36,7 @@ def write_atlas(found: dict, folder: Path) -> None:
     filled |= {"plot": difference_plot(found["kinds"]), "cards": "".join(map(card, found["kinds"]))}
     for i, mode in enumerate(("light", "dark")):
         filled[mode] = "; ".join(f"--{key}: {colours[i]}" for key, colours in COLOURS.items())
-    for key, value in filled.items():
-        page = page.replace(f"<!--{key}-->", value).replace(f"/*{key}*/", value)
+    page = re.sub(r"<!--(\w+)-->|/\*(\w+)\*/", lambda mark: filled[mark[1] or mark[2]], page)  # nothing twice
     write_whole(folder / "atlas.html", page.encode())
 
 
@@ -77,10 +77,7 @@ def card(each: dict) -> str:
     if told:
         line = f"learned minus <b>{escape(each['rule'])}</b>: <b>{signed(told['mean'])}</b>"
         line += f" ({pair(told['interval'], sign=True)})" if told["interval"] else ""
-    scores = [
-        (name, score_cell(found), f"{each['routed'][name]['mean']:.1%}")
-        for name, found in each["bits_per_byte"].items()
-    ]
+    scores = [(name, *cells) for name, cells in score_cells(each).items()]
     scores += [(name, f"{found:.3f}", "") for name, found in each["compressors"].items()]
     body = "<p class=soft>no learned run yet"
     if routing:

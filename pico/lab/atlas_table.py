@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from pico.base.shapes import ModelConfig
+from pico.base.shapes import ModelConfig, Shape
 from pico.evaluate.statistics import holm, summary
 from pico.lab.atlas import COMPRESSORS, Atlas, Key, Kind
 from pico.lab.results import against
@@ -16,7 +16,8 @@ from pico.lab.tables import LEVEL, pair, probability
 
 EQUAL, AHEAD = 0.005, -0.02  # bits per byte, learned minus rule: up to which they are level, from which it is ahead
 NOTES = (
-    "Bits per byte of all that is scored, mean ± sd over seeds; compressors on these bytes, after the training text. "
+    "Bits per byte of all that is scored, mean ± sd over seeds, at the share of bytes that is routed; compressors on "
+    "these bytes, after the training text. "
     "Learned minus rule: on their second half, against the fixed rule that needs the fewest bits on the first; "
     "negative is better. 95 %: t interval over the seeds that both have. By blocks: bootstrap over blocks of 4 kB, of "
     "these same models. Chance: of surprise, where 95 % of the ratios lie when the same routing is shifted around the "
@@ -30,7 +31,7 @@ def judged(atlas: Atlas, lines: dict[Key, dict]) -> dict:
     """What is known of each kind, the best for learning on top, and last those that nothing is known of."""
     learned, *others = atlas.configurations
     shapes = {each.name: atlas.shape(each) for each in others}
-    rules = [name for name, shape in shapes.items() if isinstance(shape, ModelConfig) and 0 < shape.rule.rate < 1]
+    rules = [name for name, shape in shapes.items() if is_fixed(shape)]
     kinds = []
     for kind in atlas.kinds:
         runs = {each.name: {} for each in atlas.configurations}
@@ -50,13 +51,21 @@ def judged(atlas: Atlas, lines: dict[Key, dict]) -> dict:
     return {"title": atlas.title, "kinds": kinds, "made": made, "wanted": len(atlas.runs())}
 
 
+def is_fixed(shape: Shape) -> bool:
+    """Whether it routes some bytes, and not by what it learned."""
+    return isinstance(shape, ModelConfig) and not shape.rule.learned and 0 < shape.rule.rate < 1
+
+
 def judged_kind(kind: Kind, runs: dict[str, dict[int, dict]], learned: str, rules: list[str]) -> dict:
     """The rule is the one that is best on the first half of the text, the difference to it that of the second half."""
     ours = runs[learned]
     known = [name for name in rules if runs[name].keys() & ours.keys()]
     first = {name: np.mean([half(line, 0)["bits_per_byte"] for line in runs[name].values()]) for name in known}
     rule = min(first, key=first.__getitem__, default="")
-    mine, theirs = ({seed: half(line, 1) for seed, line in runs.get(name, {}).items()} for name in (learned, rule))
+    mine, theirs = (
+        {seed: half(line, 1) for seed, line in runs.get(name, {}).items() if len(line["block_bytes"]) > 1}
+        for name in (learned, rule)
+    )
     routed = [line["routing"] for line in ours.values()]
 
     shared = [name for name in (routed[0]["units"] if routed else ()) if all(name in each["units"] for each in routed)]
@@ -80,10 +89,13 @@ def judged_kind(kind: Kind, runs: dict[str, dict[int, dict]], learned: str, rule
 
 
 def half(line: dict, which: int) -> dict:
-    """A run's figures on the first (0) or the second half (1) of the text, as `against` takes them."""
+    """A run's figures on the first (0) or the second half (1) of the text, as `against` takes them.
+
+    They share no block, so a text of a single one has no second half.
+    """
     bits, sizes = np.array(line["block_bits"]), np.array(line["block_bytes"])
-    middle = int(np.searchsorted(np.cumsum(sizes), sizes.sum() / 2, side="right"))
-    part = slice(middle, None) if which else slice(max(1, middle))
+    middle = max(1, int(np.searchsorted(np.cumsum(sizes), sizes.sum() / 2, side="right")))
+    part = slice(middle, None) if which else slice(middle)
     return {"bits_per_byte": float(bits[part].sum() / sizes[part].sum()), "units": (bits[part], sizes[part])}
 
 
@@ -107,7 +119,7 @@ def atlas_verdict(found: dict) -> str:
 def atlas_markdown(found: dict) -> str:
     names = list(dict.fromkeys(name for each in found["kinds"] for name in each["bits_per_byte"]))
     packers = list(dict.fromkeys(name for each in found["kinds"] for name in each["compressors"]))
-    heads = ["kind", "best rule", "learned minus rule", "95 %", "p (Holm)", "by blocks", "predicted", "routed"]
+    heads = ["kind", "best rule", "learned minus rule", "95 %", "p (Holm)", "by blocks", "predicted"]
     lines = [f"## {found['title']}", "", atlas_verdict(found), "", row([*heads, *names, *packers])]
     lines += [row(["---", "---", *["---:"] * (len(heads) - 2 + len(names) + len(packers))])]
     for each in found["kinds"]:
@@ -118,30 +130,33 @@ def atlas_markdown(found: dict) -> str:
             pair(told["document_interval"], sign=True),
             signed(each["predicted"]),
         ]
-        cells += [next((f"{rate['mean']:.1%}" for rate in each["routed"].values()), "")]
-        cells += [score_cell(each["bits_per_byte"].get(name)) for name in names]
+        cells += [" at ".join(scores[name]) if name in (scores := score_cells(each)) else "" for name in names]
         cells += [f"{each['compressors'][name]:.3f}" if name in each["compressors"] else "" for name in packers]
         lines.append(row(cells))
     lines += ["", row(["kind", *(words for words, _ in routing_facts(None)), *UNIT_HEADS]), row(["---"] * 7)]
     for each in found["kinds"]:
         facts = [value for _, value in routing_facts(each["routing"])]
-        for name, values in each["units"].items():
-            lines.append(row([each["title"], *facts, name, *(f"{value:.2f}" for value in values)]))
+        for name, values in (each["units"] or {"": ()} if each["routing"] else {}).items():
+            figures = [f"{value:.2f}" for value in values] or [""] * len(UNIT_KEYS)
+            lines.append(row([each["title"], *facts, name, *figures]))
     return "\n".join([*lines, "", NOTES]) + "\n"
 
 
 def row(cells) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.4f}"
 
 
-def score_cell(found: dict | None) -> str:
-    if not found:
-        return ""
-    return f"{found['mean']:.4f}" + (f" ± {found['sd']:.4f}" if found["sd"] is not None else "")
+def score_cells(kind: dict) -> dict[str, tuple[str, str]]:
+    """Of each configuration that has runs: bits per byte, and the share of bytes that it routes."""
+
+    def score(found: dict) -> str:
+        return f"{found['mean']:.4f}" + (f" ± {found['sd']:.4f}" if found["sd"] is not None else "")
+
+    return {n: (score(found), f"{kind['routed'][n]['mean']:.1%}") for n, found in kind["bits_per_byte"].items()}
 
 
 def routing_facts(routing: dict | None) -> list[tuple[str, str]]:

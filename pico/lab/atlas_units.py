@@ -62,8 +62,8 @@ def line_starts(data: bytes) -> Masks:
 
 
 def python_tokens(data: bytes) -> Masks:
-    """By `tokenize`, as far as it gets; line ends and indentation are no tokens."""
-    lines = data.decode(errors="replace").split("\n")
+    """By `tokenize`, as far as it gets; line ends and indentation are no tokens. Bytes of no UTF-8 count as `?`."""
+    lines = re.sub("[\udc80-\udcff]", "?", data.decode(errors="surrogateescape")).split("\n")
     begin = np.cumsum([0] + [len(line.encode()) + 1 for line in lines])
     layout, places = {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}, []
     try:
@@ -81,7 +81,7 @@ def cell_starts(data: bytes) -> Masks:
     if 4 * data.count(b'":') > data.count(b","):
         return matches("cells", JSON_VALUE)(data)
     mark = next((each for each in (b"\t", b";") if data.count(each) >= data.count(b"\n")), b",")
-    return matches("cells", re.compile(rb'"(?:[^"]|"")*"|[^\n%b]+' % mark))(data)
+    return matches("cells", re.compile(rb'"(?:[^"]|"")*"|[^\r\n%b]+' % mark))(data)
 
 
 def abc_notes(data: bytes) -> Masks:
@@ -179,7 +179,7 @@ def instructions(data: bytes) -> Masks:
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn", file.name]
+        command = ["objdump", "-Dz", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn", file.name]
         said = subprocess.run(command, capture_output=True, text=True).stdout
     places = (int(each, 16) for each in re.findall(r"^ *([0-9a-f]+):\t", said, re.MULTILINE))
     return {"instructions": mask(len(data), places)}

@@ -57,6 +57,15 @@ class Budget(Config):
         return {"max_steps": self.steps or max(1, round(self.bytes / TrainConfig.build(**train).step_symbols))}
 
 
+def folder_name(name: str) -> str:
+    """The name itself. Raises ValueError for one that no folder should have."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError("expected a folder name of letters, digits and . + - _")
+    if problem := name_problem(name):
+        raise ValueError(f"it {problem}: expected another name for a folder")
+    return name
+
+
 class Configuration(Config):
     """Differences: a preset, fields of its shape and of TrainConfig."""
 
@@ -68,11 +77,7 @@ class Configuration(Config):
     @field_validator("name")
     @classmethod
     def _folder(cls, name):
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ValueError("expected a folder name of letters, digits and . + - _")
-        if problem := name_problem(name):
-            raise ValueError(f"it {problem}: expected another name for a folder")
-        return name
+        return folder_name(name)
 
 
 class Experiment(Config):

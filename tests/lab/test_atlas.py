@@ -107,7 +107,7 @@ def test_from_nothing_to_a_page_and_on_from_its_lines(tmp_path, values, monkeypa
     changed = read(tmp_path, values, configurations=[values["configurations"][0], other])
     assert {key[1] for key in read_lines(changed, out / "runs.jsonl")} == {"learned", "compressors"}
     # And lines of another text are not mixed with these.
-    (tmp_path / "data/cats/valid.jsonl").write_text('{"text": "other"}\n')
+    (tmp_path / "data/cats/valid.jsonl").write_text(json.dumps({"text": "other" * 60}))
     failed, _, _ = go(changed, tmp_path, changed.runs("cats"))
     assert "scores on another text of cats" in failed["cats/every-4th/0"]
 
@@ -163,6 +163,48 @@ def test_halves_are_equal_in_bytes():
     assert half(line, 0)["units"][1].tolist() == [300] and half(line, 1)["units"][0].tolist() == [2, 3, 4]
 
 
+def test_no_block_is_in_both_halves(tmp_path, values):
+    line = {"block_bits": [9.0, 1], "block_bytes": [500, 10]}
+    assert half(line, 0)["units"][1].tolist() == [500] and half(line, 1)["units"][1].tolist() == [10]
+    plan = read(tmp_path, values)
+    lines = dict(made_up(plan, "cats", name, 0, 2.0, 2.0) for name in ("learned", "every-4th"))
+    assert judged(plan, lines)["kinds"][0]["difference"]["mean"] == 0
+    for line in lines.values():
+        line |= {"block_bits": [200.0], "block_bytes": [100]}
+    assert all(each["difference"] is None for each in judged(plan, lines)["kinds"])
+
+
+def test_a_router_that_learns_is_no_fixed_rule(tmp_path, values):
+    other = {"name": "b", "model": SMALL | {"router": "threshold"}}
+    plan = read(tmp_path, values, configurations=[*values["configurations"], other])
+    lines = dict(
+        made_up(plan, "cats", *of) for of in (("learned", 0, 2.0, 2.0), ("every-4th", 0, 3, 3), ("b", 0, 1, 1))
+    )
+    assert judged(plan, lines)["kinds"][0]["rule"] == "every-4th"
+
+
+def test_every_number_of_the_page_is_in_the_table_and_no_byte_is_markup(tmp_path, values):
+    kinds = [values["kinds"][0] | {"title": "Cats | <mats>", "units": []}]
+    plan, data = read(tmp_path, values, kinds=kinds), b"/*light*/ <!--cards--> <script>\x00\x1b\xff\xfe|"
+    lines = dict(made_up(plan, "cats", name, 0, 2.0, 2.0) for name in ("learned", "every-4th"))
+    lines["cats", "learned", 0]["routing"] = {
+        "units": {},
+        "enrichment": {"next_byte": {"ratio": 1.87, "chance": [0.9, 1.1]}},
+        "gaps": {"mean": 4.5, "cv": 0.61, "chance_cv": 0.86},
+        "sample": {"bytes": data.hex(), "routed": "0" * len(data)},
+        "most": [[b"<b>&".hex(), 9, 1.0]],
+        "least": [[data[-4:].hex(), 9, 0.0]],
+    }
+    write_atlas(found := judged(plan, lines), tmp_path)
+    page, table = (tmp_path / "atlas.html").read_text(), atlas_markdown(found)
+    assert "/*light*/ &lt;!--cards--&gt; &lt;script&gt;␀␛" in page and "&lt;b&gt;&amp;" in page
+    for name in "learned", "every-4th":
+        assert f"<th>{name}<td>2.0000<td>20.0%" in page
+    assert table.count(" 2.0000 at 20.0% |") == 2 and "Cats \\| <mats>" in table
+    for number in "1.87 (0.90 to 1.10)", "4.5, 0.61 (0.86)":
+        assert number in page and number in table
+
+
 def trace(data: bytes, routed: str, bits) -> Trace:
     n = len(data) + 1
     flags = np.array([False] + [flag == "1" for flag in routed])
@@ -195,11 +237,27 @@ def test_mistakes_are_one_line(tmp_path, values):
         plan.runs("cat")
     with pytest.raises(PicoError, match=r"no 'pixels' in .*data: give the folder that holds it with --data, or"):
         run_atlas(plan, tmp_path, [tmp_path / "data"], plan.runs(), "cpu", True, lambda _: None)
+    for key, some, problem in (
+        ("kinds", [values["kinds"][0]] * 2, "kinds: 'cats' stands there twice"),
+        ("kinds", [values["kinds"][0] | {"folder": "../cats"}], "kinds.0.folder .*expected a folder name"),
+        ("configurations", values["configurations"][1:], "the first, 'every-4th', .* expected a router that learns"),
+        ("configurations", values["configurations"][2:], "the first, 'tokens', .* expected a router that learns"),
+        ("configurations", [values["configurations"][0] | {"name": "compressors"}], "expected another name"),
+        ("seeds", 5, "seeds: each configuration says how many"),
+    ):
+        with pytest.raises(PicoError, match=problem):
+            read(tmp_path, values, **{key: some})
+    lines = [dict(kind="cats", configuration=c, rule=plan.rule(c), seed=0, text=c) for c in ("learned", "every-4th")]
+    (tmp_path / "lines").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(PicoError, match="lines has scores on two texts of cats: remove the lines of one"):
+        read_lines(plan, tmp_path / "lines")
     kinds = [values["kinds"][0] | {"units": ["word"]}]
     with pytest.raises(PicoError, match=r"atlas.json: Atlas: kinds.0.units .*no unit 'word': did you mean words\?"):
         read(tmp_path, values, kinds=kinds)
     (tmp_path / "more/pixels/valid.bin").write_bytes(b"cut")
     failed, ended, _ = go(plan, tmp_path, plan.runs("pixels"))
+    short = read(tmp_path, values, validation_bytes=200)
+    assert "200 bytes to score, expected 256 or more" in go(short, tmp_path, short.runs("cats"))[0]["cats/learned/0"]
     assert ended == "finished" and "lengths add up to 1,024 bytes, valid.bin has 3" in failed["pixels/learned/0"]
 
 

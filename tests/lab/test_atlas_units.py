@@ -27,6 +27,7 @@ TRACK = [
         ("python", "tokens", "§x §= '''never closed\n"),
         ("c", "tokens", '§int §a§[§3§] §= §{§0x1f§, §.5f§}§; §/* b; c */ §p§->§q §>>= §"a\\"b"§; §// end\n'),
         ("cells", "cells", '§a,§"b,c",,§d\n§1,§2\n'),
+        ("cells", "cells", "§a,§b\r\n§c,\r\n"),
         ("cells", "cells", "§a b\t§1,5\n§c\t§2,5\n"),
         ("cells", "cells", '{§"a": §1.5, §"b": [§true, §"x"]}'),
         ("fields", "fields", "§Dec §10 §sshd[§24539]: §user=§root"),
@@ -46,6 +47,8 @@ def test_characters_of_utf8():
 
 
 def test_python_columns_count_bytes():
+    latin = UNITS["python"]("x = 'é'\ny = 1\n".encode("latin-1"))["tokens"]
+    assert np.flatnonzero(latin).tolist() == [0, 2, 4, 8, 10, 12]
     assert np.flatnonzero(UNITS["python"]("é = 'ж' + x".encode())["tokens"]).tolist() == [0, 3, 5, 10, 12]
 
 
@@ -86,5 +89,5 @@ def test_pixels():
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="no disassembler")
 def test_instructions():
-    data = bytes.fromhex("4889ef e868701f00 85c0 0f84f3feffff".replace(" ", ""))
-    assert UNITS["x86"](data)["instructions"].nonzero()[0].tolist() == [0, 3, 8, 10]
+    data = bytes.fromhex("4889ef e868701f00 85c0 0f84f3feffff") + bytes(64)  # zeros are instructions, too
+    assert UNITS["x86"](data)["instructions"].nonzero()[0].tolist() == [0, 3, 8, 10, *range(16, 80, 2)]

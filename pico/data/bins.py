@@ -13,17 +13,23 @@ from pathlib import Path
 import numpy as np
 
 from pico.base.errors import PicoError
-from pico.base.files import read_json
+from pico.base.files import LIMIT, read_json
 from pico.data.documents import Documents, open_file
-from pico.data.formats import read_head
+from pico.data.formats import BOM, read_head
 
-INDEX = re.compile(rb'"documents"\s*:\s*\[\s*\[\s*\d')
-INDEX_HEAD = 1 << 16  # bytes of a .json file in which an index shows itself
+KEY = re.compile(rb'\s*\{.*"documents"\s*:', re.DOTALL)  # of an index, whatever is wrong with it
+INDEX = re.compile(rb'"documents"\s*:\s*\[\s*\[\s*\d')  # of one that is right
+INDEX_HEAD = 1 << 16  # bytes of a .json file in which such a one shows itself
 EXPECTED = 'expected {"documents": [[length, label], ...]}'
 
 
 def is_index(file: Path) -> bool:
-    return file.suffix == ".json" and file.is_file() and bool(INDEX.search(read_head(file, INDEX_HEAD)))
+    """Of a .json file without a .bin file beside it the rows tell, of others the key alone."""
+    if file.suffix != ".json" or not file.is_file():
+        return False
+    if file.with_suffix(".bin").is_file():
+        return bool(KEY.match(read_head(file, LIMIT).removeprefix(BOM)))
+    return bool(INDEX.search(read_head(file, INDEX_HEAD)))
 
 
 def index_of(file: Path) -> Path | None:
@@ -66,7 +72,7 @@ def split_bin(file: Path) -> Iterable[bytes]:
 def bin_lengths(file: Path) -> list[int]:
     index, size = file.with_suffix(".json"), file.stat().st_size
     rows, lengths = read_json(index).get("documents"), []
-    for number, row in enumerate(rows if isinstance(rows, list) else [None], 1):
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
         if not (isinstance(row, list) and row and type(row[0]) is int and row[0] >= 0):
             raise PicoError(f"{index}: document {number} is {row!r:.40}: {EXPECTED}")
         lengths.append(row[0])

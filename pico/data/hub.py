@@ -112,6 +112,7 @@ def download(config: DataConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = [file for file in (config.train_file, config.validation_file) if file]
+    patterns += [file.removesuffix("bin") + "json" for file in patterns if file.endswith(".bin")]  # where documents end
     name = config.dataset.partition(":")[0]
     offline = not _reachable(name)
     try:

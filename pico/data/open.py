@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pico.base.config import DataConfig
 from pico.base.errors import PicoError
 from pico.data import hub
-from pico.data.bins import is_index, pair_up
+from pico.data.bins import index_of, is_index, pair_up
 from pico.data.corpus import BUILT_IN, Endless, held_back
 from pico.data.documents import Documents
 from pico.data.formats import DATA, TABLES, suffix
@@ -174,9 +174,9 @@ def _splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
 
 def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
     # 1. What is it: a dataset of the Hub, here or there, or files? And what it surely is not is refused by name.
-    path, raw = Path(config.dataset).expanduser(), config.format == "bytes"
+    path, raw, bins = Path(config.dataset).expanduser(), config.format == "bytes", config.format == "bin"
     named_files = config.train_file or config.validation_file
-    if path.is_dir() and not raw and not named_files and hub.is_repository(path):
+    if path.is_dir() and not raw and not bins and not named_files and hub.is_repository(path):
         return _hub_splits(config)
     if path.is_symlink() and not path.exists():
         raise PicoError(f"'{config.dataset}' is a link that leads nowhere: give a file or folder that exists")
@@ -196,12 +196,16 @@ def _find_splits(config: DataConfig, reading: Reading) -> dict[str, Part]:
             raise PicoError(
                 f"no file or folder '{config.dataset}': give a path that exists, a Hub dataset or 'stories'"
             )
+        if bins and not named_files:
+            raise PicoError(
+                "--dataset-format bin of a dataset on the Hub: name its files with --dataset-train-file and "
+                "--dataset-validation-file"
+            )
         if config.streaming or not named_files or Path(name).is_dir():
             return _hub_splits(config)
         path = hub.download(config)
 
     # 2. Which files are there, by the splits that their names tell.
-    bins = config.format == "bin"
     if path.is_dir():
         found = find_files(path, raw, bins)
     else:
@@ -267,7 +271,8 @@ def _read_local(files: list[Path], raw: bool, config: DataConfig, reading: Readi
     chats = unfit if config.format == "chat" else None
     documents = read_files(files, config.column_name, raw, config.csv_separator, log, chats)
     tables = not raw and any(suffix(file) in TABLES for file in files)
-    _count(documents, config, reading, unfit, "rows without text" if tables else "empty files")
+    empty = "rows without text" if tables else "empty documents" if any(map(index_of, files)) else "empty files"
+    _count(documents, config, reading, unfit, empty)
     if not tables and (config.column_name or config.csv_separator):
         flag = "--dataset-column-name" if config.column_name else "--dataset-csv-separator"
         reading.warn(f"{flag} changes nothing {file_names(files)}: no table is among these files")

@@ -73,6 +73,10 @@ def test_a_table_beside_a_bin_is_a_table(tmp_path):
         (lambda f: (f / "train.json").write_text('{"documents": [[3, "a"], [1'), "train.json cannot be read as JSON"),
         (lambda f: (f / "train.json").write_text('{"documents": [[3, "a"], -1]}'), "document 2 is -1: expected"),
         (lambda f: (f / "train.json").write_text('{"documents": [[3.5, ""]]}'), r"document 1 is \[3.5, ''\]: expected"),
+        (lambda f: (f / "train.json").write_text('{"documents": [[-1, ""], [9, ""]]}'), r"document 1 is \[-1, ''\]"),
+        (lambda f: (f / "train.json").write_text('{"documents": [["a", 8]]}'), r"document 1 is \['a', 8\]: expected"),
+        (lambda f: (f / "train.json").write_text('{"documents": {"a": 8}}'), "document 1 is {'a': 8}: expected"),
+        (lambda f: (f / "train.json").write_text('{"documents": []}'), "0 lengths add up to 0 bytes, train.bin has 11"),
         (lambda f: (f / "train.bin").unlink(), "train.json says where documents end in train.bin, which is not beside"),
         (lambda f: (f / "more.bin").write_bytes(b"x"), "more.bin has no more.json beside it"),
     ],
@@ -83,6 +87,44 @@ def test_what_does_not_fit_is_one_line(tmp_path, damage, message):
     with pytest.raises(PicoError, match=message) as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_stands_before_the_lengths_may_be_long(tmp_path):
+    file = write_pair(tmp_path)
+    index = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text("\ufeff" + json.dumps(index | {"what": "bytes " * 20_000}))
+    assert all_of(tmp_path) == sorted(DOCUMENTS)
+
+
+def test_empty_documents_are_counted_as_such(tmp_path):
+    write_pair(tmp_path, documents=[b"", b"ab", b"", b"cd"])
+    reading = Reading()
+    open_data(DataConfig(dataset=str(tmp_path)), 0, reading)
+    assert reading.passed_over() == "empty documents (2)"
+
+
+def test_on_the_hub_the_index_comes_with_its_file(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    for name in "train", "valid":
+        write_pair(tmp_path, name)
+    hub, asked = tmp_path / "hub", []
+
+    def snapshot_download(_, allow_patterns, **rest):
+        asked.extend(allow_patterns)
+        hub.mkdir()
+        for name in allow_patterns:
+            (tmp_path / name).rename(hub / name)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("pico.data.hub._reachable", lambda name: True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PicoError, match="--dataset-format bin of a dataset on the Hub: name its files with"):
+        read("owner/pixels", format="bin")
+    files = dict(train_file="train.bin", validation_file="valid.bin")
+    assert read("owner/pixels", **files) == (DOCUMENTS, DOCUMENTS)
+    assert asked == ["train.bin", "valid.bin", "train.json", "valid.json"]
 
 
 def test_a_format_that_was_asked_for_is_missed(tmp_path):

@@ -138,6 +138,11 @@ def read_chat(
         yield from (pack_row(row, form, left_out) for row in rows(list(form.columns)))
 
 
+def conversation(messages) -> list[Turn]:
+    """The turns of a list of messages. Raises Unfit, which says what is wrong, if it is none."""
+    return checked(_messages(messages))
+
+
 def form_name(form: Form) -> str:
     """'conversations of columns question, answer'."""
     return f"conversations of column{'s' * (len(form.columns) > 1)} {', '.join(form.columns)}"

@@ -257,17 +257,40 @@ FORMS = [
 ]
 
 
+def _document(form: LocalForm, row: dict, cue: str, where: str) -> dict:
+    """Raises PicoError unless it is text throughout and names one of its choices as the right one."""
+    try:
+        found = form.read(row, cue)
+        options, text, right = found.get("choices", [found.get("target")]), found["text"], found.get("gold")
+        if isinstance(right, str):  # what all options go on with: the right one is where the text would be
+            text, right = right, text
+        "".join([text, *options]).encode()
+        sound = isinstance(options, list) and all(options)
+        sound = sound and ("choices" not in found or (type(right) is int and 0 <= right < len(options)))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise PicoError(
+            f"{where} is no question: expected text in {', '.join(form.columns)}, no choice that is empty, and of the "
+            "right one its number from 0 on"
+        )
+    return found
+
+
 def local_task(name: str, file: Path, limit: int | None = None) -> dict:
     """A task of lm-eval on a file of its questions, or of so many of them, evenly spaced.
 
-    Raises PicoError for a file of other columns than FORMS knows.
+    Raises PicoError for a file without rows, of other columns than FORMS knows, or with a row that asks nothing.
     """
     columns, rows = read_rows(file)
+    if not columns:
+        raise PicoError(f"{file} has no rows: expected the questions of {name}")
     form = next((form for form in FORMS if set(form.columns) <= set(columns)), None)
     if form is None:
         known = "; ".join(", ".join(form.columns) for form in FORMS)
         raise PicoError(f"{file}: no task has columns {', '.join(columns)}; expected one of {known}")
-    documents = evenly([form.read(row, CUES.get(name, "")) for row in rows(columns)], limit)
+    asked = evenly([*enumerate(rows(columns), 1)], limit)
+    documents = [_document(form, row, CUES.get(name, ""), f"{file}, row {number}") for number, row in asked]
 
     def dataset(**_) -> dict:
         return {"test": Dataset.from_list(documents)}

@@ -9,6 +9,7 @@ Names that are not in the table are those of lm-eval: pico/evaluate/lm_eval.py.
 import codecs
 import importlib.util
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pico.base.errors import PicoError
 from pico.base.log import log
 from pico.base.symbols import visible
 from pico.data import spelling as spellings
+from pico.data.chat import Unfit, conversation
 from pico.data.documents import Packed
 from pico.data.open import open_evaluation
 from pico.data.spelling import WordSource
@@ -86,17 +88,29 @@ def made(kind: str, index: int, test: bool) -> Question:
 
 
 def read_conversations(file: Path) -> list[Question]:
-    """Each question of a user in a table of `messages`, with the assistant's answer; its part is the row's `task`."""
+    """Each question of a user in a table of `messages`, with the assistant's answer; its part is the row's `task`.
+
+    Raises PicoError for a row that is no conversation.
+    """
     columns, rows = read_rows(file)
     if "messages" not in columns:
         raise PicoError(f"{file}: no column 'messages'; expected conversations, it has {', '.join(columns)}")
     found = []
-    for row in rows(columns):
-        said = [(turn.get("role"), turn.get("content")) for turn in row["messages"]]
-        for (role, text), (other, answer) in itertools.pairwise(said):
-            if (role, other) == ("user", "assistant"):
-                found.append(Question(str(row.get("task", "questions")), text, answer.strip()))
+    for number, row in enumerate(rows(columns), 1):
+        try:
+            turns = conversation(row.get("messages"))
+        except Unfit as unfit:
+            raise PicoError(f"{file}, row {number}: expected conversations, it is one of the {unfit}") from None
+        for asked, answered in itertools.pairwise(turns):
+            if (asked.role, answered.role) == ("user", "assistant"):
+                question, answer = (encodable(turn.text) for turn in (asked, answered))
+                found.append(Question(str(row.get("task", "questions")), question, answer.strip()))
     return found
+
+
+def encodable(text: str) -> str:
+    """The text with ? for what no UTF-8 has: halves of a pair of surrogates, as JSON may spell them."""
+    return text.encode(errors="replace").decode()
 
 
 # a wording for each table; those with random letters, as spell_rand, have the same
@@ -129,12 +143,18 @@ def cute(subject: Subject) -> dict[str, dict]:
     if missing := {"task", "input1", "input2", "label"}.difference(columns):
         raise PicoError(f"{subject.file}: no column {', '.join(sorted(missing))}; expected the tables of CUTE")
     questions = []
-    for row in rows(columns):
-        wording = CUTE.get(row["task"].removesuffix("_rand"))
+    for number, row in enumerate(rows(columns), 1):
+        row = {k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in row.items()}  # bytes: of a .csv
+        wording = CUTE.get(str(row.get("task")).removesuffix("_rand"))
         if wording is None:
-            raise PicoError(f"{subject.file}: no table '{row['task']}' in CUTE; it has {', '.join(CUTE)}")
+            raise PicoError(f"{subject.file}: no table '{row.get('task')}' in CUTE; it has {', '.join(CUTE)}")
+        for name in ["label", *re.findall(r"{(\w+)}", wording)]:
+            if not isinstance(row.get(name), str):
+                raise PicoError(f"{subject.file}, row {number}: {name} is {row.get(name)!r:.40}, expected text")
         guess = 1 / 2 if row["task"] in ("orth", "sem") else 0
-        questions.append(Question(row["task"], wording.format(**row), row["label"].strip(), guess))
+        questions.append(
+            Question(row["task"], encodable(wording.format(**row)), encodable(row["label"].strip()), guess)
+        )
     groups = dict(by_part(questions))
     examples = {part: group[:SHOTS] for part, group in groups.items()}
     return _asked(subject, {part: group[SHOTS:] for part, group in groups.items()}, subject.limit, examples)

@@ -185,6 +185,34 @@ def test_figures_by_hand(folder):
     assert judge(model, load_tasks({"more": folder / "more.jsonl"}, limit=5), 5)["more"]["acc"]["questions"] == 5
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "q", "choices": ["a", "b"]} | change
+        for change in (
+            {"gold": None}, {"gold": "0"}, {"gold": 0.5}, {"gold": True}, {"gold": 2}, {"gold": -1}, {"choices": None},
+            {"choices": []}, {"choices": "ab"}, {"choices": [4, 5]}, {"choices": ["", "b"]}, {"query": None},
+            {"query": "\ud800"},
+        )
+    ] + [
+        {"context": "c", "continuation": None}, {"context": None, "answer": "a"}, {"context": "c", "answer": 4},
+        {"sentence_good": "", "sentence_bad": ""}, {"context_options": ["a", "b"], "continuation": "c", "gold": 2},
+        {"activity_label": "x", "ctx_a": "a", "ctx_b": None, "endings": ["a"], "label": "0"},
+        {"activity_label": "x", "ctx_a": "a", "ctx_b": "b", "endings": ["a"], "label": ""},
+    ],
+)  # fmt: skip
+def test_a_row_that_asks_nothing_is_one_line(tmp_path, row):
+    from pico.evaluate.lm_eval import local_task
+
+    row = {"gold": 0} | row if "query" in row else row
+    file = write(tmp_path / "mine.jsonl", json.dumps(row))
+    with pytest.raises(PicoError, match=r"mine.jsonl, row 1 is no question: expected text in \w+, [^\n]+$"):
+        local_task("mine", file)
+    write(file, "")
+    with pytest.raises(PicoError, match=r"mine.jsonl has no rows: expected the questions of mine"):
+        local_task("mine", file)
+
+
 def test_a_file_of_other_columns_is_refused(tmp_path):
     from pico.evaluate.lm_eval import local_task
 

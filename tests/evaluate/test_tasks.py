@@ -24,6 +24,7 @@ from pico.evaluate.tasks import (
     cute,
     made,
     noise,
+    read_conversations,
     spelling,
     utf8,
     validity,
@@ -186,6 +187,34 @@ def test_spelling_of_a_file(monkeypatch, tmp_path):
     assert [q.text for q in seen[1][2]["t"]] == ["q0", "q1", "q2", "q3"]
     with pytest.raises(PicoError, match="no column 'messages'"):
         spelling(Subject(None, file=write(tmp_path / "x.jsonl", '{"text": "a"}')))
+
+
+@pytest.mark.parametrize(
+    "messages, problem",
+    [
+        (None, "rows whose messages are no list"),
+        ("hello", "rows whose messages are no list"),
+        (["hello"], "rows whose messages are no list"),
+        ([], "conversations without an answer"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "a turn that is no text"),
+        ([{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}], "a turn that is no text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], "an empty turn"),
+    ],
+)
+def test_a_row_that_asks_nothing_is_one_line(tmp_path, messages, problem):
+    rows = [[{"role": "user", "content": "a \ud800"}, {"role": "assistant", "content": "b"}], messages]
+    file = write(tmp_path / "q.jsonl", "\n".join(json.dumps({"messages": row}) for row in rows))
+    with pytest.raises(PicoError, match=f"q.jsonl, row 2: expected conversations, it is one of the .*{problem}"):
+        read_conversations(file)
+    write(file, file.read_text().splitlines()[0])
+    assert read_conversations(file) == [Question("questions", "a ?", "b")]
+
+
+@pytest.mark.parametrize("change", [{"label": None}, {"input1": 3}, {"task": None}, {"task": "orth", "input3": None}])
+def test_a_row_of_cute_without_its_columns_is_one_line(tmp_path, change):
+    row = {"task": "spell", "input1": "cat", "input2": "", "label": "c a t"} | change
+    with pytest.raises(PicoError, match=r"cute.jsonl(, row 1: \w+ is .*, expected text|: no table 'None' in CUTE)"):
+        cute(Subject(None, file=write(tmp_path / "cute.jsonl", json.dumps(row))))
 
 
 def test_cute_shows_four_of_a_table_and_asks_the_others(monkeypatch, tmp_path):

@@ -155,6 +155,13 @@ class TrainConfig(Config):
     grad_accumulation_steps: Size = Field(1, description="batches in an optimizer step")
     optimizer: Literal["soap", "adamw", "muon"] = Field("soap", description="how gradients become steps")
     soap_exact: bool = Field(False, description="SOAP to the letter of its paper, slow, to compare with")
+    soap_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.95, description="memory of SOAP's second moment; its bases keep theirs of 0.95"
+    )
+    soap_cautious: bool = Field(False, description="SOAP decays only the numbers that its step takes towards 0 too")
+    tail_average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share in the final weights of their average over the end of the run"
+    )
     learning_rate: Rate = Field(1e-2, description="peak learning rate")
     embedding_rate: Rate | None = Field(None, description="peak of the embedding, if it differs")
     head_rate: Rate | None = Field(None, description="of the heads")
@@ -168,6 +175,9 @@ class TrainConfig(Config):
     )
     dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
         0.1, description="of what blocks add, left out in the same case"
+    )
+    graded_dropout: bool = Field(
+        False, description="both grow with the times that a text is read again and the tables' size for each byte of it"
     )
     gradient_clip: Annotated[Positive, Field(le=1e12)] = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

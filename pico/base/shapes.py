@@ -18,6 +18,7 @@ from pico.base.symbols import VOCABULARY
 RouterName = Literal[tuple(ROUTERS)]  # the rules there are
 TeacherName = Literal[tuple(TEACHERS)]  # those that a training may begin with
 Share = Annotated[float, Field(ge=1e-4, le=1)]
+EXTRAS = "ngram_signs", "latent_embedding_skip", "latent_update"  # of a Pico that torch alone can run
 RISEN, RISES = 0.8, 12  # a capacity that rises is there after this share of a training, in so many steps
 Matrices = dict[str, list[tuple[int, int, int]]]
 Blocks = Annotated[int, Field(ge=0, le=1000)]
@@ -86,7 +87,9 @@ class ModelConfig(Sizes):
     ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
     ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
     qk_norm: bool = Field(True, description="normalise queries and keys")
+    ngram_signs: bool = Field(False, description="a second hash picks the signs of an n-gram's embedding")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
+    latent_embedding_skip: bool = Field(False, description="latent blocks may too")
     chained_heads: bool = Field(True, description="show heads the bytes drafted before theirs")
     mlp_ratio: Positive = Field(1.0, le=64, description="SwiGLU hidden width over dim (the seed's 1, usually 8/3)")
     fb_num_blocks: Blocks = Field(2, description="local blocks before, and again after, the latent stack")
@@ -95,6 +98,9 @@ class ModelConfig(Sizes):
     latent_num_blocks: Blocks = Field(12, description="latent blocks")
     latent_att_window_size: Count = Field(512, le=2**20, description="window of the latent blocks, in routed bytes")
     router: RouterName = Field("topk", description="which bytes are routed")
+    latent_update: Literal["routed", "hold", "smooth"] = Field(
+        "routed", description="which bytes get what the latent blocks found: the routed ones, or all after them too"
+    )
     router_teacher: TeacherName | None = Field(
         None, description="the rule that routes in the first 12 % of a training, and that the router learns to foresee"
     )
@@ -126,6 +132,18 @@ class ModelConfig(Sizes):
     def rule(self) -> Rule:
         """Which bytes are routed."""
         return ROUTERS[self.router](self.latent_capacity_factor)
+
+    @property
+    def scorer(self) -> str:
+        """Which of the routers in pico/model/scorers.py."""
+        return self.rule.scorer if self.latent_update == "routed" else self.latent_update
+
+    @property
+    def torch_alone(self) -> list[str]:
+        """What of it nothing but Pico itself can do: neither numpy's readers nor transformers' form of it."""
+        found = [name for name in EXTRAS if getattr(self, name) != type(self).model_fields[name].default]
+        found += ["router"] if self.rule.scorer != "linear" else []
+        return [f"{name} = {getattr(self, name)!r}" for name in found]
 
     @property
     def teacher(self) -> Rule | None:
@@ -167,7 +185,7 @@ class ModelConfig(Sizes):
     @property
     def carry(self) -> int:
         """Numbers that the router keeps of a text between two forwards, besides what is in the history."""
-        return 2 * self.dim if self.rule.scorer == "cosine" else 0
+        return {"cosine": 2, "hold": 1, "smooth": 2}.get(self.scorer, 0) * self.dim
 
     @property
     def router_matrices(self) -> list[tuple[int, int, int]]:
@@ -189,12 +207,13 @@ class ModelConfig(Sizes):
         block.append((int(c.qk_norm), 1, 1))
         skip = int(c.embedding_skip), 1, 2
         local = [(c.fb_num_blocks * n, rows, columns) for n, rows, columns in [*block, skip]]
+        latent = [*block, (int(c.latent_embedding_skip), 1, 2)]
         return {
             "embedding": [(1, c.vocabulary, c.dim)],
             **c.ngram_matrices,
             "local_in": local,
             "router": self.router_matrices,
-            "latent": [(c.latent_blocks * n, rows, columns) for n, rows, columns in block],
+            "latent": [(c.latent_blocks * n, rows, columns) for n, rows, columns in latent],
             "local_out": local,
             "heads": [(1, c.next_tokens * c.vocabulary, c.dim)],
             "chain": [((c.next_tokens - 1) * c.chained_heads, c.dim, c.dim)],
@@ -219,6 +238,14 @@ class ModelConfig(Sizes):
     def _can_be_met(cls, router, info):
         ROUTERS[router].check(info.data.get("latent_capacity_factor", 1))  # missing when it was wrong itself
         return router
+
+    @field_validator("latent_update")
+    @classmethod
+    def _scored(cls, update, info):
+        router = info.data.get("router", "topk")  # missing when it was wrong itself
+        if update != "routed" and ROUTERS[router].scorer != "linear":
+            raise ValueError(f"router = {router!r} has a way of its own: expected routed")
+        return update
 
     @field_validator("router_teacher", "latent_capacity_start")
     @classmethod

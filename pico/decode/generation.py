@@ -257,8 +257,8 @@ class Generation:
 
 
 def needs_torch(config: Shape) -> bool:
-    """Whether its router is one that numpy knows nothing of."""
-    return isinstance(config, ModelConfig) and config.rule.scorer != "linear"
+    """Whether it is a Pico that numpy knows nothing of."""
+    return isinstance(config, ModelConfig) and bool(config.torch_alone)
 
 
 def reader(model, batch: int, feed: int, disable_latent: bool = False, cuda_graph: bool = True) -> Reader:

@@ -16,10 +16,16 @@ from pico.model import kernels
 from pico.model.blocks import Linear
 
 MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
+SIGNS = 12  # the highest bits of a hash, which pick a vector of signs; the others pick the row
 
 
 def keys(tokens, before, longest: int, rows: int, bos: int = BOS) -> list:
-    """The row in the stacked tables of each n-gram of 2 to `longest` symbols that ends with `tokens`.
+    """The row in the stacked tables of each n-gram of 2 to `longest` symbols that ends with `tokens`; see `hashes`."""
+    return [hashed % rows + order * rows for order, hashed in enumerate(hashes(tokens, before, longest, bos))]
+
+
+def hashes(tokens, before, longest: int, bos: int = BOS) -> list:
+    """48 bits for each n-gram of 2 to `longest` symbols that ends with `tokens`.
 
     before: what stood 1, 2, ... longest - 1 symbols earlier. Tensors or arrays of one shape, or plain integers: where
     one text is generated, a byte at a time is hashed. An n-gram does not reach over the start of its document: whatever
@@ -36,16 +42,27 @@ def keys(tokens, before, longest: int, rows: int, bos: int = BOS) -> list:
             newest = byte if newest != bos else bos
         hashed = (hashed * MULTIPLIER + newest + 1) & MASK
         mixed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
-        found.append((mixed ^ (mixed >> 17)) % rows + len(found) * rows)
+        found.append(mixed ^ (mixed >> 17))
     return found
+
+
+def sign_vectors(width: int) -> Tensor:
+    """(4096, width) of +1 and -1 in no order: of number n in the table, a bit of its hash. Never stored."""
+    hashed = (torch.arange(1, (width << SIGNS) + 1) * MULTIPLIER) & MASK
+    hashed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
+    return (1 - 2 * ((hashed >> 31) & 1)).view(-1, width).float()
 
 
 class NGrams(nn.Module):
     """Embeddings of the n-grams that end with a symbol, from hashed tables."""
 
-    def __init__(self, config: Shape):
+    signs: Tensor | None
+
+    def __init__(self, config: Shape, signed: bool = False):
+        """signed: n-grams that share a row have it with other signs, so that they are nearly orthogonal."""
         super().__init__()
         self.longest, self.rows = config.ngram_max, config.ngram_rows
+        self.register_buffer("signs", sign_vectors(config.ngram_dim) if signed else None, persistent=False)
         self.dropout = 0.0  # share of the lookups that training leaves out
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
@@ -54,6 +71,8 @@ class NGrams(nn.Module):
         """text (B, longest - 1 + T): the symbols, after those before them -> (B, T, D)."""
         rows = self.row_numbers(text, bos)
         found = self.table(rows)  # (B, T, orders, width)
+        if self.signs is not None:
+            found = found * F.embedding(self.hashed(text, bos) >> (48 - SIGNS), self.signs)
         if self.training and self.dropout:
             found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
         return self.project(found.flatten(2).to(dtype))
@@ -64,6 +83,10 @@ class NGrams(nn.Module):
             from pico.model.kernels.ngrams import ngram_rows
 
             return ngram_rows(text, self.longest, self.rows, bos)
+        return self.hashed(text, bos) % self.rows + self.rows * torch.arange(self.longest - 1, device=text.device)
+
+    def hashed(self, text: Tensor, bos: int) -> Tensor:
+        """(B, T, orders): `hashes` of each n-gram."""
         reach, length = self.longest - 1, text.shape[1] - self.longest + 1
         before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]
-        return torch.stack(keys(text[:, reach:], before, self.longest, self.rows, bos), dim=-1)
+        return torch.stack(hashes(text[:, reach:], before, self.longest, bos), dim=-1)

@@ -25,7 +25,7 @@ from pico.model.cache import Cache, Ring
 from pico.model.loss import multi_byte_loss
 from pico.model.ngrams import NGrams
 from pico.model.norm import norm
-from pico.model.routing import gather_routed, scatter_routed
+from pico.model.routing import gather_routed
 from pico.model.scorers import SCORERS
 
 
@@ -55,11 +55,12 @@ class Pico(nn.Module):
         self.gradient_checkpointing = False  # training keeps what goes into each block, and runs it again
         local, latent = config.fb_att_window_size, config.latent_att_window_size
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
-        self.ngrams = NGrams(config) if config.ngram_max else None
+        self.ngrams = NGrams(config, config.ngram_signs) if config.ngram_max else None
         skip = config.embedding_skip
         self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
-        self.router = SCORERS[config.rule.scorer](config)
-        self.latent = nn.ModuleList(Block(config, latent) for _ in range(config.latent_blocks))
+        self.router = SCORERS[config.scorer](config)
+        mixed = config.latent_embedding_skip
+        self.latent = nn.ModuleList(Block(config, latent, mixed) for _ in range(config.latent_blocks))
         self.local_out = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.heads = Linear(config.dim, config.next_tokens * config.vocabulary)
         chained = config.next_tokens - 1 if config.chained_heads else 0
@@ -159,7 +160,7 @@ class Pico(nn.Module):
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
         smooth = None
         if slots:
-            x, smooth = self.latent_stack(x, routing, backend, latent, carry)
+            x, smooth = self.latent_stack(x, routing, backend, latent, carry, embedding)
 
         # 4. Local blocks again. In the cache their layers follow those before the latent stack.
         for layer, block in enumerate(self.local_out, start=len(self.local_in)):
@@ -235,7 +236,13 @@ class Pico(nn.Module):
         return F.linear(x, self.heads.weight.view(-1, self.config.vocabulary, x.shape[-1])[head].to(x.dtype))
 
     def latent_stack(
-        self, x: Tensor, routing, backend: str, ring: Ring | None, carry: Tensor | None = None
+        self,
+        x: Tensor,
+        routing,
+        backend: str,
+        ring: Ring | None,
+        carry: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The latent stack: x[routed] += w (latent(x[routed]) - x[routed]), on a sequence of routed bytes alone.
 
@@ -244,11 +251,12 @@ class Pico(nn.Module):
         chosen = gather_routed(x, routing, backend)  # (B, M, D)
         if ring is not None:
             ring.open(chosen.shape[1], backend)
-        y = chosen
+        y, mixed = chosen, None
+        if self.config.latent_embedding_skip and embedding is not None:
+            mixed = gather_routed(embedding, routing, backend)
         for layer, block in enumerate(self.latent):
-            y = block(y, backend, ring, layer)
-        y, smooth = self.router.come_back(chosen, y, routing, carry)
-        return scatter_routed(x, chosen, y, routing, self.router.gate(routing), backend), smooth
+            y = block(y, backend, ring, layer, mixed)
+        return self.router.come_back(x, chosen, y, routing, carry, backend)
 
     def set_dropout(self, lookups: float, updates: float) -> None:
         """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""

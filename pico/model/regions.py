@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-GRAPHS = 4  # of a block of one shape: the first one, and with dropout
+GRAPHS = 22  # of a block of one shape: two without dropout, and two for each tenth of it where it is graded
 
 
 def compile_regions(model, **options) -> None:

@@ -100,6 +100,7 @@ class Router(nn.Module):
 
     threshold: Tensor
     seen: Tensor
+    least = 0  # slots that there are even where no byte is routed
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -147,10 +148,10 @@ class Router(nn.Module):
         return routing.weight
 
     def come_back(
-        self, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None
+        self, x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor | None]:
-        """What is to be scattered of y (B, M, D), which the bytes `chosen` (B, M, D) became; what `carried` needs."""
-        return y, None
+        """x (B, T, D) with what came back: `chosen` (B, M, D) of it became y (B, M, D). And what `carried` needs."""
+        return scatter_routed(x, chosen, y, routing, self.gate(routing), backend), None
 
     def carried(self, routing: Routing, smooth: Tensor | None, carry: Tensor) -> Tensor | None:
         """(B, T + 1, C): what it would keep if the text ended before or after each byte."""
@@ -196,7 +197,7 @@ class Router(nn.Module):
         judged, log_p = self.judge(score, text)
         at = RouterInput(judged, tokens, previous, positions, self.threshold)
         chosen = rule.choose(at)
-        slots = self.slots(rule, chosen) if self.training else slots_needed(chosen)
+        slots = self.slots(rule, chosen) if self.training else max(self.least, slots_needed(chosen))
         if self.training and rule.steered:
             with torch.no_grad():
                 count = judged.new_full((), judged.numel())

@@ -1,6 +1,6 @@
-"""Routers of others, each with its own way to score a byte. The table says which rule needs which.
+"""Routers of others, each with its own way to score a byte; and two by which an update reaches the bytes after it too.
 
-Both look at more than the stream at a byte, and neither has a reader in numpy: torch generates with them.
+The table says which rule, or which `latent_update`, needs which. None has a reader in numpy: torch generates with them.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pico.base.routers import GUESS_WIDTHS
 from pico.base.shapes import ModelConfig
-from pico.model.routing import Router, Routing
+from pico.model.routing import Router, Routing, scatter_routed
 
 ALIKE = 1 - 1e-4  # the largest cosine, so that a score is finite
 FASTER = 4.0  # the small byte model's weights are a fourth of what they stand for, and so learn four times as fast
@@ -87,10 +87,12 @@ class CosineRouter(Router):
     def gate(self, routing: Routing) -> Tensor:
         return 1 + (routing.weight - routing.weight.detach())
 
-    def come_back(self, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None) -> tuple[Tensor, Tensor]:
+    def come_back(
+        self, x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
         p = (routing.weight.gather(1, routing.index) * routing.valid)[..., None]  # (B, M, 1)
         smooth = smoothed(p, (y - chosen).float(), None if carry is None else carry[:, chosen.shape[-1] :])
-        return chosen + smooth.to(chosen.dtype), smooth
+        return scatter_routed(x, chosen, chosen + smooth.to(x.dtype), routing, self.gate(routing), backend), smooth
 
     def carried(self, routing: Routing, smooth: Tensor | None, carry: Tensor) -> Tensor:
         assert routing.key is not None
@@ -126,4 +128,63 @@ def smoothed(p: Tensor, update: Tensor, before: Tensor | None) -> Tensor:
     return total
 
 
-SCORERS: dict[str, type[Router]] = {"linear": Router, "cosine": CosineRouter, "entropy": EntropyRouter}
+class HoldRouter(Router):
+    """A byte that is not routed gets the update of the last one that was, times both gates; a routed one gets its own.
+
+        x_r += w_r u_r        u_r = y_r - x_r of the routed byte r
+        x_t += w_t w_r u_r    of a byte t that is not, r the last routed one before it
+
+    It keeps w_r u_r of each text. The gate of every byte behind a routed one has a gradient, and an update has one from
+    all of them.
+    """
+
+    least = 1  # for a byte that is not routed gets something too
+
+    def come_back(
+        self, x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        gate = routing.weight.gather(1, routing.index)[..., None]  # (B, M, 1)
+        held = latest(gate * (y - chosen).float(), routing.routed, carry)
+        share = routing.weight.masked_fill(routing.routed, 1.0)[..., None]  # (B, T, 1)
+        return x + (share * held).to(x.dtype), held
+
+    def carried(self, routing: Routing, smooth: Tensor | None, carry: Tensor) -> Tensor:
+        if smooth is None:
+            return carry[:, None].expand(-1, routing.routed.shape[1] + 1, -1)
+        return torch.cat([carry[:, None], smooth], dim=1)
+
+
+class SmoothRouter(HoldRouter):
+    """As in SOMBRERO (arXiv 2601.22805) updates fade into each other byte by byte, and each byte gets what there is:
+
+        h_t = w_t u_t + (1 - w_t) h_(t-1)      x_t += h_t
+
+    u_t is the update of the last byte routed up to t, and w_t at every byte is its own gate. So a byte that is not
+    routed, whose gate is small, keeps what there was, and moves on to the newest update as far as it was near to being
+    routed. With its confidence 1 - w_t instead it would hold u_t and nothing else one byte after r, whatever w_r is.
+    It keeps u_t and h_t of each text.
+    """
+
+    def come_back(
+        self, x: Tensor, chosen: Tensor, y: Tensor, routing: Routing, carry: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        before, smooth_before = (None, None) if carry is None else carry.chunk(2, dim=-1)
+        update = latest((y - chosen).float(), routing.routed, before)
+        smooth = smoothed(routing.weight[..., None], update, smooth_before)
+        return x + smooth.to(x.dtype), torch.cat([update, smooth], dim=-1)
+
+
+def latest(update: Tensor, routed: Tensor, before: Tensor | None) -> Tensor:
+    """(B, T, D): at each byte the update (B, M, D) of the last one routed (B, T) up to it, or `before` (B, D), or 0."""
+    first = torch.zeros_like(update[:, 0]) if before is None else before
+    passed = routed.cumsum(1)[..., None].expand(-1, -1, update.shape[-1])  # routed bytes so far
+    return torch.cat([first[:, None], update], dim=1).gather(1, passed)
+
+
+SCORERS: dict[str, type[Router]] = {
+    "linear": Router,
+    "cosine": CosineRouter,
+    "entropy": EntropyRouter,
+    "hold": HoldRouter,
+    "smooth": SmoothRouter,
+}

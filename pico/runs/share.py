@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pico.base.errors import PicoError
 from pico.base.files import remove, write_json, write_whole, writing
-from pico.base.shapes import GPTConfig, ModelConfig, Shape
+from pico.base.shapes import EXTRAS, GPTConfig, ModelConfig, Shape
 from pico.base.symbols import Alphabet
 from pico.data import hub
 from pico.data.bpe import BPE, read_tokenizer
@@ -136,9 +136,9 @@ def transformers_config(config: Shape, alphabet: Alphabet) -> dict:
     common = {"dtype": "float32", **control_ids(alphabet)}
     if isinstance(config, ModelConfig):
         sizes = {"head_dim": config.head_dim, "mlp_dim": config.mlp_dim, "latent_num_blocks": config.latent_blocks}
-        if config.rule.scorer != "linear":
-            raise PicoError(f"router = {config.router!r}: transformers' form of Pico knows no such rule")
-        unsaid = {"kind", "mlp_ratio", "router_teacher", "latent_capacity_start"}
+        if config.torch_alone:
+            raise PicoError(f"{', '.join(config.torch_alone)}: transformers' form of Pico knows nothing of it")
+        unsaid = {"kind", "mlp_ratio", "router_teacher", "latent_capacity_start", *EXTRAS}
         own = config.model_dump(exclude=unsaid) | sizes | {"vocab_size": config.vocabulary}
         return _with_code("modeling_pico", "Pico", "pico") | own | common
     if is_llama(config):

@@ -103,7 +103,8 @@ class Training:
         self.folder, self.announced = parts.folder, False
         self.saved = parts.state.step if parts.origin.checkpoint else -1  # step of the newest checkpoint
         self.queued: list[Queued] = []  # steps whose numbers are yet to be read, the oldest first
-        self.lags = parts.accelerator.device.type == "cuda" and parts.accelerator.num_processes == 1
+        alone = parts.accelerator.device.type == "cuda" and parts.accelerator.num_processes == 1
+        self.lags = alone and not parts.config.tail_average  # which reads the weights of every step
         self.graphs = step_graphs(parts.model, parts.optimizers, parts.config, self.display.warn)
         self.skips, self.rate = 0, 0.0  # steps that were not finite, in a row; bytes a second, lately
         self.signals, self.saves_made = Signals(), 0  # saves: by signal
@@ -177,7 +178,7 @@ class Training:
             batches,
             state.step + len(self.queued),
             self.progress(self.queued),
-            parts.short_text,
+            parts.numbers_per_byte,
             to_share=lambda: self.to_share(prefetch),
             graphs=self.graphs,
             scaler=parts.scaler,
@@ -212,6 +213,8 @@ class Training:
             state.bytes += done.bytes
             state.flops += budget.step_flops(parts.model.config, config, done.routed)
             state.executed_flops += budget.step_flops(parts.model.config, config, done.slots)
+            if config.tail_average:
+                parts.optimizers[-1].follow(state.step, self.progress())
         self.failed = failures > 0 and self.progress() < 1
         if not done.finite:
             self.skip(done.loss, done.grad_norm)

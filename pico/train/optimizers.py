@@ -10,6 +10,8 @@ from pico.base.schedules import SCHEDULES
 from pico.train.soap import SOAP
 
 TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
+GRAM_BETA = 0.95  # memory of the averages that SOAP's bases follow, and of its momentum
+TAIL, TAIL_MEMORY = 0.85, 0.05  # shares of a run: where an average of its weights begins, and how far back it looks
 
 
 def set_learning_rate(optimizers, config: TrainConfig, step: int, progress: float) -> float:
@@ -43,18 +45,22 @@ def build_optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
     symbols = [part([embedding], "embedding_rate", config), part(head, "head_rate", config)]
     matrices = {"params": parts["matrices"]}
     undecayed = part(parts["undecayed"], "vector_rate", config, weight_decay=0.0)
-    lookups = [RowAdagrad([{"params": parts["tables"], "rate": TABLE_RATE}], config.learning_rate)]
-    lookups = lookups if parts["tables"] else []
+    others: list[torch.optim.Optimizer] = []
+    if parts["tables"]:
+        others.append(RowAdagrad([{"params": parts["tables"], "rate": TABLE_RATE}], config.learning_rate))
+    if config.tail_average:
+        others.append(TailAverage([p for group in parts.values() for p in group], config.tail_average))
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": decay}
     if config.optimizer == "soap":
         groups = joined(matrices, *({**group, "one_sided": True} for group in symbols), undecayed)
-        return [SOAP(groups, lr=config.learning_rate, weight_decay=decay, exact=config.soap_exact), *lookups]
-    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": decay}
+        options |= {"betas": (GRAM_BETA, config.soap_beta2), "gram_beta": GRAM_BETA, "cautious": config.soap_cautious}
+        return [SOAP(groups, exact=config.soap_exact, **options), *others]
     beside = [*symbols, undecayed] if config.optimizer == "muon" else [*symbols, matrices, undecayed]
     rest = adamw(joined(*beside), **options, betas=(0.9, 0.95))
     if config.optimizer == "adamw":
-        return [rest, *lookups]
+        return [rest, *others]
     length = {"rms": "match_rms_adamw", "original": "original"}[config.muon_step]
-    return [torch.optim.Muon([matrices], **options, adjust_lr_fn=length), rest, *lookups]
+    return [torch.optim.Muon([matrices], **options, adjust_lr_fn=length), rest, *others]
 
 
 def part(parameters: list, peak: str, config: TrainConfig, **options) -> dict:
@@ -90,6 +96,31 @@ class GatedAdamW(torch.optim.AdamW):
     def step(self, closure=None):
         self.found_inf = None if self.gate is None else 1 - self.gate
         return super().step(closure)
+
+
+class TailAverage(torch.optim.Optimizer):
+    """Steps nothing: it follows the weights over the end of a run, and then takes them a share of the way back.
+
+    average += (weight - average) / (TAIL_MEMORY steps);    at the end  weight += share (average - weight)
+    """
+
+    def __init__(self, params, share: float):
+        super().__init__(params, {"share": share})
+        self.gate: Tensor | None = None  # see `gated`
+
+    def step(self, closure=None):
+        return None if closure is None else closure()
+
+    @torch.no_grad()
+    def follow(self, step: int, progress: float) -> None:
+        """Call after the `step`-th step, with the fraction of the run that is done then."""
+        for group in self.param_groups if progress >= TAIL else ():
+            for p in group["params"]:
+                if not (state := self.state[p]):
+                    state["average"] = p.detach().clone()
+                state["average"].lerp_(p, min(1.0, progress / step / TAIL_MEMORY))
+                if progress >= 1:
+                    p.lerp_(state["average"], group["share"])
 
 
 class RowAdagrad(torch.optim.Optimizer):

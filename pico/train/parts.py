@@ -96,7 +96,7 @@ class Parts:
     optimizers: list
     scaler: GradScaler  # of the loss; on for fp16 alone
     batches: Batches
-    short_text: bool  # it would be learned by heart when it is read again
+    numbers_per_byte: float  # of the n-gram tables, for the text that is read again; 0 if none is
     total_steps: int | None  # that limit the run; None if other limits do
     state: State
     tracker: Tracker
@@ -164,7 +164,8 @@ def build(
     # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
     numbers = sum(table.numel() for table in model.parameter_groups()["tables"])
     documents = text.documents
-    short_text = isinstance(documents, (Documents, Tokens)) and documents.repeats and documents.size < numbers
+    again = isinstance(documents, (Documents, Tokens)) and documents.repeats
+    numbers_per_byte = numbers / documents.size if again else 0.0
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)
 
     # train.json says what the run began with; what was written behind the checkpoint will be written again.
@@ -190,7 +191,7 @@ def build(
     return Parts(
         path=path, run=run, config=config, accelerator=accelerator, display=display, reading=reading, text=text,
         origin=origin, model=model, forward=forward, optimizers=optimizers, scaler=scaler, batches=batches,
-        short_text=short_text, total_steps=total_steps, state=state, tracker=tracker,
+        numbers_per_byte=numbers_per_byte, total_steps=total_steps, state=state, tracker=tracker,
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def check_resume(
         changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
     old = TrainConfig.build(**before["train"])
     rates = [name for name in OWN_RATES if (getattr(old, name) is None) != (getattr(config, name) is None)]
-    fixed = ("optimizer", "muon_step", "seed", "context_len", *rates)
+    own = ("soap_beta2", "soap_cautious", "tail_average")  # an optimizer's state remembers them
+    fixed = ("optimizer", "muon_step", *own, "seed", "context_len", *rates)
     changed.append(differences(old, config, only=fixed, name=TrainConfig.flag))
     if old.step_chunks != config.step_chunks:
         changed.append(f"--batch-size x --grad-accumulation-steps {old.step_chunks} -> {config.step_chunks}")

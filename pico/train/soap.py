@@ -57,6 +57,8 @@ class SOAP(torch.optim.Optimizer):
         if no cut of at least block_dim / 2 divides it, or in exact mode, which never cuts. None: no limit.
     one_sided: rotate only the columns. For matrices whose rows are symbols, not directions (embedding, heads): turning
         those mixes frequent with unseen bytes, and the model learned worse than with Adam (RESULTS.md).
+    gram_beta: of the averages that the bases follow; that of the second moment, betas[1], if not given.
+    cautious: weight decay of those numbers alone that the update takes towards 0 as well (arXiv 2510.12402).
     matmul_dtype: of the per-step matmuls; bfloat16 where it is fast if not given. Exact mode does not use it.
     schedule: "spread", a part of the bases in each step, or "together", all of them in one. By device if not given;
         exact mode has its own.
@@ -76,6 +78,8 @@ class SOAP(torch.optim.Optimizer):
         exact: bool = False,
         block_dim: int | None = None,
         one_sided: bool = False,
+        gram_beta: float | None = None,
+        cautious: bool = False,
         matmul_dtype: torch.dtype | None = None,
         schedule: Literal["spread", "together"] | None = None,
     ):
@@ -93,6 +97,8 @@ class SOAP(torch.optim.Optimizer):
                 exact=exact,
                 block_dim=block_dim,
                 one_sided=one_sided,
+                gram_beta=gram_beta,
+                cautious=cautious,
             ),
         )
 
@@ -102,6 +108,7 @@ class SOAP(torch.optim.Optimizer):
         for name, good, expected in (
             ("lr", group["lr"] >= 0, "a number >= 0"),
             ("betas", all(0 <= beta < 1 for beta in group["betas"]), "two numbers in [0, 1)"),
+            ("gram_beta", group["gram_beta"] is None or 0 <= group["gram_beta"] < 1, "None or a number in [0, 1)"),
             ("eps", group["eps"] >= 0, "a number >= 0"),
             ("weight_decay", group["weight_decay"] >= 0, "a number >= 0"),
             ("precondition_frequency", group["precondition_frequency"] >= 1, "a whole number >= 1"),
@@ -116,6 +123,8 @@ class SOAP(torch.optim.Optimizer):
     def __setstate__(self, state: dict):  # also the end of load_state_dict: the stacks are not these tensors' any more
         super().__setstate__(state)
         self._stacks = {}
+        for group in self.param_groups:  # one of an older checkpoint says less
+            group.update({**self.defaults, **group})
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -94,12 +94,17 @@ class Stack:
         """Out of the rotated basis, in the dtype of the matmuls."""
         return _rotate(update.to(self.matmul_dtype), {side: basis.mT for side, basis in self.bases.items()})
 
-    def average(self, weight: float | Tensor):
-        """Moves the averages of G G^T and G^T G towards this gradient's by this weight."""
+    def average(self, group: dict, counts: float | Tensor = 1.0):
+        """Moves the averages of G G^T and G^T G towards this gradient's; counts: 0 for a gradient that is none."""
+        beta = group["betas"][1] if group["gram_beta"] is None else group["gram_beta"]
         for side in self.sides:
             gram = self.state[f"gram_{side}"]
             product = _matmul(self.grad, self.grad.mT) if side == 0 else _matmul(self.grad.mT, self.grad)
-            gram.lerp_(product.to(gram.dtype), weight)
+            gram.lerp_(product.to(gram.dtype), counts * (1 - beta))
+
+    def decay_shrinking(self, weights: list[Tensor], updates: list[Tensor], share: float | Tensor):
+        """Weight decay of the numbers that their updates, which are subtracted, take towards 0 as well."""
+        torch._foreach_mul_(weights, [1 - share * (w * u > 0) for w, u in zip(weights, updates)])
 
 
 class SpreadStack(Stack):
@@ -123,7 +128,7 @@ class SpreadStack(Stack):
         self.steps += 1
         self.age += 1
         if self.age == 1:
-            self.average(1 - beta2)
+            self.average(group)
             for side in self.sides:
                 self.state[f"basis_{side}"].copy_(eigenvectors(self.state[f"gram_{side}"]).mT)
                 self.bases[side] = self.basis(side)
@@ -132,12 +137,14 @@ class SpreadStack(Stack):
         update = self.turn_back(self.adam(1 - beta1, 1 - beta2, group["eps"]))
         t = self.age - 1
         scale = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        weights = self.weights()
-        torch._foreach_add_(weights, self.views(update), alpha=-scale)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        weights, updates, decay = self.weights(), self.views(update), group["lr"] * group["weight_decay"]
+        if group["weight_decay"] and group["cautious"]:
+            self.decay_shrinking(weights, updates, decay)
+        torch._foreach_add_(weights, updates, alpha=-scale)
+        if group["weight_decay"] and not group["cautious"]:
+            torch._foreach_mul_(weights, 1 - decay)
 
-        self.average(1 - beta2)
+        self.average(group)
         due = self.all if t < group["precondition_frequency"] and not self.exact else self.due[-t % len(self.due)]
         if len(due):
             self.refresh(due)
@@ -198,12 +205,14 @@ class TogetherStack(Stack):
         self.grad.masked_fill_(~pace.is_open, 0)  # it may be NaN, and NaN times 0 is NaN
 
         update = self.adam(pace.moves * (1 - beta1), pace.moves * (1 - beta2), group["eps"]).mul_(pace.scale)
-        weights = self.weights()
-        torch._foreach_sub_(weights, self.views(self.turn_back(update).to(self.dtype)))  # of one dtype: one kernel
-        if group["weight_decay"]:
+        weights, updates = self.weights(), self.views(self.turn_back(update).to(self.dtype))  # of one dtype: one kernel
+        if group["weight_decay"] and group["cautious"]:
+            self.decay_shrinking(weights, updates, 1 - pace.keep)
+        torch._foreach_sub_(weights, updates)
+        if group["weight_decay"] and not group["cautious"]:
             torch._foreach_mul_(weights, pace.keep)
 
-        self.average(pace.counts * (1 - beta2))
+        self.average(group, pace.counts)
         if refresh:
             self.refresh(pace.is_open)
 

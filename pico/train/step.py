@@ -66,6 +66,18 @@ def loss_scaler(device: torch.device, dtype: torch.dtype) -> GradScaler:
     return GradScaler(device.type, enabled=dtype == torch.float16)
 
 
+def learned_by_heart(numbers_per_byte: float, times: int, graded: bool) -> float:
+    """How much of the dropout settings a text needs that was read so many times before, and of whose bytes each has
+    that many numbers of the n-gram tables.
+
+    All when it is read again and there are more numbers than bytes; else nothing. Graded: a third of their product, in
+    steps of a tenth, at most all. So a text of a third as many bytes as numbers, or fewer, gets what it gets otherwise.
+    """
+    if graded:
+        return min(10, round(10 / 3 * numbers_per_byte * times)) / 10
+    return float(numbers_per_byte > 1 and times > 0)
+
+
 def optimizer_step(
     model: Model,
     forward: Callable,
@@ -74,7 +86,7 @@ def optimizer_step(
     batches: Sequence[Batch],
     step: int,
     progress: float,
-    short_text: bool = False,
+    numbers_per_byte: float = 0.0,
     to_share: Callable[[], list[float]] = list,
     mark: Callable[[str], object] = lambda part: None,
     graphs: StepGraphs | None = None,
@@ -83,9 +95,9 @@ def optimizer_step(
     """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
 
     forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
-    before, and which fraction of the run is done. short_text: it would be learned by heart when it is read again, so
-    then there is dropout. to_share: numbers that the processes share on the way. mark: told the name of each part
-    when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
+    before, and which fraction of the run is done. numbers_per_byte: of the n-gram tables, for the text that is read
+    again; then there may be dropout. to_share: numbers that the processes share on the way. mark: told the name of each
+    part when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
     scaler: of the loss, for activations in fp16: where a gradient overflows its scale halves, and no weight moves.
     """
     # 1. Where the run is decides how far a step goes, and what the model does in it.
@@ -94,7 +106,7 @@ def optimizer_step(
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share = device_of(model), config.router_loss_weight * model.config.routes
-    again = [short_text and batch.position["epoch"] > 0 for batch in batches]
+    again = [learned_by_heart(numbers_per_byte, batch.position["epoch"], config.graded_dropout) for batch in batches]
     tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
     tick = mark if graphs is None else lambda part: None
 

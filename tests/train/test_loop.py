@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import first_fast
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
@@ -63,6 +64,27 @@ def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, dat
     monkeypatch.setattr(Training, "step", watched)
     go(create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
     assert seen == {0: {(0.0, 0.0)}, 1: {again}}
+
+
+def test_a_run_ends_on_its_last_weights_and_the_average_of_its_tail(path, data, monkeypatch):
+    seen, original = [], Training.conclude
+
+    def conclude(self, line):
+        seen.append({name: p.detach().clone() for name, p in self.parts.model.named_parameters()})
+        original(self, line)
+
+    monkeypatch.setattr(Training, "conclude", conclude)
+    go(path, "plain", data, config(max_steps=40))
+    plain, seen = seen, []
+    go(path, "averaged", data, config(max_steps=40, tail_average=0.6))
+    final = weights(path, "averaged")
+    for name, last in plain[-1].items():
+        assert all(torch.equal(one[name], other[name]) for one, other in zip(plain[:-1], seen))
+        average = plain[33][name]
+        for step in range(34, 40):
+            average = average + (plain[step][name] - average) / 2
+        torch.testing.assert_close(final[name], 0.4 * last + 0.6 * average)
+        assert torch.equal(final[name], seen[-1][name])  # before it was validated
 
 
 def test_epochs_and_steps_whichever_ends_first(path, data):

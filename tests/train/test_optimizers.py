@@ -8,7 +8,7 @@ from training import SMALL
 from pico.base.config import TrainConfig
 from pico.base.presets import preset
 from pico.model.pico import Pico
-from pico.train.optimizers import TABLE_RATE, build_optimizers, set_learning_rate
+from pico.train.optimizers import TABLE_RATE, TailAverage, build_optimizers, set_learning_rate
 
 OWN = dict(embedding_rate=0.5, head_rate=0.25, vector_rate=0.125)
 
@@ -101,3 +101,27 @@ def test_every_parameter_is_moved_once_and_only_matrices_decay(name):
     for key, value in decay.items():
         still = key.endswith(("mix", "sharpness", "table.weight")) or "router" in key
         assert value == (0.0 if still else 0.5), key
+
+
+def test_the_tail_of_a_run_is_averaged_and_given_back_in_part():
+    """Over a memory of five steps of a hundred, from step 85 on; the end is .4 of the last weights and .6 of it."""
+    p, average = torch.nn.Parameter(torch.zeros(3)), None
+    tail = TailAverage([p], 0.6)
+    for step in range(1, 101):
+        with torch.no_grad():
+            p.copy_(torch.randn(3))
+        last = p.detach().clone()
+        if step >= 85:
+            average = last if average is None else average + (last - average) / 5
+        tail.follow(step, step / 100)
+        assert torch.equal(p, last) or step == 100
+    torch.testing.assert_close(p.detach(), 0.4 * last + 0.6 * average)
+
+
+def test_settings_of_soap_reach_it():
+    settings = TrainConfig(soap_beta2=0.99, soap_cautious=True, tail_average=0.6)
+    soap, _, tail = build_optimizers(tiny(), settings)
+    for group in soap.param_groups:
+        assert (group["betas"], group["gram_beta"], group["cautious"]) == ((0.95, 0.99), 0.95, True)
+    assert isinstance(tail, TailAverage) and tail.param_groups[0]["share"] == 0.6
+    assert sum(map(len, (g["params"] for g in tail.param_groups))) == len(list(tiny().parameters()))

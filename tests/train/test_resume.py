@@ -112,6 +112,7 @@ OWN_RATES = dict(embedding_rate=3e-2, head_rate=1e-3, vector_rate=2e-3)
     first_fast(
         *[dict(schedule=name) for name in ("steps", "warmdown", "cosine")],
         *[dict(optimizer=name, **OWN_RATES) for name in ("soap", "adamw", "muon")],
+        dict(soap_beta2=0.99, soap_cautious=True, tail_average=0.6),
     ),
 )
 def test_resume_is_exact_for_every_schedule_and_with_own_rates(path, data, monkeypatch, settings):

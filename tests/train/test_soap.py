@@ -58,6 +58,57 @@ def test_a_side_too_wide_stays_unrotated_as_in_the_oracle():
     assert follow_oracle([(30, 8), (8, 30), (30, 30)], widest=16) <= 1e-5
 
 
+# --- what is not in the paper -----------------------------------------------------------------------------------------
+
+MODES = [dict(exact=True), dict(schedule="spread"), dict(schedule="together")]
+FP32 = dict(matmul_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_the_second_moment_and_the_bases_may_have_memories_of_their_own(mode):
+    (p,), (q,) = parameters((6, 4)), parameters((5,))
+    optimizer = SOAP([p, q], betas=(0.9, 0.99), gram_beta=0.8, precondition_frequency=100, **FP32, **mode)
+    gram, square = torch.zeros(6, 6), torch.zeros(5)
+    for step in range(5):
+        noise([p, q], step, scale=1.0)
+        gram = 0.8 * gram + 0.2 * p.grad @ p.grad.T
+        if step:  # the first gradient sets the bases alone
+            square = 0.99 * square + 0.01 * q.grad**2
+        optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["gram_0"][0], gram, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(optimizer.state[q]["exp_avg_sq"].flatten(), square, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_cautious_decay_is_of_numbers_that_the_update_shrinks(mode):
+    """Against the same optimizer without decay: what a step subtracts says where it decays."""
+    decayed, plain = parameters((6, 4), (5,)), parameters((6, 4), (5,))
+    one = SOAP(decayed, lr=0.1, weight_decay=0.5, cautious=True, **FP32, **mode)
+    two = SOAP(plain, lr=0.1, weight_decay=0.0, **FP32, **mode)
+    for step in range(4):
+        noise(decayed, step), noise(plain, step)
+        before = [p.detach().clone() for p in decayed]
+        for p, start in zip(plain, before):
+            p.data.copy_(start)
+        one.step(), two.step()
+        for p, q, start in zip(decayed, plain, before):
+            shrinks = (start - q) * start > 0
+            torch.testing.assert_close(p, q - 0.05 * start * shrinks, atol=1e-6, rtol=1e-5)
+            assert not step or 0 < shrinks.sum() < shrinks.numel()
+
+
+def test_a_state_that_says_less_has_the_defaults():
+    optimizer = SOAP(parameters((3, 3)))
+    state = optimizer.state_dict()
+    for name in ("gram_beta", "cautious"):
+        state["param_groups"][0].pop(name)
+    other = SOAP(parameters((3, 3)), cautious=True)
+    other.load_state_dict(state)
+    assert other.param_groups[0]["gram_beta"] is None and other.param_groups[0]["cautious"]
+    with pytest.raises(PicoError, match=r"gram_beta = 1\.0: expected None or a number"):
+        SOAP(parameters((3, 3)), gram_beta=1.0)
+
+
 # --- the fast mode ----------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from pico.model.attention import alibi_slopes
 from pico.model.casts import cast_together
 from pico.train.optimizers import GatedAdamW, build_optimizers
 from pico.train.soap import SOAP
-from pico.train.step import optimizer_step, step_graphs
+from pico.train.step import learned_by_heart, optimizer_step, step_graphs
 
 CONFIG = TrainConfig(context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, warmup_steps=0)
 
@@ -73,12 +73,24 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
 def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
     model, again = tiny("topk").train(), batches(1, epoch=1)
     for progress, short, read in ((0.5, True, batches(1)), (0.5, False, again), (TopK.causal_from, True, again)):
-        step(model, read, progress=progress, short_text=short)
+        step(model, read, progress=progress, numbers_per_byte=2.0 * short)
         assert model.router.causal == (progress == TopK.causal_from)
         assert model.lookahead == pytest.approx(1 - progress)
         dropped = short and read is again
         assert model.ngrams.dropout == CONFIG.ngram_dropout * dropped
         assert {block.dropout for block in (*model.local_in, *model.latent)} == {CONFIG.dropout * dropped}
+
+
+def test_what_is_left_out_may_grow_with_the_times_that_a_text_is_read_again():
+    """Numbers for a byte times epochs, a third of it, to a tenth."""
+    found = {(n, times): learned_by_heart(n, times, True) for n in (5.2, 0.6, 0.4, 0.01) for times in (0, 1, 2, 4, 9)}
+    assert {key: share for key, share in found.items() if share} == {
+        (5.2, 1): 1, (5.2, 2): 1, (5.2, 4): 1, (5.2, 9): 1, (0.6, 1): 0.2, (0.6, 2): 0.4, (0.6, 4): 0.8, (0.6, 9): 1,
+        (0.4, 1): 0.1, (0.4, 2): 0.3, (0.4, 4): 0.5, (0.4, 9): 1,
+    }  # fmt: skip
+    model, config = tiny("topk").train(), CONFIG.model_copy(update={"graded_dropout": True})
+    step(model, batches(1, epoch=2), config, numbers_per_byte=0.6)
+    assert model.ngrams.dropout == pytest.approx(0.4 * 0.7) and model.latent[0].dropout == pytest.approx(0.04)
 
 
 def test_a_step_that_is_not_finite_moves_nothing():
@@ -173,7 +185,7 @@ def test_replayed_steps_are_the_steps_themselves(optimizer, failing, like_a_gpu,
         for step in range(40):
             tokens = random_tokens(2, 28, seed=step)
             read = [Batch(tokens[:, :24], tokens[:, 1:], 48, {"epoch": int(20 <= step < 30)})]
-            options = dict(step=step, progress=step // 5 / 8, short_text=True, graphs=graphs)
+            options = dict(step=step, progress=step // 5 / 8, numbers_per_byte=2.0, graphs=graphs)
             numbers.append(optimizer_step(model, model, optimizers, config, read, **options).get()[:7])
         results.append([torch.tensor(numbers), *model.state_dict().values()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -240,7 +252,7 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, captured, monkey
         optimizers = build_optimizers(model, config)
         graphs = step_graphs(model, optimizers, config) if captured else None
         for number in range(12):
-            options = dict(step=number, progress=number / 12, short_text=True, graphs=graphs)
+            options = dict(step=number, progress=number / 12, numbers_per_byte=2.0, graphs=graphs)
             numbers = optimizer_step(model, model, optimizers, config, batches(2, epoch=number % 2), **options)
             assert numbers.is_cuda and numbers.shape == (10,)
     alibi_slopes.cache_clear()  # it keeps the fake ones

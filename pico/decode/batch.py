@@ -1,9 +1,8 @@
 """Continuous batching: texts of many users go through the model together, and join and leave between two forwards.
 
-What a text says does not depend on who else is there. Its symbol number t is argmax(logits / temperature + g_t), where
-the Gumbel noise g_t comes of the text's own seed and t alone (the Gumbel-max trick: a draw from the softmax). A draft
-of that symbol is drawn from its head with the same noise, so that both mostly agree, and is kept where they do. So
-any number of drafts may be tried, many for one text and few for each of eight, and all give the same text.
+What a text says does not depend on who else is there: each symbol is drawn with noise of the text's own seed
+(`sampling.Noise`). So any number of drafts may be tried, many for one text and few for each of eight, and all give the
+text that `generate` gives on a CPU.
 """
 
 import logging
@@ -23,7 +22,7 @@ from pico.decode.generation import Continuation, Step, needs_torch
 from pico.decode.numpy_batch import NumpyBatch
 from pico.decode.numpy_gpt import NumpyGPT
 from pico.decode.numpy_reader import NumpyReader, TextState
-from pico.decode.sampling import Sampling, numpy_distribution, numpy_penalised, numpy_surprise
+from pico.decode.sampling import Noise, Sampling, numpy_draw, numpy_filtered, numpy_penalised, numpy_surprise
 from pico.decode.torch_batch import TorchBatch
 from pico.decode.torch_reader import cast
 from pico.model.cost import cache_bytes
@@ -31,7 +30,6 @@ from pico.model.cost import cache_bytes
 PIECE = 256  # symbols of prompts that are read between two forwards of the texts that grow
 ALONE = 1024  # the same where none grows
 REMEMBERED = 64 * 2**20  # bytes of states of texts that are kept, to go on from
-NOISE = 32  # symbols whose noise is drawn at once
 
 
 class GrowingText:
@@ -51,24 +49,12 @@ class GrowingText:
         self.state: TextState | None = None  # between two pieces of the prompt
         self.growing = Continuation(sampling, sampling.ends(alphabet))
         self.banned = sampling.banned(alphabet)
-        self.filtered = bool(sampling.heat and (sampling.top_k or sampling.top_p < 1 or sampling.min_p))
         self.recent = sampling.recent(ids[:-1], alphabet)
         self.pending = ids[-1:]  # drawn and not read yet, and drafts behind it
         self.decided = 0  # symbols that were drawn
         self.surprise, self.choices = nan, []  # of the symbol drawn last
         self.told: list[list] = []  # choices of the steps that are not certain
-        self._rng = np.random.default_rng(sampling.seed)
-        self._noise, self._first = np.zeros((0, alphabet.size), np.float32), 0
-
-    def noise(self, count: int) -> np.ndarray:
-        """(count, V) of the next symbols to be drawn."""
-        missing = self.decided + count - self._first - len(self._noise)
-        if missing > 0:
-            shape = -(-missing // NOISE) * NOISE, self._noise.shape[1]
-            drawn = np.maximum(self._rng.standard_exponential(shape, np.float32), np.finfo(np.float32).tiny)
-            self._noise = np.concatenate([self._noise[self.decided - self._first :], -np.log(drawn)])
-            self._first = self.decided
-        return self._noise[self.decided - self._first :][:count]
+        self.noise = Noise(sampling, alphabet.size)
 
 
 def readers(model, rows: int, feed: int) -> tuple[Any, Any]:
@@ -179,7 +165,7 @@ class Engine:
         weight, routed = self.batch.read(tokens)
         logits = self.batch.logits()
         bits = numpy_surprise(logits)
-        noise = np.stack([text.noise(2 * n) for text in texts])  # (B, 2n, V)
+        noise = np.stack([text.noise(text.decided, 2 * n) for text in texts])  # (B, 2n, V)
         drawn = self._draw(logits, tokens, noise[:, :n])  # (B, n)
         accepted = (tokens[:, 1:] == drawn[:, :-1]).cumprod(1).sum(1)
         following = drawn[rows, accepted]
@@ -210,13 +196,9 @@ class Engine:
     def _draw(self, logits: np.ndarray, tokens: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The symbol after each of the last n tokens: logits and noise (B, n, V) -> (B, n)."""
         for row, text in enumerate(self.texts):
-            logits[row] = numpy_penalised(logits[row], text.recent, tokens[row].tolist(), text.sampling)
-            if text.filtered:
-                p = numpy_distribution(logits[row].copy(), text.sampling, text.banned)
-                logits[row][p == 0] = -np.inf
-        np.copyto(logits, -np.inf, where=np.array([text.banned for text in self.texts])[:, None])
-        heat = np.array([text.sampling.heat for text in self.texts], np.float32)
-        return (logits + heat[:, None, None] * noise).argmax(-1)
+            penalised = numpy_penalised(logits[row], text.recent, tokens[row].tolist(), text.sampling)
+            logits[row] = numpy_filtered(penalised, text.sampling, text.banned)
+        return numpy_draw(logits, noise, np.array([text.banned for text in self.texts])[:, None])
 
     def _hear(self, row: int, text: GrowingText, kept: int, tokens, routed, weight, surprise, bits) -> int:
         """Tells what a text has gained in a forward; returns how many of the tokens it keeps."""

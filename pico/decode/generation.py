@@ -1,9 +1,10 @@
 """Self-speculative generation: the N heads draft, the same forward verifies, and the output is exactly the model's.
 
-One forward a cycle reads the last sampled byte and the drafts behind it. Head 0 checks the drafts by speculative
-sampling (arXiv 2211.17192): draft d is kept with probability min(1, p(d) / q(d)); at the first rejection the byte
-drawn from max(p - q, 0) is emitted instead. Heads 1.. at the last kept byte draw the next drafts, each knowing those
-before it. At temperature 0 both distributions are one-hot and the same lines are greedy decoding.
+One forward a cycle reads the last sampled byte and the drafts behind it. Head 0 checks the drafts, and heads 1.. at the
+last kept byte draw the next, each knowing those before it. Of one text on a CPU a draft is kept if it is the byte that
+head 0 draws with the same noise: the text is byte for byte what it is without drafts. In a batch draft d is kept with
+probability min(1, p(d) / q(d)), and at the first rejection a byte drawn from max(p - q, 0) is emitted (speculative
+sampling, arXiv 2211.17192): the text is as likely as without. At temperature 0 both are greedy decoding.
 """
 
 import time
@@ -35,11 +36,8 @@ Prompt = bytes | str | list[int]
 class Decoder(Protocol):
     """Continues the texts of a reader."""
 
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
-        """One forward: tokens (B, n) that were read, how many are kept (B,); routed, router weight, surprise (B, n).
-
-        u (B, n + drafts) are uniform numbers to accept, draw and draft by.
-        """
+    def __call__(self) -> tuple[list, list, list, list, list]:
+        """One forward: tokens (B, n) that were read, how many are kept (B,); routed, router weight, surprise (B, n)."""
 
 
 class Reader(Protocol):
@@ -243,12 +241,11 @@ class Generation:
             unknown = np.full(weight.shape, nan).tolist()
             yield piece, keep.tolist(), routed.tolist(), weight.tolist(), unknown, keep.tolist()
 
-        rng, batch, n, prompt = np.random.default_rng(self.sampling.seed), len(self.ids), 1, [1] * len(self.ids)
+        prompt = [1] * len(self.ids)
         with texts.decoder(self.ids, self.drafts, self.sampling) as decode:
             while True:
-                u = np.concatenate([rng.random((batch, k)) for k in (n - 1, 1, self.drafts)], axis=1)
-                yield *decode(u), prompt
-                n, prompt = 1 + self.drafts, [0] * batch
+                yield *decode(), prompt
+                prompt = [0] * len(self.ids)
 
     def _reader(self, longest: int) -> tuple[Reader, int, int]:
         """What reads the texts, how many symbols of them it has read, and how many of the prompts it reads at once."""

@@ -19,14 +19,7 @@ from pico.base.config import MAX_FEED, PREFILL
 from pico.base.routers import RouterInput
 from pico.base.symbols import BOS
 from pico.base.threads import blas_threads, pick_blas_threads
-from pico.decode.sampling import (
-    Sampling,
-    numpy_accept_drafts,
-    numpy_distribution,
-    numpy_draw,
-    numpy_penalised,
-    numpy_surprise,
-)
+from pico.decode.sampling import Noise, Sampling, numpy_draw, numpy_filtered, numpy_penalised, numpy_surprise
 from pico.model.attention import alibi_bias
 from pico.model.ngrams import keys
 
@@ -338,29 +331,35 @@ class NumpyDecoder:
     """A `Decoder` of the text of a reader; the last of its ids is yet to be read."""
 
     def __init__(self, reader: NumpyReader, ids: list[list[int]], drafts: int, sampling: Sampling):
-        self.reader, self.tokens, self.drafts, self.sampling = reader, np.array([ids[0][-1:]]), drafts, sampling
-        self.banned = sampling.banned(reader.alphabet)
-        self.q: list[np.ndarray] = []  # what the drafts were drawn from
+        self.reader, self.tokens, self.drafts, self.sampling = reader, ids[0][-1:], drafts, sampling
+        self.banned, self.noise = sampling.banned(reader.alphabet), Noise(sampling, reader.alphabet.size)
+        self.decided = 0  # symbols that were drawn
         self.surprise = nan  # of the token that is read next
         self.recent = sampling.recent(ids[0][:-1], reader.alphabet)
 
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
-        reader, tokens, u, n = self.reader, self.tokens.tolist(), u[0], self.tokens.shape[1]
-        weight, routed = reader.read(self.tokens)
-        logits = reader.logits()
+    def __call__(self) -> tuple[list, list, list, list, list]:
+        reader, tokens = self.reader, self.tokens
+        weight, routed = reader.read(np.array([tokens]))
+        logits = reader.logits()  # (n, V)
         bits = numpy_surprise(logits)
-        p = numpy_distribution(
-            numpy_penalised(logits, self.recent, tokens[0], self.sampling), self.sampling, self.banned
-        )
-        accepted, following = numpy_accept_drafts(p, tokens[0][1:], self.q, u[:n])
-        surprise = [[self.surprise, *bits[range(n - 1), tokens[0][1:]].tolist()]]
+        noise = self.noise(self.decided, len(tokens) + self.drafts)
+        wanted = self._draw(logits, tokens, noise[: len(tokens)])
+        accepted = 0
+        while accepted < len(tokens) - 1 and tokens[accepted + 1] == wanted[accepted]:
+            accepted += 1
+        kept, following = accepted + 1, wanted[accepted]
+        surprise = [self.surprise, *bits[range(len(tokens) - 1), tokens[1:]].tolist()]
         self.surprise = bits[accepted, following].item()
-        reader.keep(np.array([accepted + 1]))
-        self.recent = [*self.recent, *tokens[0]][accepted + 1 :][: len(self.recent)]
-        drawn, self.q = [following], []
-        for chance in u[n:].tolist():
-            logits = numpy_penalised(reader.draft_logits(accepted, drawn)[None], self.recent, drawn, self.sampling)
-            self.q.append(numpy_distribution(logits[0], self.sampling, self.banned))
-            drawn = [*drawn, numpy_draw(self.q[-1], chance)]
-        self.tokens = np.array([drawn])
-        return tokens, [accepted + 1], routed.tolist(), weight.tolist(), surprise
+        reader.keep(np.array([kept]))
+        self.decided += kept
+        self.recent = [*self.recent, *tokens][kept:][: len(self.recent)]
+        self.tokens = [following]
+        for chances in noise[kept : kept + self.drafts]:
+            logits = reader.draft_logits(accepted, self.tokens)
+            self.tokens = [*self.tokens, *self._draw(logits[None], self.tokens, chances)]
+        return [tokens], [kept], routed.tolist(), weight.tolist(), [surprise]
+
+    def _draw(self, logits: np.ndarray, tokens: list[int], noise: np.ndarray) -> list[int]:
+        """The symbol after each of the last n tokens: logits and noise (n, V)."""
+        logits = numpy_penalised(logits, self.recent, tokens, self.sampling)
+        return numpy_draw(numpy_filtered(logits, self.sampling, self.banned), noise, self.banned).tolist()

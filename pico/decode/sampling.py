@@ -1,8 +1,8 @@
 """How a text is drawn from a model: the settings, and the three steps of speculative sampling.
 
-Each step stands here twice, side by side: in numpy, for one text on a CPU, where a call of torch takes longer than the
-arithmetic; and in torch, for a batch where the model is. The random numbers come from outside and are the same, so both
-draw the same bytes.
+In numpy, for texts on a CPU and for those of a server, a symbol is drawn with noise of its own, whatever drafted it: so
+it is the same however many symbols were drafted (`Noise`). In torch, for a batch where the model is, drafts are drawn
+and checked with uniform numbers (`torch_accept_drafts`), of which a symbol needs two in place of V.
 """
 
 from math import log
@@ -20,6 +20,7 @@ from pico.model import kernels
 
 LARGEST = 4096  # vocabulary of which a GPU's kernel holds a row
 BITS = 1 / log(2)  # in a nat
+NOISE = 32  # symbols whose noise is drawn at once
 GREEDY = 1e-5  # temperatures below are one-hot to fp32's last digit, and smaller ones would overflow
 
 StopText = Annotated[bytes, Field(min_length=1, max_length=256)]
@@ -161,20 +162,49 @@ def torch_distribution(logits: Tensor, sampling: Sampling, banned: Tensor) -> Te
     return p / p.sum(-1, keepdim=True)
 
 
-# One byte of a distribution, which need not sum to one, by a uniform number
+# One symbol of a text
 
 
-def numpy_draw(p: np.ndarray, u: float) -> int:
-    """p (V,) -> id."""
-    best = int(p.argmax())
-    if p[best] == 1:  # all there is to draw, as always at temperature 0: said in a tenth of the time
-        return best
-    cumulative = p.cumsum(dtype=np.float64)
-    return min(int(cumulative.searchsorted(u * cumulative[-1], "right")), len(p) - 1)
+class Noise:
+    """Gumbel noise of one text: symbol number t is argmax(logits + temperature g_t), a draw from the softmax.
+
+    g_t comes of the text's seed and t alone. A draft of that symbol is drawn from its head with the same noise, so both
+    mostly agree, and it is kept where they do: drafts change no text, and any number of them may be tried.
+    """
+
+    def __init__(self, sampling: Sampling, symbols: int):
+        self._rng, self._heat = np.random.default_rng(sampling.seed), np.float32(sampling.heat)
+        self._drawn, self._first = np.zeros((0, symbols), np.float32), 0
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """(count, V) temperature g_t of the symbols from number `first` on, which never falls; 0 where it is greedy."""
+        if not self._heat:
+            return np.zeros((count, self._drawn.shape[1]), np.float32)
+        missing = first + count - self._first - len(self._drawn)
+        if missing > 0:
+            shape = -(-missing // NOISE) * NOISE, self._drawn.shape[1]
+            drawn = np.maximum(self._rng.standard_exponential(shape, np.float32), np.finfo(np.float32).tiny)
+            drawn = -self._heat * np.log(drawn)
+            self._drawn, self._first = np.concatenate([self._drawn[first - self._first :], drawn]), first
+        return self._drawn[first - self._first :][:count]
+
+
+def numpy_filtered(logits: np.ndarray, sampling: Sampling, banned: np.ndarray) -> np.ndarray:
+    """Logits (n, V), in place -inf for what top-k, top-p and min-p leave out."""
+    if sampling.heat and (sampling.top_k or sampling.top_p < 1 or sampling.min_p):
+        logits[numpy_distribution(logits.copy(), sampling, banned) == 0] = -np.inf
+    return logits
+
+
+def numpy_draw(logits: np.ndarray, noise: np.ndarray, banned: np.ndarray) -> np.ndarray:
+    """The symbols (...) drawn from logits (..., V), which are overwritten, with their noise (..., V)."""
+    np.copyto(logits, -np.inf, where=banned)
+    logits += noise
+    return logits.argmax(-1)
 
 
 def torch_draw(p: Tensor, u: Tensor) -> Tensor:
-    """p (..., V), u (...) -> ids (...).
+    """One byte of a distribution p (..., V), which need not sum to one, by a uniform number u (...) -> ids (...).
 
     Summed in u's dtype. In fp32 a u may be rounded up to 1, and would then draw what comes after all that is possible.
     """
@@ -185,18 +215,6 @@ def torch_draw(p: Tensor, u: Tensor) -> Tensor:
 # Speculative sampling (arXiv 2211.17192, algorithm 1): how many of the drafts hold, and the byte that follows those. A
 # draft holds with probability p / q; at the first that does not, a byte is drawn from what p has more than q. So every
 # byte is distributed exactly as p, whatever q drafted.
-
-
-def numpy_accept_drafts(p: np.ndarray, drafts: list[int], q: list[np.ndarray], u: np.ndarray) -> tuple[int, int]:
-    """p (n, V) the model after each byte read, drafts (n - 1) drawn from q, n - 1 of (V,); u (n,) uniform."""
-    accepted = 0
-    while accepted < len(drafts) and u[accepted] < p[accepted, drafts[accepted]] / q[accepted][drafts[accepted]]:
-        accepted += 1
-    following = p[accepted]
-    if accepted < len(drafts):
-        rest = np.maximum(following - q[accepted], 0)
-        following = rest if rest.any() else following  # else q = p but for rounding, and still rejected
-    return accepted, numpy_draw(following, u[-1])
 
 
 def torch_accept_drafts(p: Tensor, drafts: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,7 @@ class TorchDecoder:
 
     def __init__(self, reader: TorchReader, ids: list[list[int]], drafts: int, sampling: Sampling):
         self.reader, self.drafts, self.sampling = reader, drafts, sampling
+        self.rng = np.random.default_rng(sampling.seed)
         self.last: np.ndarray | None = np.array([text[-1:] for text in ids])
         batch, device, alphabet = len(ids), reader.device, reader.alphabet
         self.tokens = torch.zeros(batch, 1 + drafts, dtype=torch.long, device=device)  # drawn, then drafted
@@ -66,7 +67,9 @@ class TorchDecoder:
         self.run = Graphed(device, warm_up=1) if device.type == "cuda" and reader.cuda_graph else run
 
     @torch.inference_mode()
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
+    def __call__(self) -> tuple[list, list, list, list, list]:
+        n = 1 if self.last is not None else 1 + self.drafts
+        u = np.concatenate([self.rng.random((len(self.u), k)) for k in (n - 1, 1, self.drafts)], axis=1)
         chances = torch.from_numpy(u).to(self.u.dtype)  # here, for the device may not know float64
         if self.last is not None:  # nothing is drafted yet
             last, self.last = self.last, None

@@ -118,6 +118,7 @@ def test_a_seed_gives_one_text_whoever_else_is_there_and_however_much_is_drafted
     most = model.config.drafts
     first = text(0, most)
     assert len(first) > 20
+    assert [first] == texts(generate(model, b"one two", **SETTINGS, repetition_penalty=1.1))  # alone on a CPU
     for others, drafts, after in (0, 0, 0), (2, most, 0), (6, min(2, most), 0), (6, min(1, most), 3):
         assert text(others, drafts, after) == first
 

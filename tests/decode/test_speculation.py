@@ -11,7 +11,7 @@ import pico.decode.generation
 from pico.base.routers import ROUTERS
 from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.decode.generation import generate
-from pico.decode.sampling import numpy_accept_drafts, numpy_draw, torch_accept_drafts, torch_draw
+from pico.decode.sampling import Noise, Sampling, numpy_draw, torch_accept_drafts, torch_draw
 from pico.model.pico import plain_generate
 
 RAGGED = [b"", b"A", b"Once upon a time", bytes(range(256)), b"\xff\x00\xfe" * 40]
@@ -63,7 +63,21 @@ def test_a_penalty_for_repetition_sees_drafts_as_it_sees_text(window):
             assert byte == rest.argmax()
 
 
-# At temperature > 0: the distribution is exactly the model's
+# At temperature > 0: of one text on a CPU byte for byte, of a batch in distribution
+
+
+@pytest.mark.parametrize(
+    "sampling", [dict(temperature=0.9), dict(temperature=1.4, top_p=0.9, repetition_penalty=1.3, repetition_window=5)]
+)
+def test_a_text_is_the_same_however_much_is_drafted(sampling):
+    model = trained("topk")
+    plain = texts(generate(model, b"one ", speculative=False, max_bytes=120, seed=3, **sampling))
+    assert texts(generate(model, b"one ", max_bytes=120, seed=4, **sampling)) != plain
+    for drafts in range(1, 1 + model.config.drafts):
+        fast = generate(model, b"one ", max_bytes=120, seed=3, **sampling)
+        fast.drafts = drafts
+        assert texts(fast) == plain
+        assert 1.1 < fast.stats["bytes_per_forward"] < 1 + drafts and 0.1 < fast.stats["acceptance"][0] < 1
 
 
 def spread(*chances):
@@ -72,10 +86,9 @@ def spread(*chances):
     return p / p.sum()
 
 
-@pytest.mark.parametrize("accept_drafts", [numpy_accept_drafts, torch_accept_drafts])
 @pytest.mark.parametrize("q", [(0.1, 0.3, 0.6), (0.6, 0.3, 0.1), (0, 0, 1), (1, 1, 1), (0.3, 0.7, 0), (0, 0, 0, 1)])
 @pytest.mark.parametrize("p", [(0.6, 0.3, 0.1), (0, 1), (0.5, 0, 0.5)])
-def test_verified_bytes_are_distributed_as_the_model(p, q, accept_drafts):
+def test_verified_bytes_are_distributed_as_the_model(p, q):
     """Whatever drafted them. The original turned .6/.3/.1 into .75/.19/.06."""
     total, generator = 10000, np.random.default_rng(0)
     p = np.stack([spread(*p), spread(0.2, 0.8), spread(0.5, 0.25, 0.25)])  # after no, one, two drafts
@@ -84,11 +97,7 @@ def test_verified_bytes_are_distributed_as_the_model(p, q, accept_drafts):
     u = generator.random((total, 5))
     drafts = torch_draw(*map(torch.from_numpy, (q_rows, u[:, :2]))).numpy()
     arguments = p_rows, drafts, q_rows, u[:, 2:]
-    if accept_drafts is torch_accept_drafts:
-        accepted, following = map(np.asarray, accept_drafts(*map(torch.from_numpy, arguments)))
-    else:
-        accepted, following = map(np.array, zip(*map(accept_drafts, *arguments)))
-        following = following[:, None]
+    accepted, following = map(np.asarray, torch_accept_drafts(*map(torch.from_numpy, arguments)))
     out = np.where(
         np.arange(3) < accepted[:, None], np.append(drafts, following, 1), following
     )  # what follows the accepted drafts
@@ -159,14 +168,27 @@ def test_pico_generates_from_its_own_joint_distribution(router, options, specula
 
 
 def test_draw_gives_only_what_is_possible():
-    generator = np.random.default_rng(0)
-    p = np.tile([0, 0, 2.0, 0, 6.0, 0, 0], (20000, 1))  # need not sum to one
-    u = generator.random(20000)
-    drawn = list(map(numpy_draw, p, u))
-    statistic, limit = chi_square(Counter(drawn), {2: 0.25, 4: 0.75}, 20000)
+    p, chances = np.tile([0, 0, 2.0, 0, 6.0, 0, 0], (20000, 1)), {2: 0.25, 4: 0.75}  # need not sum to one
+    u = np.random.default_rng(0).random(20000)
+    statistic, limit = chi_square(
+        Counter(torch_draw(torch.from_numpy(p), torch.from_numpy(u)).tolist()), chances, 20000
+    )
     assert statistic < limit
-    assert list(map(numpy_draw, np.eye(9), u)) == list(range(9))
-    assert torch_draw(torch.from_numpy(p), torch.from_numpy(u)).tolist() == drawn
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draw_with_noise_is_the_softmax(temperature):
+    p, banned = np.array([0, 0.1, 0.2, 0.3, 0.3, 0.1], np.float32), np.arange(6) == 4
+    noise, total = Noise(Sampling(temperature=temperature), 6), 20000
+    with np.errstate(divide="ignore"):
+        logits = np.tile(np.log(p), (total, 1))
+    pieces = [noise(at, 500)[:400] for at in range(0, total, 400)]  # as it is asked for while a text grows
+    drawn = numpy_draw(logits, np.concatenate(pieces), banned).tolist()
+    chances = np.where(banned, 0, p) ** (1 / temperature)
+    expected = {i: x for i, x in enumerate((chances / chances.sum()).tolist()) if x}
+    statistic, limit = chi_square(Counter(drawn), expected, total)
+    assert statistic < limit
+    assert np.array_equal(Noise(Sampling(temperature=temperature), 6)(0, 400), pieces[0])
 
 
 def test_a_rejection_by_rounding_alone_still_draws_from_the_model():
@@ -174,10 +196,8 @@ def test_a_rejection_by_rounding_alone_still_draws_from_the_model():
     q = np.tile(spread(0.5, 0.5), (50, 1, 1))
     p = np.tile(np.stack([spread(0.5, 0.5) * 1e-6, spread(1)]), (50, 1, 1))
     arguments = p, np.zeros((50, 1), int), q, np.random.default_rng(0).random((50, 2))
-    accepted, following = zip(*map(numpy_accept_drafts, *arguments))
-    assert set(accepted) == {0} and set(following) == {0, 1}
-    accepted_too, following_too = torch_accept_drafts(*map(torch.from_numpy, arguments))
-    assert tuple(accepted_too.tolist()) == accepted and tuple(following_too[:, 0].tolist()) == following
+    accepted, following = torch_accept_drafts(*map(torch.from_numpy, arguments))
+    assert set(accepted.tolist()) == {0} and set(following[:, 0].tolist()) == {0, 1}
 
 
 # One forward a cycle

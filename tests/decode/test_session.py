@@ -50,10 +50,11 @@ def test_a_turn_reads_only_what_is_new_and_says_what_the_whole_text_gives(model,
     session, ids = Session(model), PROMPT
     for turn in range(4):
         sizes.clear()
-        going_on = session.generate(ids, max_bytes=20, temperature=0.7, seed=turn)
+        settings = dict(max_bytes=20, temperature=0.7, seed=turn, stop_symbols=frozenset())
+        going_on = session.generate(ids, **settings)
         written = texts(going_on)
         read, forwards = sum(sizes), going_on.stats["forwards"]
-        assert written == texts(generate(model, ids, max_bytes=20, temperature=0.7, seed=turn))
+        assert written == texts(generate(model, ids, **settings))
         assert going_on.ended == ["length"]
         new = len(ids) if not turn else 18  # and what was drawn last, which is not read yet
         assert read <= new + forwards * (1 + model.config.drafts), turn
@@ -86,7 +87,7 @@ def test_the_twin_says_how_far_it_looks_back():
 
 @torch.no_grad()
 def test_surprise_is_what_head_0_says_before_all_settings(model):
-    settings = dict(max_bytes=40, temperature=0.6, top_p=0.8, repetition_penalty=1.3)
+    settings = dict(max_bytes=40, temperature=0.6, top_p=0.8, repetition_penalty=1.3, stop_symbols=frozenset())
     generation = generate(model, PROMPT, echo=True, **settings)
     steps = list(generation)
     new = [step for step in steps if not step.prompt]

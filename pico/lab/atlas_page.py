@@ -84,7 +84,7 @@ def card(each: dict) -> str:
         units = [(name, *(f"{value:.2f}" for value in values)) for name, values in each["units"].items()]
         tables = [
             grid(("", "bits per byte", "routed"), scores),
-            grid(UNIT_HEADS, units) + grid((), routing_facts(routing)),
+            (grid(UNIT_HEADS, units) if units else "") + grid((), routing_facts(routing)),
         ]
         parts = "".join(f"<div>{table}</div>" for table in tables)
         body = f"{picture(routing['sample'], each['text'])}<div class=parts>{parts}</div>"
@@ -110,7 +110,10 @@ def picture(sample: dict, text: bool) -> str:
     if not text and not data.isascii():
         cells = "".join(f"<i{' class=r' * flag}>{byte:02x}</i>" for byte, flag in zip(data, routed))
         return f"<p class=cells>{cells}"
-    out = []
+    out, ends = [], Utf8Stream()
+    ends.push(data)
+    data = data[: len(data) - ends.pending]  # of a character at the end that has only begun nothing can be shown
+    routed = routed[: len(data)]
     for letter, own in characters(document(map(bytes, zip(data)), routed, routed, routed)):
         edges = [f"{100 * i / len(own):.0f}% {100 * (i + 1) / len(own):.0f}%" for i in range(len(own))]
         parts = ", ".join(f"{'var(--mark)' if byte.routed else '#0000'} {edge}" for byte, edge in zip(own, edges))

@@ -185,19 +185,23 @@ def test_a_router_that_learns_is_no_fixed_rule(tmp_path, values):
 
 def test_every_number_of_the_page_is_in_the_table_and_no_byte_is_markup(tmp_path, values):
     kinds = [values["kinds"][0] | {"title": "Cats | <mats>", "units": []}]
-    plan, data = read(tmp_path, values, kinds=kinds), b"/*light*/ <!--cards--> <script>\x00\x1b\xff\xfe|"
+    plan, data = read(tmp_path, values, kinds=kinds), b"/*light*/ <!--cards--> <script>\x00\x1b|"
     lines = dict(made_up(plan, "cats", name, 0, 2.0, 2.0) for name in ("learned", "every-4th"))
     lines["cats", "learned", 0]["routing"] = {
         "units": {},
         "enrichment": {"next_byte": {"ratio": 1.87, "chance": [0.9, 1.1]}},
         "gaps": {"mean": 4.5, "cv": 0.61, "chance_cv": 0.86},
-        "sample": {"bytes": data.hex(), "routed": "0" * len(data)},
+        "sample": {"bytes": (data + "é".encode()[:1]).hex(), "routed": "0" * (len(data) + 1)},
         "most": [[b"<b>&".hex(), 9, 1.0]],
         "least": [[data[-4:].hex(), 9, 0.0]],
     }
     write_atlas(found := judged(plan, lines), tmp_path)
     page, table = (tmp_path / "atlas.html").read_text(), atlas_markdown(found)
-    assert "/*light*/ &lt;!--cards--&gt; &lt;script&gt;␀␛" in page and "&lt;b&gt;&amp;" in page
+    assert (
+        "/*light*/ &lt;!--cards--&gt; &lt;script&gt;␀␛|<div" in page
+        and "<th>units" not in page
+        and "&lt;b&gt;&amp;" in page
+    )
     for name in "learned", "every-4th":
         assert f"<th>{name}<td>2.0000<td>20.0%" in page
     assert table.count(" 2.0000 at 20.0% |") == 2 and "Cats \\| <mats>" in table

@@ -78,6 +78,7 @@ def test_a_text_is_the_same_however_much_is_drafted(sampling):
         fast.drafts = drafts
         assert texts(fast) == plain
         assert 1.1 < fast.stats["bytes_per_forward"] < 1 + drafts and 0.1 < fast.stats["acceptance"][0] < 1
+    assert fast.stats["bytes_per_forward"] > 4.1  # with noise of another byte it is 3.9 and 3.3
 
 
 def spread(*chances):

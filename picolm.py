@@ -198,6 +198,9 @@ def run(
         bool, "draft several bytes and check them at once; the text is as likely as without", "Model"
     ) = True,
     disable_latent: DisableLatent = False,
+    mix_online: switch(
+        "--mix-online", "draw from a mixture with n-grams of the text so far, no drafts", "Model"
+    ) = False,
     show_router_decisions: switch(
         "--show-router-decisions", "put _ before what went through the latent blocks", "Output"
     ) = False,
@@ -240,7 +243,7 @@ def run(
         stop=[argument_bytes(text.replace("\\n", "\n").replace("\\t", "\t")) for text in stop or ()],
     )
     model = load(path, run, checkpoint, device=pick_device(device))
-    options = dict(speculative=speculative, disable_latent=disable_latent)
+    options = dict(speculative=speculative, disable_latent=disable_latent, mix_online=mix_online)
     if interactive:
         from pico.app.interactive import interact
 
@@ -272,6 +275,7 @@ def evaluate(
     tasks_folder: option(Path | None, "folder of such files, NAME.jsonl: no network is needed", "Tasks") = None,
     limit: option(int | None, "so many questions of each part of a task (default: all, or enough)", "Tasks") = None,
     chat: switch("--apply-chat-template", "ask lm-eval's questions in a conversation", "Tasks") = False,
+    mix_online: switch("--mix-online", "also: mixed with n-grams of each document so far") = False,
     report: option(Path | None, "write a page with plots and every byte's routing; implies --full") = None,
     device: Device = None,
     as_json: Json = False,
@@ -280,7 +284,7 @@ def evaluate(
 
     With --tasks also, or only, questions with known answers and what else is in the table of pico/evaluate/tasks.py.
     """
-    if dataset is None and (tasks is None or data or full or report or max_bytes):
+    if dataset is None and (tasks is None or data or full or mix_online or report or max_bytes):
         raise PicoError("nothing to score: give a DATASET, or --tasks without the flags that need a text")
     if tasks is None and (tasks_folder or limit or chat):
         raise PicoError("--tasks-folder, --limit and --apply-chat-template are of tasks: name some with --tasks")
@@ -301,9 +305,8 @@ def evaluate(
     with Console(stderr=True).status("scoring") as status:
         chosen = None if tasks is None else choose_tasks(tasks, tasks_folder, source, limit, status.update)
         if source is not None:
-            result, examples = evaluate_run(
-                path, run, source, checkpoint, context_len, max_bytes, device, bool(full or report), status.update, tell
-            )
+            options: dict = dict(full=bool(full or report), status=status.update, tell=tell, mix_online=mix_online)
+            result, examples = evaluate_run(path, run, source, checkpoint, context_len, max_bytes, device, **options)
         if chosen is not None:
             opened = open_run(path, run, checkpoint, context_len, device)
             result["tasks"] = found = run_tasks(opened, chosen, max_bytes, status.update, chat)

@@ -23,6 +23,7 @@ from pico.base.shapes import ModelConfig, Shape
 from pico.base.symbols import Alphabet
 from pico.decode.numpy_gpt import NumpyGPT
 from pico.decode.numpy_reader import NumpyReader
+from pico.decode.online import MixingDecoder
 from pico.decode.sampling import Sampling
 from pico.decode.torch_reader import TorchReader
 from pico.model.cache import prompt_feed
@@ -74,13 +75,15 @@ def generate(
     disable_latent: bool = False,
     echo: bool = False,
     cuda_graph: bool = True,
+    mix_online: bool = False,
     **settings,
 ) -> "Generation":
     """Continue a prompt, or a list of prompts as one batch. Iterate over the result for one Step per symbol.
 
     A prompt is text, bytes, or ids, which begin with BOS or get one. settings: fields of `Sampling` to set or change,
     such as temperature=0 or max_bytes=100. echo gives the prompt's bytes first. On a GPU, cuda_graph False launches
-    every kernel of every step from Python.
+    every kernel of every step from Python. mix_online draws from what pico/decode/online.py makes of the model, one
+    symbol a forward.
     Raises PicoError for impossible settings and for texts that do not fit into memory.
     """
     sampling = Sampling.build(**{**dict(sampling or ()), **settings})
@@ -90,7 +93,7 @@ def generate(
     ids = [ids for ids in each for _ in range(sampling.num_samples)]
     if not 0 < len(ids) <= MOST_TEXTS:
         raise PicoError(f"prompt: {len(prompts)} of them, expected 1 to {MOST_TEXTS} texts in all")
-    return Generation(model, ids, sampling, speculative, disable_latent, echo, cuda_graph)
+    return Generation(model, ids, sampling, speculative, disable_latent, echo, cuda_graph, mix_online)
 
 
 def to_ids(prompt: Prompt, alphabet: Alphabet) -> list[int]:
@@ -171,9 +174,9 @@ class Generation:
     routed_fraction                    of the generated symbols
     """
 
-    def __init__(self, model, ids, sampling, speculative, disable_latent, echo, cuda_graph):
+    def __init__(self, model, ids, sampling, speculative, disable_latent, echo, cuda_graph, mix_online=False):
         self.model, self.ids, self.sampling, self.echo = model, ids, sampling, echo
-        self.drafts = model.config.drafts if speculative else 0
+        self.drafts, self.mix_online = model.config.drafts if speculative and not mix_online else 0, mix_online
         self.options = dict(disable_latent=disable_latent, cuda_graph=cuda_graph)  # of the reader
         self.stop_symbols = sampling.ends(model.alphabet)
         self.prompts = [model.alphabet.decode(text) for text in ids]
@@ -243,6 +246,8 @@ class Generation:
 
         prompt = [1] * len(self.ids)
         with texts.decoder(self.ids, self.drafts, self.sampling) as decode:
+            if self.mix_online:
+                decode = MixingDecoder(texts, self.ids, self.sampling)
             while True:
                 yield *decode(), prompt
                 prompt = [0] * len(self.ids)

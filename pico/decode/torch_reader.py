@@ -34,7 +34,13 @@ class TorchReader:
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         out = self.forward(torch.from_numpy(tokens).to(self.device))
+        self.said = out.logits[:, -1, 0].clone()
         return out.router_weight.cpu().numpy(), out.routed.cpu().numpy()
+
+    @torch.inference_mode()
+    def logits(self) -> np.ndarray:
+        """(B, V) of head 0 after the last symbol read of each text."""
+        return self.said.float().cpu().numpy()
 
     @torch.inference_mode()
     def keep(self, count: np.ndarray) -> None:

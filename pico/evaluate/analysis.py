@@ -8,6 +8,7 @@ stands beside the one that a router choosing at random at the same rate would ge
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pico.base.routers import ROUTERS, BestScored, spacelike
 from pico.data.documents import Documents, Packed
 from pico.data.open import open_data, open_evaluation
 from pico.data.reading import Reading, plural
+from pico.decode.online import mixed_bits
 from pico.evaluate.compressors import last_bytes, yardsticks
 from pico.evaluate.opened import open_run
 from pico.evaluate.score import Score, Trace, traces
@@ -186,10 +188,11 @@ def analyse(
     max_bytes: int | None = None,
     full: bool = False,
     status: Callable[[str], None] = lambda text: None,
+    mix_online: bool = False,
 ) -> tuple[dict, list[Trace]]:
     """The report as a dict that JSON can hold, and the traces of the first documents, for a page.
 
-    max_bytes: only the first so many. full: other routings too. status: told what is being done.
+    max_bytes: only the first so many. full, mix_online: other routings, online n-grams too. status: told what is done.
     """
     stride = max(1, context_len // 2)
     stories = texts.stories or []
@@ -204,11 +207,13 @@ def analyse(
 
     # 1. One reading of the text, as the model was trained to read it, of which everything below is counted: bits of
     # each document, what was routed, and the first documents byte by byte for the page.
-    routed, chosen, examples = Routed(), [], []
+    routed, chosen, examples, mixed = Routed(), [], [], Tally(context_len, stride)
 
     def watch(i: int, trace: Trace) -> None:
         if model.config.routes:
             routed.add(trace)
+        if mix_online:
+            mixed.add(replace(trace, bits=mixed_bits(trace.ids, trace.bits)), ())
         if full:
             chosen.append(np.packbits(trace.routed))
         if len(examples) < EXAMPLES and sum(len(t.data) for t in examples) < EXAMPLE_BYTES:
@@ -252,6 +257,8 @@ def analyse(
     }
     if unit == "token":
         report["bytes_per_token"] = on.score.bytes / max(1, on.score.read - len(on.score.document_bytes))
+    if mix_online:
+        report["mix_online"] = mixed.against(on)
     if stories:
         report["recalls"] = [{"from": a, "to": b, **x} for a, b, x in on.by_recall()]
     # 4. What only a model that routes is asked, document for document against the reading without latent blocks.
@@ -313,6 +320,7 @@ def evaluate_run(
     full: bool = False,
     status: Callable[[str], None] = lambda text: None,
     tell: Callable[[Reading], None] = lambda reading: None,
+    mix_online: bool = False,
 ) -> tuple[dict, list[Trace]]:
     """`analyse` of a run's checkpoint on a dataset's validation part, or on all of it where it has none.
 
@@ -323,7 +331,7 @@ def evaluate_run(
     reading = Reading()
     texts = open_evaluation(data, opened.training.seed, reading)
     tell(reading)
-    report, examples = analyse(opened.model, texts, opened.training.context_len, max_bytes, full, status)
+    report, examples = analyse(opened.model, texts, opened.training.context_len, max_bytes, full, status, mix_online)
     report |= {"dataset": data.dataset, "run": str(opened.folder)}
     if full and not any(isinstance(texts[i], Packed) for i in range(report["documents"])):
         status("compressing the same bytes")

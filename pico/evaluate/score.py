@@ -31,6 +31,7 @@ class Trace:
     """What a model did on one document of n symbols."""
 
     data: bytes
+    ids: np.ndarray  # (n + 1,) the symbols, and EOS; ~s of a symbol s that is not scored
     lengths: np.ndarray  # (n + 1,) raw bytes of each symbol that is scored, 0 of others and of EOS, which has none
     bits: np.ndarray  # (n + 1,) surprisal of each symbol, and of EOS, under head 0; 0 of what is not scored
     weight: np.ndarray  # (n + 1,) router weight of BOS and each symbol as it was read
@@ -195,7 +196,7 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size, rul
         n = len(ids) - 1
         per_head = np.zeros((3, heads))
         each = np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head
-        out.append(Trace(data, alphabet.lengths[ids[1:]] * (ids[1:] >= 0), *each))
+        out.append(Trace(data, ids[1:], alphabet.lengths[ids[1:]] * (ids[1:] >= 0), *each))
         scored = start = 0
         while scored < n:
             end = min(start + context_len, n)

@@ -60,6 +60,8 @@ def report_table(report: dict) -> Group:
 
     group("How good")
     row("bits per byte", report["bits_per_byte"], f"lower is better; 95% {interval(report['bits_per_byte_interval'])}")
+    if mixed := report.get("mix_online"):
+        row("mixed online", mixed["bits_per_byte"], f"with n-grams of each document so far: {_more(mixed)}")
     if report["entropy_floor"] is not None:
         row("entropy floor", report["entropy_floor"], "no model goes below")
     row("perplexity", report["perplexity"], f"of the next {report['unit']}; loss {report['loss']:.4f} nats")
@@ -226,6 +228,8 @@ def write_page(file: str | Path, report: dict, examples: list[Trace], command: s
     tiles = {"bits per byte": report["bits_per_byte"]}
     if pair:
         tiles["95% interval"] = "{:.3f} to {:.3f}".format(*outwards(pair))
+    if "mix_online" in report:
+        tiles["mixed online"] = report["mix_online"]["bits_per_byte"]
     if report["entropy_floor"] is not None:
         tiles["entropy floor"] = report["entropy_floor"]
     tables = {}

@@ -69,10 +69,10 @@ def test_strict_json_and_a_report_that_can_be_written(cli, home, monkeypatch):
     import pico.evaluate.analysis
 
     monkeypatch.setattr(
-        pico.evaluate.analysis, "evaluate_run", lambda *_: ({"a": [math.nan, 1.5], "b": {"c": math.inf}}, [])
+        pico.evaluate.analysis, "evaluate_run", lambda *_, **__: ({"a": [math.nan, 1.5], "b": {"c": math.inf}}, [])
     )
     assert json.loads(cli("eval model a text.txt --json").out) == {"a": [None, 1.5], "b": {"c": None}}
-    monkeypatch.setattr(pico.evaluate.analysis, "evaluate_run", lambda *_: 1 / 0)  # refused before anything is scored
+    monkeypatch.setattr(pico.evaluate.analysis, "evaluate_run", lambda *_, **__: 1 / 0)  # refused before scoring
     refused(cli("eval model a text.txt --report model"), "--report model: Is a directory")
     refused(cli("eval model a text.txt --report text.txt/page.html"), "no folder text.txt")
     (home / "page.html").unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def test_figures_are_shown_though_the_page_cannot_be_written(cli, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "page.html")
 
-    monkeypatch.setattr(pico.evaluate.analysis, "evaluate_run", lambda *_: ({"bits_per_byte": 2.5}, []))
+    monkeypatch.setattr(pico.evaluate.analysis, "evaluate_run", lambda *_, **__: ({"bits_per_byte": 2.5}, []))
     monkeypatch.setattr(pico.evaluate.tables, "write_page", full)
     result = cli("eval model a text.txt --json --report page.html")
     assert (result.code, json.loads(result.out)) == (2, {"bits_per_byte": 2.5})
@@ -102,6 +102,21 @@ def test_eval_reports_json_and_a_table(cli):
     assert set(wanted.split()) <= set(report)
     assert report["bytes"] == 600 and report["context_len"] == 32 and report["entropy_floor"] is None
     assert f"{report['bits_per_byte']:.4f}" in cli(line).out
+
+
+def test_eval_shows_the_mixture_beside_the_models_own_figure(cli, home):
+    (home / "talk.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. So. So. So."}]}\n' * 3
+    )
+    for text in "text.txt", "talk.jsonl --dataset-format chat":
+        line = f"eval model a {text} --max-bytes 600 --device cpu"
+        plain, both = json.loads(cli(f"{line} --json").out), json.loads(cli(f"{line} --json --mix-online").out)
+        mixed = both.pop("mix_online")
+        assert both == plain and mixed["difference"] == mixed["bits_per_byte"] - plain["bits_per_byte"] < 0
+    shown = cli(f"{line} --mix-online").out
+    assert f"{plain['bits_per_byte']:.4f}" in shown and f"mixed online {mixed['bits_per_byte']:.4f}" in " ".join(
+        shown.split()
+    )
 
 
 def test_eval_runs_tasks_beside_a_text_or_alone(cli, home):

@@ -78,6 +78,14 @@ def test_disable_latent_routes_nothing(cli):
     assert "_" not in cli(line, "--prompt", "the ").out
 
 
+def test_mixing_online_draws_without_drafts(cli, home):
+    line = "run model a --max-bytes 40 --device cpu --mix-online --stats --prompt"
+    said = cli(line, "abcabcabc")
+    steps = generate(load(home / "model", "a"), "abcabcabc", max_bytes=40, echo=True, mix_online=True)
+    assert said.raw == b"".join(step.bytes for step in steps)
+    assert json.loads(said.err.splitlines()[-1])["bytes_per_forward"] == 1
+
+
 def test_prompts_from_a_file_and_from_stdin_hold_any_bytes(cli, home, monkeypatch):
     data = b"the \xff cat\n"
     (home / "prompt.bin").write_bytes(data)

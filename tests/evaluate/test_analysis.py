@@ -16,7 +16,7 @@ from pico.base.config import DataConfig, TrainConfig
 from pico.base.files import write_json
 from pico.base.presets import preset
 from pico.base.routers import ROUTERS, BestScored, Nothing, Random, RouterInput, Space, Stride
-from pico.base.symbols import BOS, VOCABULARY
+from pico.base.symbols import BOS, EOS, VOCABULARY
 from pico.data import bpe
 from pico.data.corpus import story_documents
 from pico.data.documents import Documents
@@ -44,7 +44,7 @@ def trace(data: bytes, routed, bits=None) -> Trace:
     bits = np.ones(n) if bits is None else np.array(bits, float)
     flags = np.array(routed, bool)
     lengths = np.append(np.ones(len(data), int), 0)
-    return Trace(data, lengths, bits, np.zeros(n), flags, np.zeros(n, bool), *np.ones((3, 1)))
+    return Trace(data, np.array([*data, EOS]), lengths, bits, np.zeros(n), flags, np.zeros(n, bool), *np.ones((3, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,8 @@ def test_tokens_lie_where_their_first_byte_does(monkeypatch):
     symbols, right = [b"The", b" cat", b" is", b" a", b" cat", b""], [0, 0, 1, 1, 1, 0]
     data, n = b"".join(symbols), len(symbols)
     lengths, bits = np.array([len(symbol) for symbol in symbols]), np.arange(1.0, n + 1)
-    found = Trace(data, lengths, bits, np.zeros(n), np.zeros(n, bool), np.array(right, bool), *np.ones((3, 1)))
+    flags = np.zeros(n, bool), np.array(right, bool)
+    found = Trace(data, np.array([*data, EOS]), lengths, bits, np.zeros(n), *flags, *np.ones((3, 1)))
     tally = Tally(64, 32)
     tally.add(found, [Recall(13, 3, 9, "animal")])
     assert tally.block_bits == [1 + 2 + 3, 4 + 5 + 6] and tally.block_bytes == [10, 6]

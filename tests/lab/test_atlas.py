@@ -212,7 +212,8 @@ def test_every_number_of_the_page_is_in_the_table_and_no_byte_is_markup(tmp_path
 def trace(data: bytes, routed: str, bits) -> Trace:
     n = len(data) + 1
     flags = np.array([False] + [flag == "1" for flag in routed])
-    return Trace(data, np.ones(n, int), np.array(bits, float), np.zeros(n), flags, np.zeros(n, bool), *np.ones((3, 1)))
+    each = np.ones(n, int), np.array(bits, float), np.zeros(n), flags, np.zeros(n, bool)
+    return Trace(data, np.arange(n), *each, *np.ones((3, 1)))
 
 
 def test_what_a_router_looks_for():

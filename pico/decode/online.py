@@ -14,7 +14,7 @@ from math import log2, nan
 
 import numpy as np
 
-from pico.decode.sampling import Sampling, numpy_distribution, numpy_draw, numpy_penalised, numpy_surprise
+from pico.decode.sampling import Noise, Sampling, numpy_draw, numpy_filtered, numpy_penalised, numpy_surprise
 
 ORDERS = 1, 2, 3, 4, 6, 8, 12, 18  # symbols of a context
 ALL = -1  # the key of a context's total among its counts
@@ -91,7 +91,8 @@ class MixingDecoder:
 
     def __init__(self, reader, ids: list[list[int]], sampling: Sampling):
         self.reader, self.tokens, self.sampling = reader, np.array([text[-1:] for text in ids]), sampling
-        self.banned = sampling.banned(reader.alphabet)
+        self.banned, self.drawn = sampling.banned(reader.alphabet), 0
+        self.noise = Noise(sampling, len(ids) * reader.alphabet.size)
         self.recent = [sampling.recent(text[:-1], reader.alphabet) for text in ids]
         self.surprise = [nan for _ in ids]  # of the token that is read next
         self.ngrams = [OnlineNgrams() for _ in ids]
@@ -99,15 +100,17 @@ class MixingDecoder:
             for symbol in text[1:]:  # counts begin behind BOS, as in a document
                 ngrams.read(symbol)
 
-    def __call__(self, u: np.ndarray) -> tuple[list, list, list, list, list]:
+    def __call__(self) -> tuple[list, list, list, list, list]:
         tokens, surprise = self.tokens.tolist(), [[bits] for bits in self.surprise]
         weight, routed = self.reader.read(self.tokens)
         says = 2.0 ** -numpy_surprise(self.reader.logits()).astype(np.float64)  # (B, V)
         self.reader.keep(np.ones(len(tokens), int))
+        noise = self.noise(self.drawn, 1).reshape(says.shape)
+        self.drawn += 1
         for row, (ngrams, p) in enumerate(zip(self.ngrams, says)):
             mixed = np.maximum(ngrams.mixed(p), TINY)
             logits = numpy_penalised(np.log(mixed)[None], self.recent[row], tokens[row], self.sampling)
-            drawn = numpy_draw(numpy_distribution(logits[0], self.sampling, self.banned), u[row, 0])
+            drawn = numpy_draw(numpy_filtered(logits, self.sampling, self.banned), noise[row], self.banned).item()
             self.recent[row] = [*self.recent[row], *tokens[row]][1:]
             self.tokens[row], self.surprise[row] = drawn, -log2(mixed[drawn])
             ngrams.read(drawn, p[drawn])

@@ -191,7 +191,7 @@ class TrainConfig(Config):
     max_flops: Annotated[Positive, Field(le=1e30)] | None = Field(
         None, description="FLOPs of training, charged by the bytes that were routed"
     )
-    schedule: Literal[tuple(SCHEDULES)] = Field("linear", description="of the rate")
+    schedule: Literal[tuple(SCHEDULES)] = Field("trapezoid", description="of the rate")
     warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
         50, description="linear, before the schedule (steps has its own)"
     )

@@ -5,12 +5,15 @@ preset("tiny", dim=64), preset("gpt-bytes-tiny")
 
 from pico.base.errors import PicoError
 from pico.base.shapes import Shape, shape
+from pico.base.symbols import VOCABULARY
 
 SIMPLE = dict(
     kind="gpt", dim=384, num_blocks=12, att_q_heads=4, att_kv_heads=1, head_dim=96, tokenizer="bpe", vocab_size=49152,
     max_context=384, rope_theta=1e5, rope_fraction=0.5, qk_norm="before", sandwich_norm=True, norm_gain=True,
     mlp_ratio=1.5, mlp_ratio_last=4.0, gate="query", qkv_bias=True, embedding_scale="sqrt", init="depth",
 )  # fmt: skip
+# of Simple-PicoLM's choices those that paid, with all of a head rotating
+TWIN = SIMPLE | dict(rope_theta=1e4, rope_fraction=1.0, norm_gain=False, gate="none")
 ORIGINAL = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False, chained_heads=False)
 PRESETS: dict[str, dict] = {
     "xs": {},
@@ -39,13 +42,10 @@ PRESETS: dict[str, dict] = {
         kind="gpt", dim=1024, num_blocks=16, att_q_heads=8, att_kv_heads=8, head_dim=128, tokenizer="bpe",
         vocab_size=65536, max_context=1024, mlp="relu2", mlp_ratio=4.0, embedding_scale="norm", logit_softcap=15.0,
     ),
-    # the twins of tiny: about as many FLOPs of training for a byte, at 4.1 bytes a token; shapes of experiments/twins
-    "gpt-tiny": dict(
-        kind="gpt", dim=192, num_blocks=5, att_q_heads=4, att_kv_heads=2, head_dim=48, tokenizer="bpe",
-        vocab_size=4096, max_context=256,
-    ),
-    "gpt-bytes-tiny": dict(
-        kind="gpt", dim=128, num_blocks=3, att_q_heads=4, att_kv_heads=2, head_dim=32, max_context=512
+    # the twins of tiny: about as many FLOPs of training for a byte, at 4.1 bytes a token; what experiments/twins found
+    "gpt-tiny": TWIN | dict(dim=192, num_blocks=5, head_dim=48, vocab_size=4096, max_context=256),
+    "gpt-bytes-tiny": TWIN | dict(
+        dim=128, num_blocks=3, head_dim=32, tokenizer="bytes", vocab_size=VOCABULARY, max_context=512
     ),
 }  # fmt: skip
 

@@ -26,13 +26,8 @@ def picochat(config: Shape) -> dict:
 
 
 def gpt_tiny(config: Shape) -> dict:
-    """A step that reads as much text as one of `tiny`: 4 x 256 tokens. The rate is of experiments/twins."""
-    return dict(batch_size=4, learning_rate=1e-2)
-
-
-def gpt_bytes_tiny(config: Shape) -> dict:
-    """The rate of experiments/twins."""
-    return dict(learning_rate=2e-2)
+    """A step that reads as much text as one of `tiny`: 4 x 256 tokens."""
+    return dict(batch_size=4)
 
 
 RECIPES: dict[str, Callable[[Shape], dict]] = {
@@ -40,5 +35,4 @@ RECIPES: dict[str, Callable[[Shape], dict]] = {
     "simple-picolm-xl": simple_picolm,
     "picochat": picochat,
     "gpt-tiny": gpt_tiny,
-    "gpt-bytes-tiny": gpt_bytes_tiny,
 }

@@ -13,6 +13,11 @@ def linear(progress: float) -> float:
     return 1 - progress
 
 
+def trapezoid(progress: float) -> float:
+    """The peak to 60 %, then on a line to zero (WSD, arXiv 2404.06395, with a long decay)."""
+    return min(1.0, (1 - progress) / 0.4)
+
+
 def steps(progress: float) -> float:
     """A warm-up of 6 %, the peak to 80 %, then .316 of it to 90 %, and .1 to the end (Simple-PicoLM's)."""
     if progress < 0.8:
@@ -32,6 +37,7 @@ def cosine(progress: float) -> float:
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": linear,
+    "trapezoid": trapezoid,
     "steps": steps,
     "warmdown": warmdown,
     "cosine": cosine,

@@ -186,8 +186,8 @@ class Pico(nn.Module):
     def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """What each head reads in training: N of (B, T, D).
 
-        Looking ahead helps the stream early and costs it later, so training lets `lookahead` fall from 1 to 0 with the
-        learning rate; the heads themselves learn to the end.
+        Looking ahead helps the stream early and costs it later, so training lets `lookahead` fall from 1 to 0 over the
+        run; the heads themselves learn to the end.
 
         Every second position shows head k the embedding of the byte before the one it predicts, as drafting does
         (Hydra, arXiv 2402.05109). The others do not, so that the stream still learns to see several bytes ahead: with

@@ -110,7 +110,7 @@ def test_pyramid_of_one_block():
 def test_the_twins_of_tiny_train_at_its_cost(name, size):
     config = preset(name)
     ours = flops_per_symbol(config, config.context_len)[1] / size
-    assert ours == pytest.approx(flops_per_symbol(preset("tiny"), 512)[1], rel=0.08)
+    assert ours == pytest.approx(flops_per_symbol(preset("tiny"), 512)[1], rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_budget_of_flops_is_spent_by_what_each_run_routed(tmp_path, values):
 
 
 def test_both_kinds_are_compared_at_equal_flops(tmp_path, values):
-    shape = dict(dim=16, num_blocks=1, att_q_heads=2, att_kv_heads=1, head_dim=8, max_context=32)
+    shape = dict(dim=16, num_blocks=1, att_q_heads=2, att_kv_heads=1, head_dim=8, max_context=32, mlp_ratio_last=None)
     twins = [
         {"name": "pico", "preset": "tiny", "model": SMALL},
         {"name": "gpt", "preset": "gpt-bytes-tiny", "model": shape | {"gate": "query"}, "train": {"optimizer": "muon"}},
@@ -160,7 +160,7 @@ def test_both_kinds_are_compared_at_equal_flops(tmp_path, values):
     assert stopped == "finished" and not results["failed"] and not results["missing"]
     pico, gpt = results["configurations"]
     for row in (pico, gpt):
-        assert all(3e7 <= facts["flops"] < 3.3e7 for facts in row["runs"].values())
+        assert all(3e7 <= facts["flops"] < 3.4e7 for facts in row["runs"].values())
     assert gpt["routed_fraction"]["mean"] == 0 and "p_holm" in gpt["against_first"]
     shape = plan.shape(plan.configurations[1])
     assert gpt["charged_flops_per_byte"]["mean"] == pytest.approx(flops_per_symbol(shape, 32)[1], rel=1e-6)

@@ -117,7 +117,7 @@ def test_flops_are_charged_by_what_was_routed_and_end_a_run(router, changes, pat
     reroute(path, router, **changes)
     shape = read_config(path)
     limit = 11.5 * 4 * 32 * flops_per_symbol(shape, 32)[1]
-    settings = config(max_steps=None, max_flops=limit, batch_size=2, grad_accumulation_steps=2)
+    settings = config(max_steps=None, max_flops=limit, batch_size=2, grad_accumulation_steps=2, schedule="linear")
     whole = go(path, "whole", data, settings)
     lines = metrics(path, "whole")
     flops = executed = 0

@@ -15,7 +15,7 @@ OWN = dict(embedding_rate=0.5, head_rate=0.25, vector_rate=0.125)
 
 def rates(model, **settings) -> dict[str, float]:
     """The learning rate of each parameter, halfway through a linear schedule."""
-    settings = TrainConfig(learning_rate=1.0, warmup_steps=0, **settings)
+    settings = TrainConfig(learning_rate=1.0, warmup_steps=0, schedule="linear", **settings)
     names = {id(p): name for name, p in model.named_parameters()}
     optimizers = build_optimizers(model, settings)
     assert set_learning_rate(optimizers, settings, 9, 0.5) == 0.5
@@ -66,7 +66,7 @@ def test_muons_step_is_as_long_as_adamws_or_its_authors():
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    settings = TrainConfig(learning_rate=1.0, warmup_steps=10)
+    settings = TrainConfig(learning_rate=1.0, warmup_steps=10, schedule="linear")
     p = torch.zeros(1)
     optimizer = torch.optim.SGD([{"params": [p]}, {"params": [p.clone()], "rate": 2.0}], lr=7.0)
     rates = [set_learning_rate([optimizer], settings, step, 0.0) for step in (0, 4, 9, 50)]

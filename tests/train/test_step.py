@@ -26,7 +26,9 @@ from pico.train.optimizers import GatedAdamW, build_optimizers
 from pico.train.soap import SOAP
 from pico.train.step import learned_by_heart, optimizer_step, step_graphs
 
-CONFIG = TrainConfig(context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, warmup_steps=0)
+CONFIG = TrainConfig(
+    context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, schedule="linear", warmup_steps=0
+)
 
 
 def batches(count, epoch=0):

@@ -105,7 +105,7 @@ class DataConfig(Config):
 
     dataset: str = Field("stories", description="stories, spelling, identity, a path, a Hub dataset")
     column_name: str | None = Field(None, description="column of the text; of chats, or QUESTION,ANSWER")
-    format: Literal["auto", "bytes", "bin", "chat"] = Field("auto", description="how files are read")
+    format: Literal["auto", "bytes", "bin", "chat"] = Field("auto", description="read as")
     loss_on: Literal["assistant", "all"] = Field("assistant", description="scored of chats")
     exclude_words: str | None = Field(None, description="file of words that 'spelling' leaves out")
     document_separator: str | None = Field(None, description="what stands between documents in a file")
@@ -191,7 +191,7 @@ class TrainConfig(Config):
     max_flops: Annotated[Positive, Field(le=1e30)] | None = Field(
         None, description="FLOPs of training, charged by the bytes that were routed"
     )
-    schedule: Literal[tuple(SCHEDULES)] = Field("trapezoid", description="of the rate")
+    schedule: Literal[tuple(SCHEDULES)] = Field("wsd", description="of the rate")
     warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
         50, description="linear, before the schedule (steps has its own)"
     )

@@ -13,8 +13,8 @@ def linear(progress: float) -> float:
     return 1 - progress
 
 
-def trapezoid(progress: float) -> float:
-    """The peak to 60 %, then on a line to zero (WSD, arXiv 2404.06395, with a long decay)."""
+def wsd(progress: float) -> float:
+    """Warm-up, stable, decay (arXiv 2404.06395), with a long decay: the peak to 60 %, then on a line to zero."""
     return min(1.0, (1 - progress) / 0.4)
 
 
@@ -37,7 +37,7 @@ def cosine(progress: float) -> float:
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": linear,
-    "trapezoid": trapezoid,
+    "wsd": wsd,
     "steps": steps,
     "warmdown": warmdown,
     "cosine": cosine,

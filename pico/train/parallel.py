@@ -203,7 +203,9 @@ def full_model(model):
 def sharded_optimizers(model, config: TrainConfig) -> list["Sliced | Owned"]:
     """build_optimizers for a sharded model. Their state_dict is complete on the main process alone."""
     if config.tail_average:
-        raise PicoError("tail_average is for processes that hold the whole model: leave out --use_fsdp, or set it to 0")
+        raise PicoError(
+            "an average of the last weights needs processes that hold the whole model: leave out --use_fsdp"
+        )
     if config.optimizer == "adamw" and not model.parameter_groups()["tables"]:
         return [Sliced(optimizer) for optimizer in build_optimizers(model, config)]
     owners = Owners(model)

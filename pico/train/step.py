@@ -106,7 +106,9 @@ def optimizer_step(
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share = device_of(model), config.router_loss_weight * model.config.routes
-    again = [learned_by_heart(numbers_per_byte, batch.position["epoch"], config.graded_dropout) for batch in batches]
+    again = [
+        learned_by_heart(numbers_per_byte, batch.position.get("epoch", 0), config.graded_dropout) for batch in batches
+    ]
     tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
     tick = mark if graphs is None else lambda part: None
 

@@ -12,4 +12,9 @@ $pico train "$model" base stories --max-minutes "$minutes"
 $pico train "$model" mid experiments/picochat/small-mid.json --base-weights base --max-minutes "$minutes"
 $pico train "$model" sft experiments/picochat/small-sft.json --base-weights mid --max-minutes "$minutes"
 $pico eval "$model" sft spelling --max-bytes 20000
-$pico run "$model" sft --max-bytes 300
+
+# A conversation, and how to go on with it
+questions='Hello!\nWho are you?\nSpell the word planet.\nWrite the word tiger backwards.\n'
+printf "$questions" | sed 's/^/> /'
+printf "$questions" | $pico chat "$model" sft --temperature 0.5
+echo "go on: $pico chat $model sft"

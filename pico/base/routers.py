@@ -9,6 +9,7 @@ then know it, and `python -m pico.base.routers` prints the list for docs/routers
 """
 
 import math
+from abc import ABC, abstractmethod
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ class RouterInput(NamedTuple):
     threshold: Array  # () one number for all, which training moves for rules that ask for it
 
 
-class Rule:
+class Rule(ABC):
     """A fixed rule, unless what is said here is overridden. `capacity` is the fraction of bytes to route."""
 
     learned = False  # whether the choice follows the router's score
@@ -44,6 +45,7 @@ class Rule:
     @staticmethod
     def check(capacity: float) -> None:
         """Raises ValueError for a fraction that the rule cannot meet."""
+        return None
 
     @property
     def rate(self) -> float:
@@ -60,12 +62,13 @@ class Rule:
         """The rule that training begins with, and whose choice the router learns to foresee."""
         return None
 
+    @abstractmethod
     def choose(self, at: RouterInput):
         """True where a byte is routed, in the shape of what is given."""
-        raise NotImplementedError
 
     def foreseen(self, at: RouterInput):
         """What each byte weighs in the loss that teaches the score: 0 where it decides nothing. None: all the same."""
+        return None
 
     def slots(self, length: int) -> int | None:
         """Routed bytes that a row of a training chunk has room for; None: as many as the fullest row needs."""
@@ -77,8 +80,8 @@ class Rule:
 
     def correction(self, count, chosen, total, squares, threshold):
         """What to add to the threshold after a step, from () tensors over its bytes: how many there were and were
-        chosen, the sum of their scores and of the squares of these."""
-        raise NotImplementedError
+        chosen, the sum of their scores and of the squares of these. Nothing where the rule is not `steered`."""
+        return 0.0
 
 
 class Learned(Rule):

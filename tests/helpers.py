@@ -99,7 +99,7 @@ def trained(router="threshold", **changes) -> Pico:
     model = tiny(router, **changes).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1.5e-2, fused=True)
     heads = model.config.next_tokens
-    for _ in range(60):
+    for _ in range(50):
         at = torch.randint(len(text) - 100, (8,), generator=generator)
         tokens = torch.stack([text[i : i + 48 + heads] for i in at])
         tokens[at % 4 == 0, 0] = BOS

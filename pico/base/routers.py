@@ -38,6 +38,7 @@ class Rule(ABC):
     steered = False  # whether `correction` moves the router's threshold after every optimizer step
     scorer = "linear"  # what the score is: a linear map of the stream, or that of pico/model/scorers.py of this name
     causal_from = 0.0  # share of a training from which it routes by this rule; before, by the teacher
+    first_teacher: str | None = None  # of TEACHERS: who teaches as a training begins, where the config names nobody
 
     def __init__(self, capacity: float):
         self.capacity = capacity
@@ -65,6 +66,10 @@ class Rule(ABC):
     @abstractmethod
     def choose(self, at: RouterInput):
         """True where a byte is routed, in the shape of what is given."""
+
+    def wants(self, at: RouterInput, nats):
+        """As a teacher: what the router shall foresee, where the model needed so many nats for the next byte (B, T)."""
+        return self.choose(at)
 
     def foreseen(self, at: RouterInput):
         """What each byte weighs in the loss that teaches the score: 0 where it decides nothing. None: all the same."""
@@ -104,9 +109,17 @@ class BestScored(Learned):
         return max(1, round(length * self.capacity))
 
 
-class TopK(Learned):
-    """learns to foresee the highest scores of a window; routes a score above 0"""
+class Surprise(BestScored):
+    """Routes the bytes of the highest scores, and the score learns where the next byte surprises the model most."""
 
+    def wants(self, at: RouterInput, nats):
+        return self.choose(at._replace(score=nats))
+
+
+class TopK(Learned):
+    """learns to foresee surprise at first, then the highest scores of a window; routes a score above 0"""
+
+    first_teacher = "surprise"  # left to itself a router may settle on another letter of each word, for good
     causal_from = 0.8  # the model gets used to the rule that it will generate with
 
     @property
@@ -206,12 +219,18 @@ class SpaceAndBest(BestScored):
 class SpaceTopK(TopK):
     """what `space` routes, and of the other bytes what `topk` would, up to the fraction"""
 
+    first_teacher = None
+
     @property
     def teacher(self) -> Rule:
         return SpaceAndBest(self.capacity)
 
     def choose(self, at: RouterInput):
         return after_word(at) | (at.score > 0)
+
+    def wants(self, at: RouterInput, nats):
+        """As a teacher: what the router shall foresee, where the model needed so many nats for the next byte (B, T)."""
+        return self.choose(at)
 
     def foreseen(self, at: RouterInput):
         return (~after_word(at)).float()
@@ -324,6 +343,8 @@ ROUTERS: dict[str, type[Rule]] = {
 # Rules that may route at the beginning of a training, while a learned one learns to foresee them. Not all are causal:
 # those are no model's own.
 TEACHERS: dict[str, type[Rule]] = {
+    "surprise": Surprise,
+    "itself": BestScored,
     "space": Space,
     "stride": Stride,
     "first-letter": FirstLetter,

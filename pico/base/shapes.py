@@ -19,6 +19,7 @@ RouterName = Literal[tuple(ROUTERS)]  # the rules there are
 TeacherName = Literal[tuple(TEACHERS)]  # those that a training may begin with
 Share = Annotated[float, Field(ge=1e-4, le=1)]
 EXTRAS = "ngram_signs", "latent_embedding_skip", "latent_update"  # of a Pico that torch alone can run
+HEADS_FROM = 0.8  # share of a training after which the heads after the first learn too
 RISEN, RISES = 0.8, 12  # a capacity that rises is there after this share of a training, in so many steps
 Matrices = dict[str, list[tuple[int, int, int]]]
 Blocks = Annotated[int, Field(ge=0, le=1000)]
@@ -102,7 +103,7 @@ class ModelConfig(Sizes):
         "routed", description="which bytes get what the latent blocks found: the routed ones, or all after them too"
     )
     router_teacher: TeacherName | None = Field(
-        None, description="the rule that routes in the first 12 % of a training, and that the router learns to foresee"
+        None, description="what the router learns to foresee in the first 12 % of a training (topk: surprise)"
     )
     latent_capacity_start: Share | None = Field(
         None, description="that fraction as a training begins; it is latent_capacity_factor after 80 % of it"
@@ -115,8 +116,14 @@ class ModelConfig(Sizes):
 
     @property
     def trains_all(self) -> bool:
-        """Whether every parameter gets a gradient in every step: a router that has nothing to route gets none."""
-        return self.latent_blocks > 0
+        """Whether every parameter gets a gradient in every step: a router that has nothing to route gets none, and
+        the heads after the first wait."""
+        return self.latent_blocks > 0 and self.next_tokens == 1
+
+    def heads_at(self, progress: float) -> int:
+        """How many heads learn after this fraction of a training: they cost much, and learn fast from a stream that
+        knows the text."""
+        return self.next_tokens if progress >= HEADS_FROM else 1
 
     @property
     def vocabulary(self) -> int:
@@ -146,9 +153,10 @@ class ModelConfig(Sizes):
         return [f"{name} = {getattr(self, name)!r}" for name in found]
 
     @property
-    def teacher(self) -> Rule | None:
-        """Which bytes are routed as a training begins, if another rule says so."""
-        return self.router_teacher and TEACHERS[self.router_teacher](self.latent_capacity_factor)
+    def first_teacher(self) -> type[Rule] | None:
+        """Who routes as a training begins, and says what the router shall foresee."""
+        name = self.router_teacher or self.rule.first_teacher
+        return TEACHERS[name] if name else None
 
     def rule_at(self, progress: float) -> Rule:
         """The rule after this fraction of a training. Its capacity rises step by step: a GPU sees few shapes."""
@@ -315,6 +323,10 @@ class GPTConfig(Sizes):
     drafts: ClassVar[int] = 0
     routes: ClassVar[bool] = False
     trains_all: ClassVar[bool] = True
+
+    def heads_at(self, progress: float) -> int:
+        """How many heads learn after this fraction of a training."""
+        return 1
 
     @property
     def unit(self) -> str:

@@ -19,7 +19,7 @@ from pico.base.config import Config, Count, DataConfig, Positive, TrainConfig, m
 from pico.base.errors import PicoError
 from pico.base.files import read_json
 from pico.base.presets import PRESETS, preset
-from pico.base.shapes import GPTConfig, ModelConfig, Shape, check_context, check_routes
+from pico.base.shapes import HEADS_FROM, GPTConfig, ModelConfig, Shape, check_context, check_routes
 from pico.runs.folder import name_problem
 
 BY_BUDGET = ("seed", "epochs", "max_steps", "max_minutes", "max_flops")  # of TrainConfig: not a configuration's to set
@@ -121,7 +121,8 @@ class Experiment(Config):
         check_routes(shape, attention_backend=plain.attention_backend)
         steps = plain.max_steps or CHECKS * NEVER
         if plain.max_flops:  # about: what is routed decides
-            steps = plain.max_flops / step_flops(shape, plain)
+            first, last = (step_flops(shape, plain, heads=shape.heads_at(progress)) for progress in (0, 1))
+            steps = plain.max_flops * (HEADS_FROM / first + (1 - HEADS_FROM) / last)
         quiet = {"validation_interval": math.ceil(steps / CHECKS), "sample_interval": NEVER, "keep_last": 1}
         return TrainConfig.build(**{**quiet, **plain.model_dump(include={*values, *limit, "seed"})})
 

@@ -9,15 +9,18 @@ from pico.model.cache import MAX_FEED, Cache
 from pico.model.causal import BLOCK
 
 
-def flops_per_symbol(config: Shape, context_len: int, routed: float | None = None) -> tuple[float, float]:
+def flops_per_symbol(
+    config: Shape, context_len: int, routed: float | None = None, heads: int | None = None
+) -> tuple[float, float]:
     """(forward, training) FLOPs per symbol: 2 a multiply-add of matmuls and attention; training is 3 forwards of all.
 
-    routed: fraction of the bytes that Pico's latent blocks run on; None is the rate that the config names.
+    routed: fraction of the bytes that Pico's latent blocks run on; None is the rate that the config names. heads: how
+    many are trained; None is all.
     """
     if config.kind == "gpt":
         forward = 2 * _gpt_multiplications(config, context_len)
         return forward, 3 * forward
-    return _pico_flops(config, context_len, routed)
+    return _pico_flops(config, context_len, routed, heads or config.next_tokens)
 
 
 def keys_seen(window: int, length: float) -> float:
@@ -35,7 +38,7 @@ def _gpt_multiplications(c: GPTConfig, context_len: int) -> float:
     return linear + c.num_blocks * 2 * c.att_q_heads * c.head_dim * keys_seen(c.reach, context_len)
 
 
-def _pico_flops(config: ModelConfig, context_len: int, routed: float | None) -> tuple[float, float]:
+def _pico_flops(config: ModelConfig, context_len: int, routed: float | None, heads: int) -> tuple[float, float]:
     c, width = config, config.head_dim
     linear = c.dim * width * (c.att_q_heads + 2 * c.att_kv_heads) + c.att_q_heads * width * c.dim
     linear += 3 * c.dim * c.mlp_dim
@@ -51,9 +54,9 @@ def _pico_flops(config: ModelConfig, context_len: int, routed: float | None) -> 
     beside = (c.history + 1) * width * hidden + hidden * c.vocabulary
     router = {"linear": c.dim, "cosine": 2 * c.dim**2, "entropy": c.dim + beside}[c.rule.scorer]
     lookup = c.ngram_orders * c.ngram_dim * c.dim  # their projection: reading a row costs no FLOP
-    forward = 2 * (lookup + local + latent + c.dim * c.next_tokens * c.vocabulary + router)
-    chain = 2 * c.chained_heads * (c.next_tokens - 1) * c.dim**2  # only drafting and the loss need it
-    return forward, 3 * (forward + chain)
+    rest = 2 * (lookup + local + latent + router)
+    chain = 2 * c.chained_heads * (heads - 1) * c.dim**2  # only drafting and the loss need it
+    return rest + 2 * c.dim * c.next_tokens * c.vocabulary, 3 * (rest + 2 * c.dim * heads * c.vocabulary + chain)
 
 
 def cache_bytes(config: Shape, dtype=torch.float32, feed: int = MAX_FEED) -> int:

@@ -240,7 +240,7 @@ class GPT(nn.Module):
         seen = x, none.expand(batch, length), passed, none, 0
         if targets is None:
             return Output(self.logits(x)[:, :, None], *seen)
-        loss, nats = multi_byte_loss([x], self.head_weight, targets, self.config.logit_softcap)
+        loss, nats, _ = multi_byte_loss([x], self.head_weight, targets, self.config.logit_softcap)
         return Output(None, *seen, loss, nats, none)
 
     @property

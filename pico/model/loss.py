@@ -35,13 +35,13 @@ def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """hidden (R, D), weight (V, D), targets (R,) -> sum of nats. cap: of the logits, or None."""
+    """hidden (R, D), weight (V, D), targets (R,) -> sum of nats, and those of each (R,). cap: of the logits."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, cap):
         train = hidden.requires_grad or weight.requires_grad
         w = weight.to(hidden.dtype)
-        total = torch.zeros((), device=hidden.device)
+        nats = torch.empty(len(hidden), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if train else None
         grad_weight = torch.zeros_like(weight) if train else None
         rows = max(LEAST, SLICE * VOCABULARY // len(weight)) * (1 if hidden.device.type == "cpu" else 8)
@@ -54,7 +54,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             p = logits.softmax(-1, dtype=torch.float32)
             mask = y >= 0
             y = y.clamp(min=0)
-            total -= (p.gather(-1, y).clamp(min=1e-30).log() * mask).sum()
+            nats[start : start + rows] = -(p.gather(-1, y).clamp(min=1e-30).log() * mask)[:, 0]
             if grad_hidden is not None and grad_weight is not None:
                 p.scatter_add_(-1, y, torch.full_like(y, -1, dtype=p.dtype))  # d nll / d logits
                 if cap is not None:
@@ -63,21 +63,23 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 torch.mm(grad, w, out=grad_hidden[start : start + rows])
                 grad_weight += grad.T @ x
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
+        ctx.mark_non_differentiable(nats)
+        return nats.sum(), nats
 
     @staticmethod
-    def backward(ctx, grad_total):
+    def backward(ctx, grad_total, _):
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total, None, None
 
 
 def multi_byte_loss(
     hidden: list[Tensor], weight: Tensor, targets: Tensor, cap: float | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of all heads. hidden: N of (B, T, D), what each head reads; weight (N V, D); targets (B, T + N - 1), -100
     where there is none; cap: see `soft_capped`.
 
-    Returns the loss, sum_k phi_k * (nats of head k) / (B T), and the mean nats of each head (N,) over its targets.
+    Returns the loss, sum_k phi_k * (nats of head k) / (B T); the mean nats of each head (N,) over its targets; and
+    the nats of head 0 for each byte (B, T), 0 where there is no target.
     The divisor counts padding too, so that every byte weighs the same however the batch is cut over processes.
     """
     batch, length, _ = hidden[0].shape
@@ -87,8 +89,9 @@ def multi_byte_loss(
     if weight.is_cuda and cap is None and len(weights[0]) <= LARGEST and kernels.available():
         from pico.model.kernels.loss import head_nats
 
-        totals = head_nats(rows, torch.stack(weights).to(rows[0].dtype), wanted)
+        totals, nats = head_nats(rows, torch.stack(weights).to(rows[0].dtype), wanted)
     else:
-        totals = torch.stack([_FusedCrossEntropy.apply(*each, cap) for each in zip(rows, weights, wanted.unbind(1))])
+        each = [_FusedCrossEntropy.apply(*of, cap) for of in zip(rows, weights, wanted.unbind(1))]
+        totals, nats = torch.stack([total for total, _ in each]), each[0][1]
     loss = totals @ head_weights(len(hidden), totals.device) / (batch * length)
-    return loss, totals.detach() / (wanted >= 0).sum(0).clamp(min=1)
+    return loss, totals.detach() / (wanted >= 0).sum(0).clamp(min=1), nats.view(batch, length)

@@ -47,7 +47,6 @@ class Pico(nn.Module):
     alphabet: Alphabet = BYTES  # what its ids stand for
 
     regions = ("head_inputs",)  # what torch.compile traces besides the blocks
-    lookahead: Tensor
 
     def __init__(self, config: ModelConfig, attention_backend: str | None = None, dtype=torch.float32):
         super().__init__()
@@ -65,8 +64,7 @@ class Pico(nn.Module):
         self.heads = Linear(config.dim, config.next_tokens * config.vocabulary)
         chained = config.next_tokens - 1 if config.chained_heads else 0
         self.chain = nn.ModuleList(Linear(config.dim, config.dim) for _ in range(chained))
-        # share of the later heads' gradient that the stream gets; training lets it fade
-        self.register_buffer("lookahead", torch.ones(()), persistent=False)
+        self.heads_trained = config.next_tokens  # from the first one on; training begins with one
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -155,7 +153,6 @@ class Pico(nn.Module):
         # 3. Latent blocks, on the chosen bytes alone: they are gathered to (B, M, D), and what comes out is added back.
         # M is a size of the buffer, not of the choice: `slots` counts what was computed, `routed` what was of use.
         routing = self.router(x, tokens, text[:, -length - 1 : -1], positions, rule, text, carry)
-        router_loss = self.router.loss(routing, targets) if targets is not None else None
         routed = torch.zeros_like(routing.routed) if disable_latent else routing.routed
         slots = routing.index.shape[1] if self.latent and not disable_latent else 0
         smooth = None
@@ -174,9 +171,12 @@ class Pico(nn.Module):
         seen = x, routing.weight, routed, skipped, slots
         if targets is None:
             return Output(rearrange(self.heads(x), "b t (n v) -> b t n v", v=self.config.vocabulary), *seen)
+        heads = self.heads_trained if self.training else self.config.next_tokens
         weight = self.heads.weight if self.heads.cast is None else self.heads.cast
-        loss, head_nll = multi_byte_loss(self.head_inputs(x, embedding), weight, targets)
-        return Output(None, *seen, loss, head_nll, router_loss)
+        hidden = self.head_inputs(x, embedding) if heads > 1 else [x]
+        used = weight[: heads * self.config.vocabulary], targets[:, : length + heads - 1]
+        loss, head_nll, nats = multi_byte_loss(hidden, *used)
+        return Output(None, *seen, loss, head_nll, self.router.loss(routing, targets, nats))
 
     def embed(self, text: Tensor) -> Tensor:
         """Of each byte and of the n-grams that end with it: (B, history + T) -> (B, T, D)."""
@@ -186,19 +186,15 @@ class Pico(nn.Module):
     def head_inputs(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """What each head reads in training: N of (B, T, D).
 
-        Looking ahead helps the stream early and costs it later, so training lets `lookahead` fall from 1 to 0 over the
-        run; the heads themselves learn to the end.
-
-        Every second position shows head k the embedding of the byte before the one it predicts, as drafting does
-        (Hydra, arXiv 2402.05109). The others do not, so that the stream still learns to see several bytes ahead: with
-        all of them shown, head 0 loses 0.03 bits per byte (RESULTS.md).
+        Those after the first learn to draft from the stream as it is: they do not bend it to what they need, nor the
+        embedding of the byte before the one that they predict, which chained heads are shown as in drafting (Hydra,
+        arXiv 2402.05109).
         """
-        later = torch.lerp(x.detach(), x, self.lookahead.to(x.dtype))  # x itself, but for the gradient
+        seen = x.detach()
         if not self.chain:
-            return [x] + [later] * (self.config.next_tokens - 1)
-        shown = torch.arange(x.shape[1], device=x.device)[:, None] % 2
-        ahead = self.ahead(embedding, x.shape[1])
-        return [x, *(self.chained(later, e * shown, k) for k, e in enumerate(ahead, start=1))]
+            return [x] + [seen] * (self.config.next_tokens - 1)
+        ahead = self.ahead(embedding.detach(), x.shape[1])
+        return [x, *(self.chained(seen, e, k) for k, e in enumerate(ahead, start=1))]
 
     def ahead(self, embedding: Tensor, length: int) -> list[Tensor]:
         """What stands 1, 2, ... N - 1 bytes after each of the first `length`: each (B, length, D), 0 past the end."""
@@ -266,10 +262,10 @@ class Pico(nn.Module):
             self.ngrams.dropout = lookups
 
     def begin_step(self, progress: float) -> Hashable:
-        """Call before every training step, after this fraction of the run: how much the stream looks ahead, and by
-        which rule it is routed, which is returned."""
-        self.lookahead.fill_(1 - progress)
-        return self.router.begin_step(progress)
+        """Call before every training step, after this fraction of the run: how many heads learn in it, and by which
+        rule it is routed, which is returned."""
+        self.heads_trained = self.config.heads_at(progress)
+        return self.heads_trained, self.router.begin_step(progress)
 
     def end_step(self, gate: Tensor | None = None) -> None:
         """Call after every optimizer step: lets the rule move its threshold to keep the routed fraction."""

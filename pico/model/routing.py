@@ -117,14 +117,15 @@ class Router(nn.Module):
     def begin_step(self, progress: float) -> Hashable:
         """Call before a training step, after this fraction of the run. Returns all that it decides about the step."""
         self.rule = self.config.rule_at(progress)
-        self.taught = self.config.teacher is not None and progress < TAUGHT
+        self.taught = self.config.first_teacher is not None and progress < TAUGHT
         self.causal = progress >= self.rule.causal_from and not self.taught
         return self.causal, self.taught, self.rule.capacity
 
     @property
     def teacher(self) -> Rule | None:
         """The rule whose choice the router learns to foresee, and by which training routes until it is `causal`."""
-        return self.config.teacher if self.taught else self.rule.teacher
+        first = self.config.first_teacher if self.taught else None
+        return first(self.rule.capacity) if first else self.rule.teacher
 
     def score(self, stream: Tensor) -> Tensor:
         """Normalised (B, T, D) -> (B, T) fp32 logit."""
@@ -206,14 +207,15 @@ class Router(nn.Module):
         routed = torch.zeros_like(chosen).scatter_(1, index, valid) if slots < x.shape[1] else chosen
         return Routing(score, routed, index, valid, chosen, stream, at, key, log_p)
 
-    def loss(self, routing: Routing, targets: Tensor | None = None) -> Tensor:
-        """BCE of the score against the teacher's choice; 0 where there is none.
+    def loss(self, routing: Routing, targets: Tensor | None = None, nats: Tensor | None = None) -> Tensor:
+        """BCE of the score against what the teacher wants; 0 where there is no teacher. targets (B, T + N - 1), and
+        the nats (B, T) of the next byte, for those who ask for them.
 
         The stream is detached: this loss teaches the router to foresee the choice and must not bend the trunk to it.
         """
         if self.teacher is None:
             return routing.score.new_zeros(())
-        chosen = self.teacher.choose(routing.at)
+        chosen = self.teacher.wants(routing.at, nats)
         score, weight = self.score(routing.stream.detach()), self.rule.foreseen(routing.at)
         return F.binary_cross_entropy_with_logits(score, chosen.float(), weight)
 

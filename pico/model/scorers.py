@@ -45,9 +45,9 @@ class EntropyRouter(Router):
         log_p = (FASTER * self.guess(FASTER * F.relu(self.hidden(seen)))).log_softmax(-1)  # (B, T, V)
         return -(log_p.exp() * log_p).sum(-1).detach(), log_p
 
-    def loss(self, routing: Routing, targets: Tensor) -> Tensor:
+    def loss(self, routing: Routing, targets: Tensor | None = None, nats: Tensor | None = None) -> Tensor:
         """The small model's own, nats a byte. targets (B, T or more), -100 where there is none."""
-        assert routing.log_p is not None
+        assert routing.log_p is not None and targets is not None
         length = routing.log_p.shape[1]
         nats = F.nll_loss(routing.log_p.flatten(0, 1), targets[:, :length].flatten(), reduction="sum")
         return nats / (targets[:, :length] >= 0).sum().clamp(min=1)
@@ -106,7 +106,7 @@ class CosineRouter(Router):
         keys = torch.cat([carry[:, None, : first.shape[-1]], routing.key], dim=1)
         return torch.cat([keys, latest], dim=-1)
 
-    def loss(self, routing: Routing, targets: Tensor | None = None) -> Tensor:
+    def loss(self, routing: Routing, targets: Tensor | None = None, nats: Tensor | None = None) -> Tensor:
         """The ratio loss less 1, which it is where F and G are the fraction."""
         bytes_each, chosen, p = 1 / self.rule.capacity, routing.chosen.float().mean(), routing.weight.mean()
         return bytes_each / (bytes_each - 1) * ((bytes_each - 1) * chosen * p + (1 - chosen) * (1 - p)) - 1

@@ -14,9 +14,10 @@ from pico.base.shapes import Shape
 from pico.model.cost import flops_per_symbol
 
 
-def step_flops(model: Shape, config: TrainConfig, routed: float | None = None) -> int:
-    """FLOPs of an optimizer step whose latent blocks ran on that fraction of the positions (None: the nominal one)."""
-    return round(config.step_symbols * flops_per_symbol(model, config.context_len, routed)[1])
+def step_flops(model: Shape, config: TrainConfig, routed: float | None = None, heads: int | None = None) -> int:
+    """FLOPs of an optimizer step whose latent blocks ran on that fraction of the positions (None: the nominal one), and
+    in which so many heads learned (None: all)."""
+    return round(config.step_symbols * flops_per_symbol(model, config.context_len, routed, heads)[1])
 
 
 def step_limit(config: TrainConfig, chunks: int | None) -> int | None:

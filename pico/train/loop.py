@@ -211,8 +211,8 @@ class Training:
             self.skips = 0
             state.step += 1
             state.bytes += done.bytes
-            state.flops += budget.step_flops(parts.model.config, config, done.routed)
-            state.executed_flops += budget.step_flops(parts.model.config, config, done.slots)
+            state.flops += budget.step_flops(parts.model.config, config, done.routed, done.heads)
+            state.executed_flops += budget.step_flops(parts.model.config, config, done.slots, done.heads)
             if config.tail_average:
                 parts.optimizers[-1].follow(state.step, self.progress())
         self.failed = failures > 0 and self.progress() < 1

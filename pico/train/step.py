@@ -30,6 +30,7 @@ class StepResult(NamedTuple):
     router_loss: float  # nats per byte
     routed: float  # fraction of the positions that went through the latent blocks
     skipped: float  # fraction of the bytes to be routed that met a full training buffer
+    heads: int  # that learned
     slots: float  # positions that the latent blocks ran on, the empty ones included, over all positions
     bits_per_byte: float  # of head 0, by the routing that training uses
     perplexity: float  # of head 0, for a symbol
@@ -102,7 +103,7 @@ def optimizer_step(
     """
     # 1. Where the run is decides how far a step goes, and what the model does in it.
     rate = set_learning_rate(optimizers, config, step, progress)
-    phase = model.begin_step(progress)
+    phase, heads = model.begin_step(progress), model.config.heads_at(progress)
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share = device_of(model), config.router_loss_weight * model.config.routes
@@ -173,6 +174,7 @@ def optimizer_step(
             router_loss,
             routed,
             skipped,
+            heads,
             slots,
             bits_per_byte=nats / math.log(2) / max(text, 1),
             perplexity=perplexity(nats / max(symbols, 1)),

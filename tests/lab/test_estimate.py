@@ -53,7 +53,7 @@ def test_real_steps_are_measured_and_thrown_away(tmp_path, plan):
 )
 def test_each_budget_is_turned_into_time(tmp_path, plan, monkeypatch, budget, steps, minutes):
     monkeypatch.setattr(module, "measure", lambda *_: Cost(2.0, 100.0, 1e6, 3.0))
-    monkeypatch.setattr("pico.train.budget.step_flops", lambda *_: 1e6)
+    monkeypatch.setattr("pico.train.budget.step_flops", lambda *_, **__: 1e6)
     experiment = plan(**budget)
     text, _ = estimate(experiment, tmp_path / "out", "cpu", lambda _: None, experiment.plan("two", "2"))
     size = f"{int(steps) / 10:.3g} kB"

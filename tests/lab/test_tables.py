@@ -138,7 +138,7 @@ def test_odd_files_of_a_run_are_mended_or_named(make, tmp_path):
 )
 def test_doubts(routed, steps, expected):
     row = {"runs": {seed: {"steps": steps} for seed in range(3)}, "routed_fraction": {"mean": routed}}
-    found = list(doubts(row, preset("tiny"), TrainConfig()))
+    found = list(doubts(row, preset("tiny", latent_capacity_factor=0.25), TrainConfig()))
     assert len(found) == len(expected) and all(map(str.startswith, found, expected))
     for router in ("all", "none"):  # which have no rate to miss
         assert not any("routed" in text for text in doubts(row, preset("tiny", router=router), TrainConfig()))

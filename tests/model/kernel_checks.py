@@ -397,11 +397,12 @@ def loss_equals_the_formula(heads, rows, width, vocabulary, unscored, dtype):
         wanted_targets = wanted_targets.contiguous()
     upstream = torch.rand(heads, device=DEVICE)
     doubles = [x.detach().double().requires_grad_() for x in (weight, *hidden)]
-    nats = head_nats(hidden, weight, wanted_targets)
+    nats, first = head_nats(hidden, weight, wanted_targets)
     logits = torch.einsum("nrd,nvd->nrv", torch.stack(doubles[1:]), doubles[0])
     logits = logits + (logits.detach().to(dtype) - logits.detach()) * (dtype != torch.float32)  # rounded as stored
     wanted = [torch.nn.functional.cross_entropy(x, y, reduction="sum") for x, y in zip(logits, wanted_targets.T)]
     close(nats, torch.stack(wanted), dtype)
+    close(first, torch.nn.functional.cross_entropy(logits[0], wanted_targets[:, 0], reduction="none"), dtype)
     grads = torch.autograd.grad(nats @ upstream, (weight, *hidden))
     wanted = torch.autograd.grad(torch.stack(wanted) @ upstream.double(), doubles)
     for got, right in zip(grads, wanted):
@@ -416,8 +417,8 @@ def loss_of_a_device_equals_that_of_a_cpu():
     targets, results = torch.randint(-1, 264, (2, 302)), []
     for device in ("cpu", DEVICE):
         leaves = [x.to(device).requires_grad_() for x in (weight, *hidden)]
-        loss, nats = multi_byte_loss(leaves[1:], leaves[0], targets.to(device))
-        results.append([x.cpu() for x in (loss, nats, *torch.autograd.grad(loss, leaves))])
+        loss, *nats = multi_byte_loss(leaves[1:], leaves[0], targets.to(device))
+        results.append([x.cpu() for x in (loss, *nats, *torch.autograd.grad(loss, leaves))])
     for here, there in zip(*results):
         torch.testing.assert_close(here, there, atol=1e-6, rtol=1e-4)
 

@@ -330,11 +330,11 @@ def test_the_last_part_of_training_routes_causally_and_still_learns_the_best():
 
 
 @pytest.mark.parametrize("router", ["topk", "threshold"])
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("teacher", [name for name, rule in TEACHERS.items() if not rule.learned])
 def test_a_teacher_routes_at_first_and_its_choice_is_learned(router, teacher):
     tokens = torch.tensor([list(b"She had 2 cats. One was red, and one was not.")])
     model = tiny(router, router_teacher=teacher, latent_capacity_factor=0.25).train()
-    plain = tiny(router, latent_capacity_factor=0.25)
+    plain = tiny(router, latent_capacity_factor=0.25, router_teacher="itself" if router == "topk" else None)
     assert torch.equal(model.eval()(tokens).logits, plain(tokens).logits)  # it has no part in anything else
     seen = RouterInput(None, tokens, tokens.roll(1), torch.arange(45)[None], None)
     taught = TEACHERS[teacher](0.25).choose(seen)
@@ -347,6 +347,37 @@ def test_a_teacher_routes_at_first_and_its_choice_is_learned(router, teacher):
             torch.testing.assert_close(out.router_loss, wanted, atol=1e-4, rtol=1e-4)
         else:
             assert torch.equal(out.routed, own.routed) and out.router_loss == own.router_loss
+
+
+@pytest.mark.parametrize("router", ["topk", "threshold"])
+def test_at_first_the_router_learns_to_foresee_surprise(router):
+    """The highest scores are routed. What they shall be: highest where the model needs most nats for the next byte."""
+    tokens = random_tokens(2, 44)
+    wants = {name: tiny(router, router_teacher=name, latent_capacity_factor=0.25) for name in ("surprise", "itself")}
+    for progress in (0.0, TAUGHT - 1e-6, TAUGHT):
+        outs = []
+        for model in wants.values():
+            model.train().begin_step(progress)
+            outs.append(model(tokens[:, :-4], targets=tokens[:, 1:]))
+        assert torch.equal(outs[0].routed, outs[1].routed)
+        if progress < TAUGHT:
+            model, length = wants["surprise"], tokens.shape[1] - 4
+            logits = model(tokens[:, :-4]).logits[:, :, 0]
+            nats = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1 : length + 1], reduction="none")
+            for out, by in zip(outs, (nats, outs[1].router_weight)):
+                best = by.topk(length // 4, dim=1).indices
+                wanted = torch.zeros_like(nats).scatter_(1, best, 1)
+                loss = torch.nn.functional.binary_cross_entropy(out.router_weight, wanted)
+                torch.testing.assert_close(out.router_loss, loss, atol=1e-4, rtol=1e-4)
+            assert abs(outs[0].router_loss - outs[1].router_loss) > 1e-3
+        else:
+            assert outs[0].router_loss == outs[1].router_loss
+
+
+def test_topk_begins_with_surprise_where_nobody_else_is_named():
+    assert tiny("topk").config.first_teacher is TEACHERS["surprise"]
+    assert tiny("topk", router_teacher="space").config.first_teacher is TEACHERS["space"]
+    assert all(tiny(name).config.first_teacher is None for name in ROUTERS if name != "topk")
 
 
 def test_the_last_letter_of_a_word_is_seen_from_the_byte_after_it():
@@ -370,7 +401,7 @@ def test_the_capacity_rises_step_by_step():
         assert model(tokens).slots == slots
     assert torch.equal(model.eval()(tokens).routed, tiny("topk")(tokens).routed)
     plain = tiny("topk")
-    assert {plain.begin_step(i / 10) for i in range(8)} == {(False, False, 0.5)}
+    assert {plain.begin_step(i / 10) for i in range(2, 8)} == {(1, (False, False, 0.5))}
 
 
 def test_no_router_loss_for_other_rules():

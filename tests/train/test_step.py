@@ -19,6 +19,7 @@ import pico.train.step
 from pico import Pico, TrainConfig
 from pico.base.graphs import WARM_UP
 from pico.base.routers import ROUTERS, TopK
+from pico.base.shapes import HEADS_FROM
 from pico.data.prefetch import Batch
 from pico.model.attention import alibi_slopes
 from pico.model.casts import cast_together
@@ -45,7 +46,7 @@ def step(model, read, config=CONFIG, **options):
 def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
     model = tiny(router).train()
     plain, read, losses, nats = copy.deepcopy(model), batches(3), [], []
-    plain.lookahead.fill_(0.75)
+    plain.begin_step(0.25)
     for batch in read:
         out = plain(batch.inputs, targets=batch.targets)
         (0.9 * out.loss + 0.1 * out.router_loss).div(3).backward()
@@ -77,7 +78,7 @@ def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
     for progress, short, read in ((0.5, True, batches(1)), (0.5, False, again), (TopK.causal_from, True, again)):
         step(model, read, progress=progress, numbers_per_byte=2.0 * short)
         assert model.router.causal == (progress == TopK.causal_from)
-        assert model.lookahead == pytest.approx(1 - progress)
+        assert model.heads_trained == (4 if progress >= HEADS_FROM else 1)
         dropped = short and read is again
         assert model.ngrams.dropout == CONFIG.ngram_dropout * dropped
         assert {block.dropout for block in (*model.local_in, *model.latent)} == {CONFIG.dropout * dropped}

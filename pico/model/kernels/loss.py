@@ -5,7 +5,7 @@ the stream, and the kernel overwrites them with their gradient: a row is read on
 the device, and no sum is atomic: results repeat exactly.
 
     from pico.model.kernels.loss import head_nats
-    nats = head_nats(hidden, weight, targets)
+    totals, nats = head_nats(hidden, weight, targets)
 """
 
 import torch
@@ -62,10 +62,12 @@ class _HeadNats(torch.autograd.Function):
             torch.mm(x, w.T, out=out)
         nats = _softmax_gradient_(logits, targets)
         ctx.save_for_backward(weight, logits, *hidden)
-        return nats.sum(1)
+        first = nats[0].contiguous()
+        ctx.mark_non_differentiable(first)
+        return nats.sum(1), first
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         weight, gradient, *hidden = ctx.saved_tensors
         scaled = (weight * grad[:, None, None]).to(weight.dtype)  # much smaller than what it is multiplied with
         dhidden = [torch.mm(g, w) for g, w in zip(gradient, scaled)]
@@ -73,7 +75,10 @@ class _HeadNats(torch.autograd.Function):
         return (dweight * grad[:, None, None]).to(weight.dtype), None, *dhidden
 
 
-def head_nats(hidden: list[Tensor], weight: Tensor, targets: Tensor) -> Tensor:
-    """(N,) fp32: the summed nats of each head. hidden: N of (R, D); weight (N, V, D) of their dtype; targets (R, N)
-    integers, negative where nothing is scored. Gradients go to hidden and weight."""
+def head_nats(hidden: list[Tensor], weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) fp32: the summed nats of each head; and (R,) those of the first head in each row.
+
+    hidden: N of (R, D); weight (N, V, D) of their dtype; targets (R, N) integers, negative where nothing is scored.
+    Gradients go to hidden and weight.
+    """
     return _HeadNats.apply(weight, targets, *hidden)

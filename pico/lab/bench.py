@@ -145,7 +145,7 @@ def bench_train(config: Shape, device: torch.device, settings: TrainConfig, seco
     rate = 1000 * batch * length / step["median"]
     memory = peak_memory(device) / 2**20
     parts = {name: quartiles([t[name] for t in times]) for name in times[0]}
-    flops = flops_per_symbol(config, length)[1]
+    flops = flops_per_symbol(config, length, heads=config.heads_at(0))[1]  # of most steps, and so of the median
     return {
         "precision": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),

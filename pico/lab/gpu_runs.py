@@ -152,7 +152,9 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     mark("data")
     synchronize(section)
     seconds = (time.perf_counter() - began) / (3 if section.smoke else STEPS)
-    size, flops = settings.step_symbols, flops_per_symbol(trainer.config, settings.context_len)[1]
+    shape, size = trainer.config, settings.step_symbols
+    costs = [flops_per_symbol(shape, settings.context_len, heads=shape.heads_at(n / 5))[1] for n in range(5)]
+    flops = sum(costs) / 5
     starts = [event for part, event in marks if part == "data"]
     figures = {
         "ms_per_step": round(seconds * 1e3, 2),

@@ -84,12 +84,17 @@ def write_sample(parts: Parts) -> None:
     on_main(write)
 
 
+def in_order(state: dict) -> dict:
+    """An optimizer's state by the order of its parameters, not by when each first had a gradient."""
+    return {**state, "state": dict(sorted(state["state"].items()))}
+
+
 def save_checkpoint(parts: Parts) -> None:
     """A checkpoint of this step, then removal of those no longer kept."""
     parts.state.sample_bytes = size_of(parts.folder / "samples.txt")
     step, best = parts.state.step, parts.state.best["step"] if parts.state.best else None
     state = {**asdict(parts.state), "rng": gather_object([rng_state()]), "scaler": parts.scaler.state_dict()}
-    model, optimizers = sound_model(parts), [optimizer.state_dict() for optimizer in parts.optimizers]
+    model, optimizers = sound_model(parts), [in_order(optimizer.state_dict()) for optimizer in parts.optimizers]
 
     def write() -> None:
         checkpoint.save(parts.folder, step, model, optimizers, state)

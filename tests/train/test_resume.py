@@ -79,7 +79,7 @@ def test_resume_is_exact_for_every_optimizer_and_router(path, data, monkeypatch,
 @pytest.mark.slow
 def test_resume_is_exact_while_a_teacher_routes_and_capacity_rises(path, data, monkeypatch):
     """Killed at step 6 of 52: the teacher goes with the next one, and the capacity has risen and goes on rising."""
-    reroute(path, "topk", router_teacher="last-letter", latent_capacity_start=0.0625)
+    reroute(path, "topk", router_teacher="last-letter", latent_capacity_start=0.0625, latent_capacity_factor=0.25)
     assert_resume_is_exact(path, data, config(max_steps=52, batch_size=2), monkeypatch)
     routed = [line["routed"] for line in metrics(path, "killed")]
     assert routed[8] == 3 / 32 and routed[41] == 8 / 32 and set(routed[:7]) != {1 / 16}

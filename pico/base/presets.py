@@ -17,7 +17,7 @@ TWIN = SIMPLE | dict(rope_theta=1e4, rope_fraction=1.0, norm_gain=False, gate="n
 ORIGINAL = dict(next_tokens=8, ngram_max=0, qk_norm=False, embedding_skip=False, chained_heads=False)
 PRESETS: dict[str, dict] = {
     "xs": {},
-    # about 0.3M parameters besides the tables: what learns most from minutes of a laptop's CPU
+    # about 0.2M parameters besides the tables: what learns most from minutes of a laptop's CPU
     "tiny": dict(
         dim=64, att_q_heads=2, att_kv_heads=1, mlp_ratio=1.0, fb_num_blocks=1, fb_att_window_size=32,
         latent_num_blocks=3, latent_att_window_size=256, latent_capacity_factor=0.2,
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict] = {
         kind="gpt", dim=1024, num_blocks=16, att_q_heads=8, att_kv_heads=8, head_dim=128, tokenizer="bpe",
         vocab_size=65536, max_context=1024, mlp="relu2", mlp_ratio=4.0, embedding_scale="norm", logit_softcap=15.0,
     ),
-    # the twins of tiny: what learns most from the same FLOPs, as experiments/twins and docs/LOG.md found
+    # the twins of tiny: choices from experiments/twins; of tokens the best of three widths (docs/LOG.md)
     "gpt-tiny": TWIN | dict(dim=64, num_blocks=5, head_dim=16, vocab_size=4096, max_context=256),
     "gpt-bytes-tiny": TWIN | dict(
         dim=64, num_blocks=3, head_dim=16, tokenizer="bytes", vocab_size=VOCABULARY, max_context=512

@@ -228,10 +228,6 @@ class SpaceTopK(TopK):
     def choose(self, at: RouterInput):
         return after_word(at) | (at.score > 0)
 
-    def wants(self, at: RouterInput, nats):
-        """As a teacher: what the router shall foresee, where the model needed so many nats for the next byte (B, T)."""
-        return self.choose(at)
-
     def foreseen(self, at: RouterInput):
         return (~after_word(at)).float()
 

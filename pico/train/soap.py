@@ -150,10 +150,11 @@ class SOAP(torch.optim.Optimizer):
         return loss
 
     @property
-    def refreshes_next(self) -> bool:
-        """Whether the next step refreshes bases, with schedule "together". The host counts: nothing is read."""
-        stacks = self._together()
-        return not stacks or any(stack.refreshes_next(group) for stack, group in stacks)
+    def refreshes_next(self) -> tuple[bool, ...]:
+        """Whether the next step refreshes bases, with schedule "together": an answer for each age of parameters, since
+        those that began to learn later have turns of their own. The host counts: nothing is read."""
+        turns = {(s.age, group["precondition_frequency"]): s.refreshes_next(group) for s, group in self._together()}
+        return tuple(turns.values()) or (True,)
 
     def advance(self):
         """Counts, on the host, a step that a CUDA graph has made in place of step()."""

@@ -68,7 +68,8 @@ class Rule(ABC):
         """True where a byte is routed, in the shape of what is given."""
 
     def wants(self, at: RouterInput, nats):
-        """As a teacher: what the router shall foresee, where the model needed so many nats for the next byte (B, T)."""
+        """As a teacher: what the router shall foresee, where the model needed these nats for the next byte (B, T), NaN
+        where that is not scored."""
         return self.choose(at)
 
     def foreseen(self, at: RouterInput):
@@ -110,10 +111,14 @@ class BestScored(Learned):
 
 
 class Surprise(BestScored):
-    """Routes the bytes of the highest scores, and the score learns where the next byte surprises the model most."""
+    """Routes the bytes of the highest scores, and the score learns where the next byte surprises the model most.
+
+    Of what is only read, such as the questions of a chat, nothing is known: there the choice stays as it is.
+    """
 
     def wants(self, at: RouterInput, nats):
-        return self.choose(at._replace(score=nats))
+        as_it_is = (2.0 * self.choose(at) - 1) * math.inf
+        return self.choose(at._replace(score=nats.where(nats == nats, as_it_is)))
 
 
 class TopK(Learned):

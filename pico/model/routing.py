@@ -215,6 +215,8 @@ class Router(nn.Module):
         """
         if self.teacher is None:
             return routing.score.new_zeros(())
+        if nats is not None and targets is not None:
+            nats = nats.masked_fill(targets[:, : nats.shape[1]] < 0, math.nan)
         chosen = self.teacher.wants(routing.at, nats)
         score, weight = self.score(routing.stream.detach()), self.rule.foreseen(routing.at)
         return F.binary_cross_entropy_with_logits(score, chosen.float(), weight)

@@ -374,6 +374,24 @@ def test_at_first_the_router_learns_to_foresee_surprise(router):
             assert outs[0].router_loss == outs[1].router_loss
 
 
+def test_surprise_leaves_the_choice_as_it_is_where_nothing_is_scored():
+    """As in a chat, whose questions are read and not learned: they go on being routed."""
+    tokens = random_tokens(2, 44)
+    targets = tokens[:, 1:].clone()
+    targets[:, :20] = targets[1, 30:] = -100
+    model = tiny("topk", latent_capacity_factor=0.25).train()
+    model.begin_step(0.0)
+    out = model(tokens[:, :-4], targets=targets)
+    logits = model(tokens[:, :-4]).logits[:, :, 0].detach()
+    nats = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:41], reduction="none")
+    wanted = out.routed & (targets[:, :40] < 0)
+    for row in range(2):
+        scored = torch.where(targets[row, :40] >= 0)[0]
+        wanted[row, scored[nats[row, scored].topk(10 - int(wanted[row].sum())).indices]] = True
+    loss = torch.nn.functional.binary_cross_entropy(out.router_weight, wanted.float())
+    torch.testing.assert_close(out.router_loss, loss, atol=1e-4, rtol=1e-4)
+
+
 def test_topk_begins_with_surprise_where_nobody_else_is_named():
     assert tiny("topk").config.first_teacher is TEACHERS["surprise"]
     assert tiny("topk", router_teacher="space").config.first_teacher is TEACHERS["space"]

@@ -21,7 +21,7 @@ from pico.data.stories import stories
 from pico.decode.generation import generate
 from pico.lab.gpu_clock import Section, percentiles, read_report
 from pico.model.build import build_model
-from pico.model.cost import flops_per_symbol
+from pico.model.cost import training_flops
 from pico.runs.export import export_run
 from pico.runs.folder import create
 from pico.train import parallel
@@ -152,9 +152,7 @@ def timed(section: Section, name: str, settings: TrainConfig, text: bytes, rests
     mark("data")
     synchronize(section)
     seconds = (time.perf_counter() - began) / (3 if section.smoke else STEPS)
-    shape, size = trainer.config, settings.step_symbols
-    costs = [flops_per_symbol(shape, settings.context_len, heads=shape.heads_at(n / 5))[1] for n in range(5)]
-    flops = sum(costs) / 5
+    size, flops = settings.step_symbols, training_flops(trainer.config, settings.context_len)
     starts = [event for part, event in marks if part == "data"]
     figures = {
         "ms_per_step": round(seconds * 1e3, 2),

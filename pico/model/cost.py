@@ -4,7 +4,7 @@ import torch
 
 from pico.base.memory import training_bytes
 from pico.base.routers import GUESS_WIDTHS
-from pico.base.shapes import GPTConfig, ModelConfig, Shape
+from pico.base.shapes import HEADS_FROM, GPTConfig, ModelConfig, Shape
 from pico.model.cache import MAX_FEED, Cache
 from pico.model.causal import BLOCK
 
@@ -21,6 +21,12 @@ def flops_per_symbol(
         forward = 2 * _gpt_multiplications(config, context_len)
         return forward, 3 * forward
     return _pico_flops(config, context_len, routed, heads or config.next_tokens)
+
+
+def training_flops(config: Shape, context_len: int) -> float:
+    """FLOPs per symbol of a training, the mean of its steps: in the most of them one head learns."""
+    first, last = (flops_per_symbol(config, context_len, heads=config.heads_at(progress))[1] for progress in (0, 1))
+    return HEADS_FROM * first + (1 - HEADS_FROM) * last
 
 
 def keys_seen(window: int, length: float) -> float:
@@ -100,14 +106,13 @@ def model_facts(config: Shape, context_len: int | None = None) -> dict:
     Builds no weights.
     """
     parts, context_len = config.parameters, context_len or config.context_len
-    forward, training = flops_per_symbol(config, context_len)
     return {
         "parameters": sum(parts.values()),
         "parts": parts,
         "unit": config.unit,
         "context_len": context_len,
-        "forward_flops_per_symbol": forward,
-        "training_flops_per_symbol": training,
+        "forward_flops_per_symbol": flops_per_symbol(config, context_len)[0],
+        "training_flops_per_symbol": training_flops(config, context_len),
         "kv_cache_bytes": cache_bytes(config),
         **({"memory_bytes": memory_facts(config, context_len)} if config.kind == "gpt" else {}),
     }

@@ -164,8 +164,8 @@ def test_info_knows_sizes_and_runs(cli, home):
     facts = json.loads(cli("info model --json").out)
     parts = load(home / "model", "a").parts()
     assert facts["parts"] == parts and facts["parameters"] == sum(parts.values())
-    shown = facts["training_flops_per_symbol"] / 3 - facts["forward_flops_per_symbol"]
-    assert shown == 2 * parts["chain"] > 0 < facts["kv_cache_bytes"]  # drafting needs the chain, one forward does not
+    assert 0 < facts["training_flops_per_symbol"] < 3 * facts["forward_flops_per_symbol"]  # most steps teach one head
+    assert facts["kv_cache_bytes"] > 0
     (run,) = facts["runs"]
     metrics = [json.loads(line) for line in (home / "model/a/metrics.jsonl").read_text().splitlines()]
     assert run["run"] == "a" and run["checkpoints"][:2] == [2, 4]

@@ -34,10 +34,10 @@ def pytest_unconfigure():
     gc.unfreeze()
 
 
-def cats(folder) -> DataConfig:
-    """A corpus of 30 documents; 12 steps of 4 x 32 bytes read it about once and a half."""
+def cats(folder, documents=30) -> DataConfig:
+    """A corpus; 12 steps of 4 x 32 bytes read 30 documents about once and a half."""
     file = folder / "data.jsonl"
-    lines = [{"text": f"{i} cats sat on {i * 7 % 13} mats, purring."} for i in range(30)]
+    lines = [{"text": f"{i} cats sat on {i * 7 % 13} mats, purring."} for i in range(documents)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return DataConfig(dataset=str(file), validation_size=0.1)
 

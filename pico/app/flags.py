@@ -218,7 +218,6 @@ TRAINING = Options(
             "schedule",
             "warmup_steps",
             "weight_decay",
-            "ngram_dropout",
             "dropout",
         ],
         "Checkpoints and what is shown": [

@@ -170,14 +170,8 @@ class TrainConfig(Config):
     weight_decay: Annotated[NonNegative, Field(le=MOST_RATE)] = Field(
         0.01, description="decoupled; not on norms, biases, router"
     )
-    ngram_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.7, description="lookups left out when small text is read again"
-    )
     dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        0.1, description="of what blocks add, left out in the same case"
-    )
-    graded_dropout: bool = Field(
-        False, description="both grow with the times that a text is read again and the tables' size for each byte of it"
+        0.1, description="of what blocks add, left out when small text is read again"
     )
     gradient_clip: Annotated[Positive, Field(le=1e12)] = Field(1.0, description="largest global gradient norm")
     router_loss_weight: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -18,7 +18,7 @@ from pico.base.symbols import VOCABULARY
 RouterName = Literal[tuple(ROUTERS)]  # the rules there are
 TeacherName = Literal[tuple(TEACHERS)]  # those that a training may begin with
 Share = Annotated[float, Field(ge=1e-4, le=1)]
-EXTRAS = "ngram_signs", "latent_embedding_skip", "latent_update"  # of a Pico that torch alone can run
+EXTRAS = "latent_embedding_skip", "latent_update"  # of a Pico that torch alone can run
 HEADS_FROM = 0.8  # share of a training after which the heads after the first learn too
 RISEN, RISES = 0.8, 12  # a capacity that rises is there after this share of a training, in so many steps
 Matrices = dict[str, list[tuple[int, int, int]]]
@@ -34,6 +34,7 @@ class Sizes(Config):
         ngram_max: int
         ngram_rows: int
         ngram_dim: int
+        ngram_shared: bool
 
         @property
         def matrices(self) -> Matrices: ...
@@ -47,6 +48,11 @@ class Sizes(Config):
     def history(self) -> int:
         """How many symbols before the current one the embedding (and Pico's router) reads, at least 1."""
         return max(1, self.ngram_max - 1)
+
+    @property
+    def ngram_tables(self) -> tuple[int, int]:
+        """Rows of a hash table, and how many rows further that of the next length begins: none where all share one."""
+        return (self.ngram_orders * self.ngram_rows, 0) if self.ngram_shared else (self.ngram_rows, self.ngram_rows)
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -87,8 +93,8 @@ class ModelConfig(Sizes):
     ngram_max: NGramMax = Field(6, description="longest n-gram looked up for every byte, from 2 bytes on; 0 is off")
     ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
     ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
+    ngram_shared: bool = Field(True, description="n-grams of all lengths share one table, as large as theirs together")
     qk_norm: bool = Field(True, description="normalise queries and keys")
-    ngram_signs: bool = Field(False, description="a second hash picks the signs of an n-gram's embedding")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
     latent_embedding_skip: bool = Field(False, description="latent blocks may too")
     chained_heads: bool = Field(True, description="show heads the bytes drafted before theirs")
@@ -317,6 +323,7 @@ class GPTConfig(Sizes):
     ngram_max: NGramMax = Field(0, description="longest n-gram of symbols that is looked up, from 2 on; 0 is off")
     ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
     ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
+    ngram_shared: bool = Field(True, description="n-grams of all lengths share one table, as large as theirs together")
 
     carry: ClassVar[int] = 0
     next_tokens: ClassVar[int] = 1  # it predicts one symbol, and drafts none

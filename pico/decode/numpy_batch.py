@@ -174,6 +174,6 @@ class NumpyBatch(NumpyReader):
         x = self.embedding.take(ids, 0) * np.float32(getattr(self, "scale", 1))
         if c.ngram_max:
             before = [text[:, reach - k : text.shape[1] - k] for k in range(1, c.ngram_max)]
-            rows = np.stack(keys(ids, before, c.ngram_max, c.ngram_rows, self.alphabet.bos), -1)
+            rows = np.stack(keys(ids, before, c.ngram_max, *c.ngram_tables, self.alphabet.bos), -1)
             x += self.table.take(rows, 0).reshape(*ids.shape, -1) @ self.project
         return rms_norm(x.reshape(-1, c.dim)).reshape(x.shape) * np.float32(c.dim**0.5) if self.normed else x

@@ -166,7 +166,7 @@ class NumpyGPT(NumpyReader):
         if c.ngram_max:
             text, reach = [*self.history, *ids], c.history
             rows = [
-                keys(id, text[at : at + reach][::-1], c.ngram_max, c.ngram_rows, self.alphabet.bos)
+                keys(id, text[at : at + reach][::-1], c.ngram_max, *c.ngram_tables, self.alphabet.bos)
                 for at, id in enumerate(ids)
             ]
             x += self.table.take(rows, 0).reshape(len(ids), -1) @ self.project

@@ -312,7 +312,7 @@ class NumpyReader:
         if self.config.ngram_max:
             before, rows = [*self.history, *known][: -len(self.history) - 1 : -1], []  # the newest first
             for byte in new:
-                rows.append(keys(byte, before, self.config.ngram_max, self.config.ngram_rows))
+                rows.append(keys(byte, before, self.config.ngram_max, *self.config.ngram_tables))
                 before = [byte, *before[:-1]]
             x += self.table.take(rows, 0).reshape(len(new), -1) @ self.project
         self.ahead = text, [*found, *x]

@@ -49,8 +49,8 @@ class Model(Protocol):
     def forget_step(self) -> None:
         """After a step that moves nothing."""
 
-    def set_dropout(self, lookups: float, updates: float) -> None:
-        """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
+    def set_dropout(self, again: bool, updates: float) -> None:
+        """What training leaves out from now on: lookups of what was read before, and a share of what each block adds."""
 
     def new_cache(self, batch: int, feed: int) -> Cache: ...
 

@@ -266,12 +266,12 @@ class GPT(nn.Module):
         """(B, T, 1, V): it has one head, which drafts nothing."""
         return self.logits(x)[:, :, None]
 
-    def set_dropout(self, lookups: float, updates: float) -> None:
-        """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
+    def set_dropout(self, again: bool, updates: float) -> None:
+        """What training leaves out from now on: lookups of what was read before, and a share of what each block adds."""
         for block in cast(list[GPTBlock], self.blocks):
             block.dropout = updates
         if self.ngrams:
-            self.ngrams.dropout = lookups
+            self.ngrams.again = again
 
     def begin_step(self, progress: float) -> None:
         """Nothing here depends on how far the training is."""

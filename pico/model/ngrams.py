@@ -2,8 +2,10 @@
 
 BLT (arXiv 2412.09871, section 3.2.1) adds to every byte's embedding those of the n-grams that end there. There are too
 many n-grams for a table of all, so each is hashed to a row, and n-grams that share a row share its vector. A lookup
-costs no matmul however large the tables are, which suits a small model: it spells by memory and thinks about the rest.
+costs no matmul however large the table is, which suits a small model: it spells by memory and thinks about the rest.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,12 +18,16 @@ from pico.model import kernels
 from pico.model.blocks import Linear
 
 MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
-SIGNS = 12  # the highest bits of a hash, which pick a vector of signs; the others pick the row
+LEFT_OUT = 10  # of the places of an n-gram in a text that is read again; by hand, docs/LOG.md
+MOST_CELLS = 26  # a power of two: n-grams of a text that are counted apart, a byte each
 
 
-def keys(tokens, before, longest: int, rows: int, bos: int = BOS) -> list:
-    """The row in the stacked tables of each n-gram of 2 to `longest` symbols that ends with `tokens`; see `hashes`."""
-    return [hashed % rows + order * rows for order, hashed in enumerate(hashes(tokens, before, longest, bos))]
+def keys(tokens, before, longest: int, rows: int, apart: int = 0, bos: int = BOS) -> list:
+    """The row of each n-gram of 2 to `longest` symbols that ends with `tokens`; see `hashes`.
+
+    rows: of a table; apart: how many rows further the table of the next length begins, 0 where all lengths share one.
+    """
+    return [hashed % rows + order * apart for order, hashed in enumerate(hashes(tokens, before, longest, bos))]
 
 
 def hashes(tokens, before, longest: int, bos: int = BOS) -> list:
@@ -46,47 +52,63 @@ def hashes(tokens, before, longest: int, bos: int = BOS) -> list:
     return found
 
 
-def sign_vectors(width: int) -> Tensor:
-    """(4096, width) of +1 and -1 in no order: of number n in the table, a bit of its hash. Never stored."""
-    hashed = (torch.arange(1, (width << SIGNS) + 1) * MULTIPLIER) & MASK
-    hashed = ((hashed ^ (hashed >> 15)) * FINISHER) & MASK
-    return (1 - 2 * ((hashed >> 31) & 1)).view(-1, width).float()
-
-
 class NGrams(nn.Module):
-    """Embeddings of the n-grams that end with a symbol, from hashed tables."""
+    """Embeddings of the n-grams that end with a symbol, from a hashed table."""
 
-    signs: Tensor | None
+    counts: Tensor | None
 
-    def __init__(self, config: Shape, signed: bool = False):
-        """signed: n-grams that share a row have it with other signs, so that they are nearly orthogonal."""
+    def __init__(self, config: Shape):
         super().__init__()
-        self.longest, self.rows = config.ngram_max, config.ngram_rows
-        self.register_buffer("signs", sign_vectors(config.ngram_dim) if signed else None, persistent=False)
-        self.dropout = 0.0  # share of the lookups that training leaves out
+        self.longest, (self.rows, self.apart) = config.ngram_max, config.ngram_tables
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
+        self.register_buffer("counts", None, persistent=False)
+        self.again = False  # whether training reads a text again; only counted ones make a difference
 
     def forward(self, text: Tensor, dtype: torch.dtype, bos: int = BOS) -> Tensor:
         """text (B, longest - 1 + T): the symbols, after those before them -> (B, T, D)."""
-        rows = self.row_numbers(text, bos)
-        found = self.table(rows)  # (B, T, orders, width)
-        if self.signs is not None:
-            found = found * F.embedding(self.hashed(text, bos) >> (48 - SIGNS), self.signs)
-        if self.training and self.dropout:
-            found = found * F.dropout(found.new_ones(rows.shape), self.dropout)[..., None]
-        return self.project(found.flatten(2).to(dtype))
+        hashed = self.hashed(text, bos)
+        rows, known = hashed % self.rows, None
+        if self.training and self.again and self.counts is not None:
+            known = self.known(hashed, self.counts)
+            rows = rows.where(known, torch.randint_like(rows, self.rows))
+        found = self.table(rows + self.apart * torch.arange(self.longest - 1, device=text.device))
+        if known is not None:
+            found = found.where(known[..., None], found.detach())
+        return self.project(found.flatten(2).to(dtype))  # found (B, T, orders, width)
 
-    def row_numbers(self, text: Tensor, bos: int = BOS) -> Tensor:
-        """(B, T, orders): where the table holds each n-gram."""
-        if text.is_cuda and kernels.available():
-            from pico.model.kernels.ngrams import ngram_rows
-
-            return ngram_rows(text, self.longest, self.rows, bos)
-        return self.hashed(text, bos) % self.rows + self.rows * torch.arange(self.longest - 1, device=text.device)
-
-    def hashed(self, text: Tensor, bos: int) -> Tensor:
+    def hashed(self, text: Tensor, bos: int = BOS) -> Tensor:
         """(B, T, orders): `hashes` of each n-gram."""
+        if text.is_cuda and kernels.available():
+            from pico.model.kernels.ngrams import ngram_hashes
+
+            return ngram_hashes(text, self.longest, bos)
         reach, length = self.longest - 1, text.shape[1] - self.longest + 1
         before = [text[:, reach - n : reach - n + length] for n in range(1, reach + 1)]
         return torch.stack(hashes(text[:, reach:], before, self.longest, bos), dim=-1)
+
+    # --- a text that is read again -----------------------------------------------------------------------------------
+
+    def count(self, texts: Iterable[Tensor], symbols: int, bos: int = BOS) -> None:
+        """Counts the n-grams of a training text before it is read again: (B, T) each, so many symbols in all."""
+        cells = 2 ** min(MOST_CELLS, (symbols * (self.longest - 1)).bit_length())
+        counts = torch.zeros(cells, dtype=torch.int32, device=self.table.weight.device)
+        for text in texts:
+            places = self.cells(self.hashed(F.pad(text.to(counts.device), (self.longest - 1, 0), value=bos), bos), cells)
+            counts.index_add_(0, places.flatten(), torch.ones_like(places.flatten(), dtype=torch.int32))
+        self.counts = counts.clamp_(max=255).byte()
+
+    def known(self, hashed: Tensor, counts: Tensor) -> Tensor:
+        """(B, T, orders) bool: which n-grams training looks up, where it reads a text that it has read before.
+
+        The row of an n-gram that stands in c places has learned from all of them, the c-th part from this very one: what
+        follows it here. A model that trusts what it finds so trusts too much. So an n-gram is new, and finds the row of
+        some other that learns nothing from it, with a chance of LEFT_OUT / c; a rare one always.
+        """
+        places = counts[self.cells(hashed, len(counts))]
+        return torch.rand(places.shape, device=places.device) * places >= LEFT_OUT
+
+    @staticmethod
+    def cells(hashed: Tensor, cells: int) -> Tensor:
+        """Where each n-gram is counted, by other bits of its hash than those that tell its row."""
+        return (hashed >> 16) & (cells - 1)

@@ -54,7 +54,7 @@ class Pico(nn.Module):
         self.gradient_checkpointing = False  # training keeps what goes into each block, and runs it again
         local, latent = config.fb_att_window_size, config.latent_att_window_size
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
-        self.ngrams = NGrams(config, config.ngram_signs) if config.ngram_max else None
+        self.ngrams = NGrams(config) if config.ngram_max else None
         skip = config.embedding_skip
         self.local_in = nn.ModuleList(Block(config, local, skip) for _ in range(config.fb_num_blocks))
         self.router = SCORERS[config.scorer](config)
@@ -254,12 +254,12 @@ class Pico(nn.Module):
             y = block(y, backend, ring, layer, mixed)
         return self.router.come_back(x, chosen, y, routing, carry, backend)
 
-    def set_dropout(self, lookups: float, updates: float) -> None:
-        """What training leaves out from now on: a share of the n-gram lookups, and of what each block adds."""
+    def set_dropout(self, again: bool, updates: float) -> None:
+        """What training leaves out from now on: lookups of what was read before, and a share of what each block adds."""
         for block in self.blocks:
             block.dropout = updates
         if self.ngrams:
-            self.ngrams.dropout = lookups
+            self.ngrams.again = again
 
     def begin_step(self, progress: float) -> Hashable:
         """Call before every training step, after this fraction of the run: how many heads learn in it, and by which

@@ -22,6 +22,7 @@ from pico.base.files import append
 from pico.base.memory import forget_peak, keep_memory
 from pico.base.shapes import check_context, check_routes
 from pico.data.documents import Packed
+from pico.data.packing import Batches
 from pico.data.prefetch import Prefetch
 from pico.data.reading import plural, training_plan
 from pico.runs import checkpoint
@@ -170,6 +171,8 @@ class Training:
     def queue(self, prefetch: Prefetch) -> None:
         parts, state, began = self.parts, self.state, time.monotonic()
         batches = next(prefetch)  # may raise; nothing has changed so far
+        if any(batch.position.get("epoch", 0) for batch in batches):
+            self.count_ngrams()
         pending = optimizer_step(
             parts.model,
             parts.forward,
@@ -184,6 +187,21 @@ class Training:
             scaler=parts.scaler,
         )
         self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
+
+    def count_ngrams(self) -> None:
+        """Once, before the text is read again: how often each n-gram stands in it; see `NGrams.others`."""
+        parts, ngrams = self.parts, self.parts.model.ngrams
+        if not parts.numbers_per_byte or not ngrams or ngrams.counts is not None:
+            return
+        began, config, documents = time.monotonic(), self.config, parts.batches.documents
+        first = Batches(documents, config.context_len, parts.model.config.next_tokens, config.batch_size, config.seed)
+        chunks = first.chunks_per_epoch or 0
+        pieces = (next(first)[0][: chunks - n] for n in range(0, chunks, config.batch_size))
+        ngrams.count(pieces, chunks * config.context_len, parts.batches.alphabet.bos)
+        self.display.log(
+            f"the text is read again: its n-grams were counted in {time.monotonic() - began:.1f} s, and what one knows "
+            f"from the very place that is learned is left out"
+        )
 
     def reads_on(self) -> bool:
         """Whether the host waits for the oldest step that is queued.

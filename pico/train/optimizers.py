@@ -163,8 +163,9 @@ class RowAdagrad(torch.optim.Optimizer):
             grad = sums.index_select(0, rows)
             sums.index_fill_(0, rows, 0)
         else:
-            rows = p.grad.any(1).nonzero().flatten()
-            grad = p.grad[rows]
+            rows, grad = torch.arange(len(p), device=p.device), p.grad
+        moves = grad.any(1)
+        rows, grad = rows[moves], grad[moves]
         square = squares.index_select(0, rows).mul_(group["beta"])
         square += grad.square().mean(1, keepdim=True)
         squares.index_copy_(0, rows, square)
@@ -177,9 +178,9 @@ class RowAdagrad(torch.optim.Optimizer):
             found, sums = self._summed(p)
             grad = sums.index_select(0, found)
             sums.index_fill_(0, found, 0)
-            moves = torch.ones_like(found, dtype=torch.bool)
         else:
-            found, grad, moves = torch.arange(len(p), device=p.device), p.grad, p.grad.any(1)
+            found, grad = torch.arange(len(p), device=p.device), p.grad
+        moves = grad.any(1)
         if self.gate is not None:
             moves = moves & (self.gate > 0)
         old, row = squares.index_select(0, found), p.index_select(0, found)

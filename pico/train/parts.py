@@ -96,7 +96,7 @@ class Parts:
     optimizers: list
     scaler: GradScaler  # of the loss; on for fp16 alone
     batches: Batches
-    numbers_per_byte: float  # of the n-gram tables, for the text that is read again; 0 if none is
+    numbers_per_byte: float  # of all but the n-gram table, for a text that is read again; 0 if none is
     total_steps: int | None  # that limit the run; None if other limits do
     state: State
     tracker: Tracker
@@ -161,9 +161,8 @@ def build(
     state.data = batches.state_dict()
     choose_threads(model, config, accelerator, origin, display)
 
-    # A text of fewer bytes than the n-gram tables have numbers is learned by heart when it is read again.
-    numbers = sum(table.numel() for table in model.parameter_groups()["tables"])
-    documents = text.documents
+    # A text of fewer bytes than the blocks have numbers is learned by heart when it is read again.
+    numbers, documents = sum(p.numel() for p in model.dense_parameters()), text.documents
     again = isinstance(documents, (Documents, Tokens)) and documents.repeats
     numbers_per_byte = numbers / documents.size if again else 0.0
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)

@@ -67,18 +67,6 @@ def loss_scaler(device: torch.device, dtype: torch.dtype) -> GradScaler:
     return GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def learned_by_heart(numbers_per_byte: float, times: int, graded: bool) -> float:
-    """How much of the dropout settings a text needs that was read so many times before, and of whose bytes each has
-    that many numbers of the n-gram tables.
-
-    All when it is read again and there are more numbers than bytes; else nothing. Graded: a third of their product, in
-    steps of a tenth, at most all. So a text of a third as many bytes as numbers, or fewer, gets what it gets otherwise.
-    """
-    if graded:
-        return min(10, round(10 / 3 * numbers_per_byte * times)) / 10
-    return float(numbers_per_byte > 1 and times > 0)
-
-
 def optimizer_step(
     model: Model,
     forward: Callable,
@@ -96,8 +84,8 @@ def optimizer_step(
     """Moves the weights by the mean gradient of the batches; called by all processes, each with batches of its own.
 
     forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
-    before, and which fraction of the run is done. numbers_per_byte: of the n-gram tables, for the text that is read
-    again; then there may be dropout. to_share: numbers that the processes share on the way. mark: told the name of each
+    before, and which fraction of the run is done. numbers_per_byte: of the blocks, for a text that is read again; with
+    more than one they would learn it by heart, and there is dropout. to_share: numbers that the processes share on the way. mark: told the name of each
     part when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
     scaler: of the loss, for activations in fp16: where a gradient overflows its scale halves, and no weight moves.
     """
@@ -107,9 +95,8 @@ def optimizer_step(
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share = device_of(model), config.router_loss_weight * model.config.routes
-    again = [
-        learned_by_heart(numbers_per_byte, batch.position.get("epoch", 0), config.graded_dropout) for batch in batches
-    ]
+    again = [numbers_per_byte > 0 and batch.position.get("epoch", 0) > 0 for batch in batches]
+    dropout = config.dropout * (numbers_per_byte > 1)
     tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
     tick = mark if graphs is None else lambda part: None
 
@@ -117,8 +104,8 @@ def optimizer_step(
         """(8,) sums over the batches, and the norm of the gradients that the parameters have then."""
         seen: list[Tensor] = []  # of each batch, (7,), still on the device
         # inputs (B, T), targets (B, T + N - 1)
-        for number, (inputs, targets, dropped) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
-            model.set_dropout(config.ngram_dropout * dropped, config.dropout * dropped)
+        for number, (inputs, targets, known) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
+            model.set_dropout(known, dropout * known)
             length = inputs.shape[1]
             # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
             alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext

@@ -14,7 +14,7 @@ from pico.model.kernels.attention import window_attention
 from pico.model.kernels.decode import decode_attention
 from pico.model.kernels.gather import gated_scatter, latent_gather
 from pico.model.kernels.loss import head_nats
-from pico.model.kernels.ngrams import ngram_rows
+from pico.model.kernels.ngrams import ngram_hashes
 from pico.model.kernels.sampling import draft, verify
 
 SHARED_MEMORY = 99 * 1024  # bytes a block may have on 8.6 and 8.9, the least of those that count
@@ -118,7 +118,7 @@ def test_loss_builds(build, capability):
 @pytest.mark.parametrize("capability", [80, 90])
 def test_ngrams_build(build, capability):
     text = torch.zeros(2, 70, dtype=torch.int64)
-    assert set(build(capability, lambda: ngram_rows(text, 6, 32768))) == {"_hash"}
+    assert set(build(capability, lambda: ngram_hashes(text, 12))) == {"_hash"}
 
 
 @pytest.mark.parametrize("capability", [80, 90])

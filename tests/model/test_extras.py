@@ -13,7 +13,6 @@ from pico.decode.generation import generate, reader
 from pico.decode.torch_batch import TorchBatch
 from pico.decode.torch_reader import TorchReader
 from pico.model.cache import Cache
-from pico.model.ngrams import hashes, keys, sign_vectors
 from pico.model.pico import plain_generate
 from pico.model.routing import gather_routed
 from pico.runs.share import transformers_config
@@ -23,7 +22,6 @@ EXTRAS = [
     dict(latent_update="hold"),
     dict(latent_update="smooth"),
     dict(latent_embedding_skip=True),
-    dict(ngram_signs=True),
 ]
 SPREAD = EXTRAS[:2]
 CLOSE = dict(atol=2e-4, rtol=1e-3)
@@ -194,33 +192,3 @@ def test_a_latent_block_mixes_in_the_embedding_of_its_own_bytes():
             block.mix = mix
         moved = routing.weight[row, where, None] * (y[0] - x[row, where])
         torch.testing.assert_close(out[row, where] - x[row, where], moved, atol=1e-5, rtol=1e-4)
-
-
-# --- signs of n-grams -------------------------------------------------------------------------------------------------
-
-
-def test_signs_are_the_same_everywhere_and_even():
-    signs = sign_vectors(32)
-    assert signs.shape == (4096, 32) and torch.equal(signs.abs(), torch.ones(4096, 32))
-    assert signs[:2, :8].tolist() == [[1, -1, -1, 1, -1, -1, 1, 1], [-1, -1, -1, 1, -1, 1, 1, -1]]  # for all time
-    assert signs.mean(0).abs().max() < 0.06 and abs(signs.mean()) < 0.005
-    alike = (signs @ signs.T / 32).fill_diagonal_(0)  # cosines: of random vectors they have a variance of 1/32
-    assert abs(alike.mean()) < 0.001 and alike.square().mean().item() == pytest.approx(1 / 32, rel=0.01)
-
-
-def test_n_grams_that_share_a_row_have_signs_of_their_own():
-    """A lookup is the row of before times the signs that the highest bits of its hash name."""
-    model, plain = tiny("topk", ngram_signs=True), tiny("topk")
-    text = torch.cat([torch.full((1, 3), BOS), random_tokens(1, 400)], dim=1)
-    model.ngrams.project = plain.ngrams.project = torch.nn.Identity()
-    model.ngrams.table = plain.ngrams.table
-    found, rows = model.ngrams(text, torch.float32), plain.ngrams(text, torch.float32)
-    before = [text[0, 3 - n : 403 - n] for n in (1, 2, 3)]
-    hashed = torch.stack(hashes(text[0, 3:], before, 4), dim=-1)
-    assert torch.equal(hashed % 64 + 64 * torch.arange(3), torch.stack(keys(text[0, 3:], before, 4, 64), dim=-1))
-    signs = sign_vectors(8)[hashed >> 36].flatten(1)
-    assert torch.equal(found[0], rows[0] * signs)
-    picked = (hashed >> 36).flatten()
-    assert picked.max() < 4096 and len(picked.unique()) > 900
-    shared = hashed % 64 == (hashed % 64)[0]  # of the same order
-    assert len((hashed >> 36)[shared].unique()) > 10

@@ -1,5 +1,7 @@
 """The n-gram hash: what it may see, that its two forms agree, and that a step moves only the rows looked up."""
 
+from collections import Counter
+
 import pytest
 import torch
 from helpers import random_tokens, tiny
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from pico import PicoError, preset
 from pico.base.symbols import BOS
-from pico.model.ngrams import keys
+from pico.model.ngrams import LEFT_OUT, keys
 from pico.train.optimizers import RowAdagrad
 
 ids = st.lists(st.one_of(st.integers(0, 263), st.just(BOS)), min_size=8, max_size=8)
@@ -18,9 +20,10 @@ ids = st.lists(st.one_of(st.integers(0, 263), st.just(BOS)), min_size=8, max_siz
 def test_tensors_and_integers_hash_alike(text, longest, rows):
     newest, before = text[-1], text[-2::-1]
     tensors = keys(torch.tensor([newest]), [torch.tensor([x]) for x in before], longest, rows)
-    plain = keys(newest, before, longest, rows)
+    plain, stacked = keys(newest, before, longest, rows), keys(newest, before, longest, rows, rows)
     assert [int(x) for x in tensors] == plain
-    assert all(i * rows <= row < (i + 1) * rows for i, row in enumerate(plain)) and len(plain) == longest - 1
+    assert all(0 <= row < rows for row in plain) and len(plain) == longest - 1
+    assert stacked == [row + i * rows for i, row in enumerate(plain)]  # each length has a table of its own
 
 
 @given(ids, st.integers(0, 6), st.integers(0, 255))
@@ -92,19 +95,59 @@ def test_sparse_and_dense_gradients_step_alike():
     torch.testing.assert_close(models[0].ngrams.table.weight, models[1].ngrams.table.weight, atol=1e-3, rtol=1e-2)
 
 
-def test_dropout_leaves_out_whole_lookups_and_keeps_their_mean():
-    model = tiny(ngram_max=3)
-    model.ngrams.dropout = 0.25
-    tokens = random_tokens(1, 4000)
-    text = torch.nn.functional.pad(tokens, (2, 0), value=BOS)
-    full = model.ngrams(text, torch.float32)  # (1, T, D): two lookups, so four kinds of outcome
-    torch.testing.assert_close(model.ngrams(text, torch.float32), full)  # none in eval mode
-    model.train()
-    dropped = model.ngrams(text, torch.float32)
-    none = (dropped == 0).all(-1)
-    assert abs(none.float().mean() - 0.25**2) < 0.02
-    whole = torch.isclose(dropped, full / 0.75, atol=1e-5).all(-1)
-    assert abs(whole.float().mean() - 0.75**2) < 0.04
+# --- a text that is read again ----------------------------------------------------------------------------------------
+
+
+def text_and_counts() -> tuple[torch.Tensor, list[dict]]:
+    """(2, 500) bytes of which few differ, and how often each n-gram of 2, 3 and 4 of them stands in it."""
+    text = torch.where(random_tokens(2, 500) < 60, random_tokens(2, 500, seed=1), 97)
+    counts = []
+    for length in (2, 3, 4):
+        padded = [[BOS] * (length - 1) + row for row in text.tolist()]
+        counts.append(Counter(tuple(row[t : t + length]) for row in padded for t in range(500)))
+    return text, counts
+
+
+def test_n_grams_are_counted():
+    (text, counts), model = text_and_counts(), tiny()
+    model.ngrams.count([text[:1], text[1:]], text.numel())
+    hashed = model.ngrams.hashed(torch.nn.functional.pad(text, (3, 0), value=BOS))
+    found = model.ngrams.counts[model.ngrams.cells(hashed, len(model.ngrams.counts))]
+    wanted = [
+        [[counts[n][tuple(([BOS] * 3 + row)[t + 2 - n : t + 4])] for n in range(3)] for t in range(500)]
+        for row in text.tolist()
+    ]
+    wanted = torch.tensor(wanted).clamp(max=255)
+    shared = found != wanted  # two n-grams may share a cell
+    assert (found >= wanted).all() and shared.float().mean() < 0.2 and wanted.unique().tolist()[:4] == [1, 2, 3, 4]
+    assert len(model.ngrams.counts) == 2**12 and "ngrams.counts" not in model.state_dict()
+
+
+def test_a_rare_n_gram_is_new_where_a_text_is_read_again():
+    """One that stands in c places finds another's row with a chance of LEFT_OUT / c, which learns nothing from it."""
+    model = tiny(ngram_max=2, ngram_rows=2**20)
+    text = torch.full((1, 1200), 97)
+    text[0, 5], text[0, 100:200:5], text[0, 300:600:5] = 1, 2, 3  # once, 20 and 60 times
+    model.ngrams.count([text], 2**20)
+    model.ngrams.project = torch.nn.Identity()
+    padded = torch.nn.functional.pad(text, (1, 0), value=BOS)
+    full = model.ngrams(padded, torch.float32)  # (1, T, width)
+    model.train().set_dropout(False, 0.0)
+    assert torch.equal(model.ngrams(padded, torch.float32), full)
+    model.set_dropout(True, 0.0)
+    seen = torch.stack([model.ngrams(padded, torch.float32) for _ in range(400)])  # (400, 1, T, width)
+    share = (seen == full).all(-1)[:, 0].float().mean(0)  # (T,)
+    assert share[5] == share[6] == 0
+    assert abs(share[100:200:5].mean() - (1 - LEFT_OUT / 20)) < 0.03
+    assert abs(share[300:600:5].mean() - (1 - LEFT_OUT / 60)) < 0.02
+    assert share[700:].mean() > 0.95
+    table = model.ngrams.table.weight
+    model.ngrams(padded, torch.float32).sum().backward()
+    rows = keys(padded[0, 1:], [padded[0, :-1]], 2, 2**20)[0]
+    moved = table.grad.any(1).nonzero().flatten()
+    assert set(moved.tolist()) <= set(rows.tolist()) - {int(rows[5]), int(rows[6])} and len(moved) >= 4
+    model.eval()
+    assert torch.equal(model.ngrams(padded, torch.float32), full)
 
 
 def test_a_longest_n_gram_of_one_byte_is_refused():

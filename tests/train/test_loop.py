@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import first_fast
+from conftest import cats
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
 from pico import DataConfig, PicoError, preset
@@ -34,11 +35,12 @@ def test_later_heads_learn_at_the_end_of_a_run_which_routes_causally(path, data,
     assert seen == [(step >= 8, 2 if step >= 8 else 1) for step in range(10)]
 
 
-@pytest.mark.parametrize("rows,again", first_fast((256, (0.7, 0.1)), (16, (0.0, 0.0)), (None, (0.0, 0.0))))
-def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, data, monkeypatch):
-    """Short: of fewer bytes than the n-gram tables have numbers. None: of documents that are new in each epoch."""
-    if rows is None:
-        rows, reading = 256, parts.open_data
+@pytest.mark.parametrize("documents, again", first_fast((30, (True, 0.1)), (600, (True, 0.0)), (None, (False, 0.0))))
+def test_what_is_left_out_when_a_text_is_read_again(documents, again, path, tmp_path, monkeypatch):
+    """Lookups; and part of what blocks add, if these have more numbers than the text has bytes. None: of documents that
+    are new in each epoch."""
+    if documents is None:
+        documents, reading = 30, parts.open_data
 
         def fresh(*settings):
             documents, validation = reading(*settings)
@@ -50,7 +52,8 @@ def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, dat
 
     def noted(self, *args, **options):
         if self.training:
-            used.append((self.ngrams.dropout, *{block.dropout for block in (*self.local_in, *self.latent)}))
+            used.append((self.ngrams.again, *{block.dropout for block in (*self.local_in, *self.latent)}))
+            assert (self.ngrams.counts is not None) == self.ngrams.again
         return forward(self, *args, **options)
 
     monkeypatch.setattr(Pico, "forward", noted)
@@ -62,8 +65,8 @@ def test_there_is_dropout_when_a_short_text_is_read_again(rows, again, path, dat
         return line
 
     monkeypatch.setattr(Training, "step", watched)
-    go(create(path.parent / "other", preset("tiny", **SMALL | {"ngram_rows": rows})), "r", data)
-    assert seen == {0: {(0.0, 0.0)}, 1: {again}}
+    go(path, "r", cats(tmp_path, documents), config(max_steps=documents * 2 // 5))
+    assert seen == {0: {(False, 0.0)}, 1: {again}}
 
 
 def test_a_run_ends_on_its_last_weights_and_the_average_of_its_tail(path, data, monkeypatch):

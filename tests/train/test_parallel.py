@@ -40,7 +40,7 @@ def two_processes(*kind):
 
 def steady(**changes):
     """Without dropout, whose draws depend on how a batch is split."""
-    return config(ngram_dropout=0.0, dropout=0.0, **changes)
+    return config(dropout=0.0, **changes)
 
 
 def assert_close(ours, theirs, keys=None):

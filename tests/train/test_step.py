@@ -25,7 +25,7 @@ from pico.model.attention import alibi_slopes
 from pico.model.casts import cast_together
 from pico.train.optimizers import GatedAdamW, build_optimizers
 from pico.train.soap import SOAP
-from pico.train.step import learned_by_heart, optimizer_step, step_graphs
+from pico.train.step import optimizer_step, step_graphs
 
 CONFIG = TrainConfig(
     context_len=24, batch_size=2, optimizer="adamw", gradient_clip=0.5, schedule="linear", warmup_steps=0
@@ -75,25 +75,14 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
 
 def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
     model, again = tiny("topk").train(), batches(1, epoch=1)
-    for progress, short, read in ((0.5, True, batches(1)), (0.5, False, again), (TopK.causal_from, True, again)):
-        step(model, read, progress=progress, numbers_per_byte=2.0 * short)
+    model.ngrams.count([read.inputs for read in again], 48)
+    for progress, numbers, read in ((0.5, 2, batches(1)), (0.5, 0, again), (0.5, 0.9, again), (TopK.causal_from, 2, again)):
+        step(model, read, progress=progress, numbers_per_byte=numbers)
         assert model.router.causal == (progress == TopK.causal_from)
         assert model.heads_trained == (4 if progress >= HEADS_FROM else 1)
-        dropped = short and read is again
-        assert model.ngrams.dropout == CONFIG.ngram_dropout * dropped
+        assert model.ngrams.again == (numbers > 0 and read is again)
+        dropped = numbers > 1 and read is again
         assert {block.dropout for block in (*model.local_in, *model.latent)} == {CONFIG.dropout * dropped}
-
-
-def test_what_is_left_out_may_grow_with_the_times_that_a_text_is_read_again():
-    """Numbers for a byte times epochs, a third of it, to a tenth."""
-    found = {(n, times): learned_by_heart(n, times, True) for n in (5.2, 0.6, 0.4, 0.01) for times in (0, 1, 2, 4, 9)}
-    assert {key: share for key, share in found.items() if share} == {
-        (5.2, 1): 1, (5.2, 2): 1, (5.2, 4): 1, (5.2, 9): 1, (0.6, 1): 0.2, (0.6, 2): 0.4, (0.6, 4): 0.8, (0.6, 9): 1,
-        (0.4, 1): 0.1, (0.4, 2): 0.3, (0.4, 4): 0.5, (0.4, 9): 1,
-    }  # fmt: skip
-    model, config = tiny("topk").train(), CONFIG.model_copy(update={"graded_dropout": True})
-    step(model, batches(1, epoch=2), config, numbers_per_byte=0.6)
-    assert model.ngrams.dropout == pytest.approx(0.4 * 0.7) and model.latent[0].dropout == pytest.approx(0.04)
 
 
 def test_a_step_that_is_not_finite_moves_nothing():
@@ -182,6 +171,7 @@ def test_replayed_steps_are_the_steps_themselves(optimizer, failing, like_a_gpu,
         torch.manual_seed(0)
         model = tiny("topk").train()
         model.ngrams.table.sparse = True
+        model.ngrams.count([random_tokens(2, 24, seed=step) for step in range(40)], 40 * 48)
         optimizers = build_optimizers(model, config)
         graphs = step_graphs(model, optimizers, config, said.append) if replayed else None
         numbers = []
@@ -213,7 +203,8 @@ READS = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.at
 def test_no_backward_pass_reads_a_value(router):
     model, (batch,) = tiny(router).train(), batches(1)
     model.ngrams.table.sparse = True
-    model.set_dropout(0.1, 0.1)
+    model.ngrams.count([batch.inputs], 48)
+    model.set_dropout(True, 0.1)
     out = model(batch.inputs, targets=batch.targets)
     with Blind():
         (out.loss + out.router_loss).backward()
@@ -250,6 +241,7 @@ def test_nothing_in_a_step_waits_for_the_gpu(router, optimizer, captured, monkey
             model = Pico(tiny_config(router), "triton", torch.bfloat16).train()
         monkeypatch.setattr(torch.Tensor, "backward", without_backward(model))
         model.router.share = 0.4  # the first batch told
+        model.ngrams.counts = torch.ones(1024, dtype=torch.uint8, device="cuda")
         cast_together(model)
         config = CONFIG.model_copy(update={"optimizer": optimizer})
         optimizers = build_optimizers(model, config)

@@ -9,7 +9,7 @@ this package needs neither triton nor a GPU: ask `available()` first, then impor
     pico.model.kernels.decode     decode_attention(q, cache_k, cache_v, key_positions, query_positions, window, slopes)
     pico.model.kernels.gather     latent_gather(x, index), gated_scatter(x, latent, index, weight)
     pico.model.kernels.loss       head_nats(hidden, weight, targets)
-    pico.model.kernels.ngrams     ngram_rows(text, longest, rows)
+    pico.model.kernels.ngrams     ngram_hashes(text, longest)
     pico.model.kernels.sampling   draft(logits, u, ...), verify(logits, drafts, q, u, ...)
 
 Tile sizes come from small tables, not from an autotuner: an autotuner's choice changes the order of sums from run

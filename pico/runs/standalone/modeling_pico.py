@@ -46,6 +46,7 @@ class PicoConfig(PretrainedConfig):
         ngram_max=6,  # longest n-gram looked up; 0: none
         ngram_rows=32768,  # of the hash table of each length
         ngram_dim=32,
+        ngram_shared=True,  # one table for all lengths, as large as theirs together
         qk_norm=True,
         embedding_skip=True,  # local blocks may mix the embedding back in
         chained_heads=True,  # a drafting head is shown the byte before the one it predicts
@@ -66,6 +67,7 @@ class PicoConfig(PretrainedConfig):
         self.dim, self.next_tokens, self.vocab_size = dim, next_tokens, vocab_size
         self.att_q_heads, self.att_kv_heads, self.head_dim, self.qk_norm = att_q_heads, att_kv_heads, head_dim, qk_norm
         self.ngram_max, self.ngram_rows, self.ngram_dim = ngram_max, ngram_rows, ngram_dim
+        self.ngram_shared = ngram_shared
         self.embedding_skip, self.chained_heads, self.mlp_dim = embedding_skip, chained_heads, mlp_dim
         self.fb_num_blocks, self.fb_att_window_size = fb_num_blocks, fb_att_window_size
         self.latent_num_blocks, self.latent_att_window_size = latent_num_blocks, latent_att_window_size
@@ -200,8 +202,9 @@ class NGrams(nn.Module):
     def __init__(self, config):
         super().__init__()
         orders = config.ngram_max - 1
-        self.orders, self.rows, self.bos = orders, config.ngram_rows, config.bos_token_id
-        self.table = embedding(orders * config.ngram_rows, config.ngram_dim, 0.0)
+        self.orders, self.bos, rows = orders, config.bos_token_id, orders * config.ngram_rows
+        self.rows, self.apart = (rows, 0) if config.ngram_shared else (config.ngram_rows, config.ngram_rows)
+        self.table = embedding(rows, config.ngram_dim, 0.0)
         self.project = linear(orders * config.ngram_dim, config.dim)
 
     def forward(self, text: Tensor) -> Tensor:
@@ -214,7 +217,7 @@ class NGrams(nn.Module):
             newest = before.where(newest != self.bos, self.bos)
             hashed = (hashed * 0x2C1B3C6D + newest + 1) & mask
             mixed = ((hashed ^ (hashed >> 15)) * 0x85EBCA6B) & mask
-            rows.append((mixed ^ (mixed >> 17)) % self.rows + order * self.rows)
+            rows.append((mixed ^ (mixed >> 17)) % self.rows + order * self.apart)
         return self.project(self.table(torch.stack(rows, dim=-1)).flatten(2))
 
 

@@ -54,6 +54,7 @@ class PicoGPTConfig(PretrainedConfig):
         ngram_max=0,  # longest n-gram looked up; 0: none
         ngram_rows=32768,  # of the hash table of each length
         ngram_dim=32,
+        ngram_shared=True,  # one table for all lengths, as large as theirs together
         use_cache=True,
         **others,
     ):
@@ -64,6 +65,7 @@ class PicoGPTConfig(PretrainedConfig):
         self.gate, self.qkv_bias, self.embedding_scale = gate, qkv_bias, embedding_scale
         self.logit_softcap, self.use_cache = logit_softcap, use_cache
         self.ngram_max, self.ngram_rows, self.ngram_dim = ngram_max, ngram_rows, ngram_dim
+        self.ngram_shared = ngram_shared
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **others})
 
 

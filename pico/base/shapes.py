@@ -90,9 +90,9 @@ class ModelConfig(Sizes):
     next_tokens: Count = Field(4, le=64, description="prediction heads N: bytes predicted at once")
     att_q_heads: Count = Field(9, le=2**10, description="query heads H")
     att_kv_heads: Count = Field(3, le=2**10, description="key/value heads, divides the query heads")
-    ngram_max: NGramMax = Field(6, description="longest n-gram looked up for every byte, from 2 bytes on; 0 is off")
-    ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
-    ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
+    ngram_max: NGramMax = Field(12, description="longest n-gram looked up for every byte, from 2 bytes on; 0 is off")
+    ngram_rows: Count = Field(65536, le=2**28, description="rows of the hash table for each n-gram length")
+    ngram_dim: Count = Field(16, le=2**16, description="width of an n-gram's embedding")
     ngram_shared: bool = Field(True, description="n-grams of all lengths share one table, as large as theirs together")
     qk_norm: bool = Field(True, description="normalise queries and keys")
     embedding_skip: bool = Field(True, description="local blocks may mix the embedding back in")
@@ -321,8 +321,8 @@ class GPTConfig(Sizes):
         "falls with depth, and its linear branch at zero",
     )
     ngram_max: NGramMax = Field(0, description="longest n-gram of symbols that is looked up, from 2 on; 0 is off")
-    ngram_rows: Count = Field(32768, le=2**28, description="rows of the hash table of each n-gram length")
-    ngram_dim: Count = Field(32, le=2**16, description="width of an n-gram's embedding")
+    ngram_rows: Count = Field(65536, le=2**28, description="rows of the hash table for each n-gram length")
+    ngram_dim: Count = Field(16, le=2**16, description="width of an n-gram's embedding")
     ngram_shared: bool = Field(True, description="n-grams of all lengths share one table, as large as theirs together")
 
     carry: ClassVar[int] = 0

@@ -19,9 +19,8 @@ LARGEST = 4096  # vocabulary whose row of logits a GPU's kernel holds
 
 
 def head_weights(heads: int, device=None) -> Tensor:
-    """(N,) weights phi^-k, normalised to sum 1: each is the sum of the next two before normalisation."""
-    weights = PHI ** -torch.arange(heads, dtype=torch.float32, device=device)
-    return weights / weights.sum()
+    """(N,) weights phi^-k: 1 for the first, and each is the sum of the next two."""
+    return PHI ** -torch.arange(heads, dtype=torch.float32, device=device)
 
 
 def head_targets(targets: Tensor, length: int, heads: int) -> Tensor:

@@ -94,7 +94,9 @@ class NGrams(nn.Module):
         cells = 2 ** min(MOST_CELLS, (symbols * (self.longest - 1)).bit_length())
         counts = torch.zeros(cells, dtype=torch.int32, device=self.table.weight.device)
         for text in texts:
-            places = self.cells(self.hashed(F.pad(text.to(counts.device), (self.longest - 1, 0), value=bos), bos), cells)
+            places = self.cells(
+                self.hashed(F.pad(text.to(counts.device), (self.longest - 1, 0), value=bos), bos), cells
+            )
             counts.index_add_(0, places.flatten(), torch.ones_like(places.flatten(), dtype=torch.int32))
         self.counts = counts.clamp_(max=255).byte()
 

@@ -26,7 +26,7 @@ UNSCALED = GradScaler("cpu", enabled=False)
 class StepResult(NamedTuple):
     """How a step went, over all of its batches and all processes."""
 
-    loss: float  # nats per byte, mean over the heads
+    loss: float  # nats per byte, of each head times its weight
     router_loss: float  # nats per byte
     routed: float  # fraction of the positions that went through the latent blocks
     skipped: float  # fraction of the bytes to be routed that met a full training buffer

@@ -120,7 +120,7 @@ def test_the_twins_of_tiny_train_at_about_its_cost(name, size):
 def test_the_cost_of_a_gpt_by_hand(changes):
     c = GPTConfig.build(dim=32, num_blocks=3, head_dim=8, max_context=40, mlp_ratio=1, mlp_ratio_last=2, **changes)
     seen = [min(i, c.window or i) + 1 for i in range(20)]
-    per_token = 32 * c.vocab_size + c.ngram_orders * 32 * 32
+    per_token = 32 * c.vocab_size + c.ngram_orders * 16 * 32
     for width in (32, 48, 64):
         per_token += 32 * 8 * 8 + 32 * 32 + (2 if c.mlp == "relu2" else 3) * 32 * width
         per_token += {"none": 0, "query": 4 * 8 * 8, "input": 32 * 32}[c.gate] + 2 * 32 * sum(seen) / len(seen)

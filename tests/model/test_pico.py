@@ -16,7 +16,6 @@ from pico.base.symbols import BOS, BYTES, EOS, VOCABULARY, Alphabet
 from pico.decode.generation import generate
 from pico.model.blocks import Linear, check_groups, dropout
 from pico.model.cost import flops_per_symbol
-from pico.model.loss import head_weights
 from pico.model.norm import EPS, norm
 from pico.model.pico import Pico
 from pico.train.optimizers import build_optimizers
@@ -178,14 +177,14 @@ def test_later_heads_learn_late_and_teach_nothing_else(chained):
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     early, late = outs
     assert early.loss == early.head_nll[0] == late.head_nll[0] and len(early.head_nll) == 1 and len(late.head_nll) == 4
-    share, (one, several) = head_weights(4)[0], gradients
+    one, several = gradients
     before, after = (each.pop("heads.weight").chunk(4) for each in gradients)
-    torch.testing.assert_close(after[0], share * before[0])
+    torch.testing.assert_close(after[0], before[0])
     assert not torch.stack(before[1:]).any() and all(rows.any() for rows in after[1:])
     chains = [several.pop(f"chain.{k}.weight") for k in range(3 * chained)]
     assert all(chain.any() for chain in chains)
     for name, grad in one.items():
-        torch.testing.assert_close(several.pop(name), share * grad, atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(several.pop(name), grad, atol=1e-7, rtol=1e-4)
     assert not several and model.eval()(tokens[:, :40], targets=tokens[:, 1:44]).head_nll.shape == (4,)
 
 

@@ -35,7 +35,7 @@ def test_later_heads_learn_at_the_end_of_a_run_which_routes_causally(path, data,
     assert seen == [(step >= 8, 2 if step >= 8 else 1) for step in range(10)]
 
 
-@pytest.mark.parametrize("documents, again", first_fast((30, (True, 0.1)), (600, (True, 0.0)), (None, (False, 0.0))))
+@pytest.mark.parametrize("documents, again", first_fast((30, (True, 0.1)), (800, (True, 0.0)), (None, (False, 0.0))))
 def test_what_is_left_out_when_a_text_is_read_again(documents, again, path, tmp_path, monkeypatch):
     """Lookups; and part of what blocks add, if these have more numbers than the text has bytes. None: of documents that
     are new in each epoch."""

@@ -76,7 +76,12 @@ def test_a_step_moves_the_weights_by_the_mean_clipped_gradient(router):
 def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
     model, again = tiny("topk").train(), batches(1, epoch=1)
     model.ngrams.count([read.inputs for read in again], 48)
-    for progress, numbers, read in ((0.5, 2, batches(1)), (0.5, 0, again), (0.5, 0.9, again), (TopK.causal_from, 2, again)):
+    for progress, numbers, read in (
+        (0.5, 2, batches(1)),
+        (0.5, 0, again),
+        (0.5, 0.9, again),
+        (TopK.causal_from, 2, again),
+    ):
         step(model, read, progress=progress, numbers_per_byte=numbers)
         assert model.router.causal == (progress == TopK.causal_from)
         assert model.heads_trained == (4 if progress >= HEADS_FROM else 1)

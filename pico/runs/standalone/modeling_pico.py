@@ -43,9 +43,9 @@ class PicoConfig(PretrainedConfig):
         att_q_heads=9,
         att_kv_heads=3,
         head_dim=16,
-        ngram_max=6,  # longest n-gram looked up; 0: none
-        ngram_rows=32768,  # of the hash table of each length
-        ngram_dim=32,
+        ngram_max=12,  # longest n-gram looked up; 0: none
+        ngram_rows=65536,  # of the hash table for each length
+        ngram_dim=16,
         ngram_shared=True,  # one table for all lengths, as large as theirs together
         qk_norm=True,
         embedding_skip=True,  # local blocks may mix the embedding back in

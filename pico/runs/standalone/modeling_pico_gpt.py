@@ -52,8 +52,8 @@ class PicoGPTConfig(PretrainedConfig):
         tie_word_embeddings=False,
         logit_softcap=None,  # logits become c tanh(logits / c)
         ngram_max=0,  # longest n-gram looked up; 0: none
-        ngram_rows=32768,  # of the hash table of each length
-        ngram_dim=32,
+        ngram_rows=65536,  # of the hash table for each length
+        ngram_dim=16,
         ngram_shared=True,  # one table for all lengths, as large as theirs together
         use_cache=True,
         **others,

@@ -50,7 +50,7 @@ class Model(Protocol):
         """After a step that moves nothing."""
 
     def set_dropout(self, again: bool, updates: float) -> None:
-        """What training leaves out from now on: lookups of what was read before, and a share of what each block adds."""
+        """What training leaves out from now on: lookups in a text read again, and a share of what each block adds."""
 
     def new_cache(self, batch: int, feed: int) -> Cache: ...
 

@@ -267,7 +267,7 @@ class GPT(nn.Module):
         return self.logits(x)[:, :, None]
 
     def set_dropout(self, again: bool, updates: float) -> None:
-        """What training leaves out from now on: lookups of what was read before, and a share of what each block adds."""
+        """What training leaves out from now on: lookups in a text read again, and a share of what each block adds."""
         for block in cast(list[GPTBlock], self.blocks):
             block.dropout = updates
         if self.ngrams:

@@ -255,7 +255,7 @@ class Pico(nn.Module):
         return self.router.come_back(x, chosen, y, routing, carry, backend)
 
     def set_dropout(self, again: bool, updates: float) -> None:
-        """What training leaves out from now on: lookups of what was read before, and a share of what each block adds."""
+        """What training leaves out from now on: lookups in a text read again, and a share of what each block adds."""
         for block in self.blocks:
             block.dropout = updates
         if self.ngrams:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import first_fast
 from conftest import cats
+from helpers import first_fast
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
 from pico import DataConfig, PicoError, preset

@@ -103,9 +103,9 @@ class NGrams(nn.Module):
     def known(self, hashed: Tensor, counts: Tensor) -> Tensor:
         """(B, T, orders) bool: which n-grams training looks up, where it reads a text that it has read before.
 
-        The row of an n-gram that stands in c places has learned from all of them, the c-th part from this very one: what
-        follows it here. A model that trusts what it finds so trusts too much. So an n-gram is new, and finds the row of
-        some other that learns nothing from it, with a chance of LEFT_OUT / c; a rare one always.
+        The row of an n-gram that stands in c places has learned from all of them, the c-th part from this very one:
+        what follows it here. A model that trusts what it finds so trusts too much. So an n-gram is new, and finds the
+        row of some other that learns nothing from it, with a chance of LEFT_OUT / c; a rare one always.
         """
         places = counts[self.cells(hashed, len(counts))]
         return torch.rand(places.shape, device=places.device) * places >= LEFT_OUT

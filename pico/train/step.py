@@ -85,9 +85,10 @@ def optimizer_step(
 
     forward: the model as it is called, which may be wrapped in DDP. step, progress: how many steps came
     before, and which fraction of the run is done. numbers_per_byte: of the blocks, for a text that is read again; with
-    more than one they would learn it by heart, and there is dropout. to_share: numbers that the processes share on the way. mark: told the name of each
-    part when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU does, as one part, "optimizer".
-    scaler: of the loss, for activations in fp16: where a gradient overflows its scale halves, and no weight moves.
+    more than one they would learn it by heart, and there is dropout. to_share: numbers that the processes share on the
+    way. mark: told the name of each part when it ends, "forward", "backward" or "optimizer". graphs: replays what a GPU
+    does, as one part, "optimizer". scaler: of the loss, for activations in fp16: where a gradient overflows its scale
+    halves, and no weight moves.
     """
     # 1. Where the run is decides how far a step goes, and what the model does in it.
     rate = set_learning_rate(optimizers, config, step, progress)

@@ -104,11 +104,12 @@ class NGrams(nn.Module):
         """(B, T, orders) bool: which n-grams training looks up, where it reads a text that it has read before.
 
         The row of an n-gram that stands in c places has learned from all of them, the c-th part from this very one:
-        what follows it here. A model that trusts what it finds so trusts too much. So an n-gram is new, and finds the
-        row of some other that learns nothing from it, with a chance of LEFT_OUT / c; a rare one always.
+        what follows it here. A model that trusts what it finds so trusts too much. So with a chance of LEFT_OUT / c it
+        is as if it were new, and finds the row of some other, which learns nothing. The chance is drawn once for the
+        n-grams that end at a symbol: where one is new, the longer ones are.
         """
         places = counts[self.cells(hashed, len(counts))]
-        return torch.rand(places.shape, device=places.device) * places >= LEFT_OUT
+        return torch.rand(*places.shape[:2], 1, device=places.device) * places >= LEFT_OUT
 
     @staticmethod
     def cells(hashed: Tensor, cells: int) -> Tensor:

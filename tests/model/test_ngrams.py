@@ -150,6 +150,14 @@ def test_a_rare_n_gram_is_new_where_a_text_is_read_again():
     assert torch.equal(model.ngrams(padded, torch.float32), full)
 
 
+def test_where_an_n_gram_is_new_the_longer_ones_are():
+    (text, _), model = text_and_counts(), tiny()
+    model.ngrams.count([text], 2**20)  # so many cells that few n-grams share one
+    hashed = model.ngrams.hashed(torch.nn.functional.pad(text, (3, 0), value=BOS))
+    known = model.ngrams.known(hashed, model.ngrams.counts).int()  # (B, T, orders)
+    assert (known.diff() <= 0).float().mean() > 0.99 and 0.05 < known[..., 1].float().mean() < 0.95
+
+
 def test_a_longest_n_gram_of_one_byte_is_refused():
     with pytest.raises(PicoError, match=r"0 \(off\) or at least 2"):
         preset("tiny", ngram_max=1)

@@ -49,8 +49,9 @@ class Model(Protocol):
     def forget_step(self) -> None:
         """After a step that moves nothing."""
 
-    def set_dropout(self, again: bool, updates: float) -> None:
-        """What training leaves out from now on: lookups in a text read again, and a share of what each block adds."""
+    def set_dropout(self, updates: float, times: Tensor | None = None) -> None:
+        """What training leaves out from now on: a share of what each block adds, and lookups of a text that it has read
+        so many times () before; None: of a new one."""
 
     def new_cache(self, batch: int, feed: int) -> Cache: ...
 

@@ -266,12 +266,13 @@ class GPT(nn.Module):
         """(B, T, 1, V): it has one head, which drafts nothing."""
         return self.logits(x)[:, :, None]
 
-    def set_dropout(self, again: bool, updates: float) -> None:
-        """What training leaves out from now on: lookups in a text read again, and a share of what each block adds."""
+    def set_dropout(self, updates: float, times: Tensor | None = None) -> None:
+        """What training leaves out from now on: a share of what each block adds, and lookups of a text that it has read
+        so many times () before; None: of a new one."""
         for block in cast(list[GPTBlock], self.blocks):
             block.dropout = updates
         if self.ngrams:
-            self.ngrams.again = again
+            self.ngrams.times = times
 
     def begin_step(self, progress: float) -> None:
         """Nothing here depends on how far the training is."""

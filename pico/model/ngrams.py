@@ -18,7 +18,7 @@ from pico.model import kernels
 from pico.model.blocks import Linear
 
 MASK, MULTIPLIER, FINISHER = (1 << 48) - 1, 0x2C1B3C6D, 0x85EBCA6B
-LEFT_OUT = 10  # of the places of an n-gram in a text that is read again; by hand, docs/LOG.md
+LEFT_OUT = 10  # places of an n-gram in a text that is read again, in which it is new; by hand, docs/LOG.md
 MOST_CELLS = 26  # a power of two: n-grams of a text that are counted apart, a byte each
 
 
@@ -62,16 +62,16 @@ class NGrams(nn.Module):
         self.longest, (self.rows, self.apart) = config.ngram_max, config.ngram_tables
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
-        self.register_buffer("counts", None, persistent=False)
-        self.again = False  # whether training reads a text again; only counted ones make a difference
+        self.register_buffer("counts", None, persistent=False)  # of the n-grams of a text that is read again
+        self.times: Tensor | None = None  # () how often training has read it before, None for a new one
 
     def forward(self, text: Tensor, dtype: torch.dtype, bos: int = BOS) -> Tensor:
         """text (B, longest - 1 + T): the symbols, after those before them -> (B, T, D)."""
         hashed = self.hashed(text, bos)
         rows, known = hashed % self.rows, None
-        if self.training and self.again and self.counts is not None:
-            known = self.known(hashed, self.counts)
-            rows = rows.where(known, torch.randint_like(rows, self.rows))
+        if self.training and self.times is not None and self.counts is not None:
+            known = self.known(hashed, self.counts, self.times)
+            rows = rows.where(known, (hashed >> 20) % self.rows)
         found = self.table(rows + self.apart * torch.arange(self.longest - 1, device=text.device))
         if known is not None:
             found = found.where(known[..., None], found.detach())
@@ -100,16 +100,18 @@ class NGrams(nn.Module):
             counts.index_add_(0, places.flatten(), torch.ones_like(places.flatten(), dtype=torch.int32))
         self.counts = counts.clamp_(max=255).byte()
 
-    def known(self, hashed: Tensor, counts: Tensor) -> Tensor:
+    def known(self, hashed: Tensor, counts: Tensor, times: Tensor) -> Tensor:
         """(B, T, orders) bool: which n-grams training looks up, where it reads a text that it has read before.
 
         The row of an n-gram that stands in c places has learned from all of them, the c-th part from this very one:
         what follows it here. A model that trusts what it finds so trusts too much. So with a chance of LEFT_OUT / c it
-        is as if it were new, and finds the row of some other, which learns nothing. The chance is drawn once for the
-        n-grams that end at a symbol: where one is new, the longer ones are.
+        is as if it were new, and finds the row of some other, which learns nothing. One draw decides for all n-grams
+        that end at a symbol, so that where one is new, the longer ones are. It is a hash of the longest and of the
+        epoch: the same however the text is cut over processes.
         """
         places = counts[self.cells(hashed, len(counts))]
-        return torch.rand(*places.shape[:2], 1, device=places.device) * places >= LEFT_OUT
+        draw = ((hashed[..., -1:] + times * MULTIPLIER) * FINISHER & MASK) >> 32  # of 2^16
+        return draw * places >= LEFT_OUT << 16
 
     @staticmethod
     def cells(hashed: Tensor, cells: int) -> Tensor:

@@ -254,12 +254,13 @@ class Pico(nn.Module):
             y = block(y, backend, ring, layer, mixed)
         return self.router.come_back(x, chosen, y, routing, carry, backend)
 
-    def set_dropout(self, again: bool, updates: float) -> None:
-        """What training leaves out from now on: lookups in a text read again, and a share of what each block adds."""
+    def set_dropout(self, updates: float, times: Tensor | None = None) -> None:
+        """What training leaves out from now on: a share of what each block adds, and lookups of a text that it has read
+        so many times () before; None: of a new one."""
         for block in self.blocks:
             block.dropout = updates
         if self.ngrams:
-            self.ngrams.again = again
+            self.ngrams.times = times
 
     def begin_step(self, progress: float) -> Hashable:
         """Call before every training step, after this fraction of the run: how many heads learn in it, and by which

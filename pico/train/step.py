@@ -96,17 +96,20 @@ def optimizer_step(
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share = device_of(model), config.router_loss_weight * model.config.routes
-    again = [numbers_per_byte > 0 and batch.position.get("epoch", 0) > 0 for batch in batches]
+    times = [batch.position.get("epoch", 0) * (numbers_per_byte > 0) for batch in batches]
+    again = [before > 0 for before in times]
     dropout = config.dropout * (numbers_per_byte > 1)
     tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
+    tensors.append(torch.tensor(times).to(device, non_blocking=True))
     tick = mark if graphs is None else lambda part: None
 
     def gradients(*tensors: Tensor) -> Tensor:
         """(8,) sums over the batches, and the norm of the gradients that the parameters have then."""
         seen: list[Tensor] = []  # of each batch, (7,), still on the device
         # inputs (B, T), targets (B, T + N - 1)
-        for number, (inputs, targets, known) in enumerate(zip(tensors[::2], tensors[1::2], again), start=1):
-            model.set_dropout(known, dropout * known)
+        *texts, epochs = tensors
+        for number, (inputs, targets, known) in enumerate(zip(texts[::2], texts[1::2], again), start=1):
+            model.set_dropout(dropout * known, epochs[number - 1] if known else None)
             length = inputs.shape[1]
             # DDP averages over the processes in a backward pass: once a step, in the last one, is enough.
             alone = getattr(forward, "no_sync", nullcontext) if number < len(batches) else nullcontext

@@ -354,7 +354,7 @@ def test_gradient_checkpointing_changes_no_bit(switch):
     model, tokens, found = tiny_gpt(**switch).train(), random_tokens(3, 13), []
     if model.ngrams:
         model.ngrams.count([tokens], tokens.numel())
-    model.set_dropout(True, 0.3)
+    model.set_dropout(0.3, torch.tensor(1))
     for model.gradient_checkpointing in (False, True):
         torch.manual_seed(0)
         loss = model(tokens[:, :12], targets=tokens[:, 1:]).loss

@@ -106,7 +106,7 @@ def mps(monkeypatch):
 def test_training_runs_on_mps(mps, optimizer):
     model = Pico(tiny_config("topk")).train()
     model.ngrams.count([random_tokens(2, 60)], 120)
-    model.set_dropout(True, 0.1)
+    model.set_dropout(0.1, torch.tensor(1))
     optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer))
     for _ in range(3):
         tokens = random_tokens(2, 64)
@@ -136,7 +136,7 @@ def test_evaluation_and_generation_run_on_mps(mps, router):
 def test_a_dense_decoder_runs_on_mps(mps, name):
     """Training by running each block again, evaluation past the context, and generation."""
     model = GPT(TWINS[name]).train()
-    model.set_dropout(True, 0.1)
+    model.set_dropout(0.1, torch.tensor(1))
     model.gradient_checkpointing = True
     optimizers = build_optimizers(model, TrainConfig(optimizer="muon"))
     for _ in range(3):

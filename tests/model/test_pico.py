@@ -203,7 +203,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean(shape, dtype):
 def test_dropout_is_for_training_alone_and_reaches_every_block():
     model, tokens = tiny("all"), random_tokens(2, 20)
     full = model(tokens).stream
-    model.set_dropout(False, 0.5)
+    model.set_dropout(0.5)
     torch.testing.assert_close(model(tokens).stream, full, atol=0, rtol=0)
     x = torch.randn(2, 20, model.config.dim)
     for block in (*model.local_in, *model.latent, *model.local_out):

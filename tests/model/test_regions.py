@@ -78,6 +78,6 @@ def test_what_a_training_does_traces_each_block_a_few_times():
     assert seen[1] == 1 and counter.frame_count == sum(seen)
     model.ngrams.count([random_tokens(2, 40)], 80)
     for number in range(6):  # the epochs come and go
-        model.set_dropout(bool(number % 2), 0.1 * (number % 2))
+        model.set_dropout(0.1 * (number % 2), torch.tensor(number) if number % 2 else None)
         gradients(model)
     assert counter.frame_count <= sum(seen) + 3

@@ -85,7 +85,7 @@ def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
         step(model, read, progress=progress, numbers_per_byte=numbers)
         assert model.router.causal == (progress == TopK.causal_from)
         assert model.heads_trained == (4 if progress >= HEADS_FROM else 1)
-        assert model.ngrams.again == (numbers > 0 and read is again)
+        assert model.ngrams.times == (1 if numbers > 0 and read is again else None)
         dropped = numbers > 1 and read is again
         assert {block.dropout for block in (*model.local_in, *model.latent)} == {CONFIG.dropout * dropped}
 
@@ -209,7 +209,7 @@ def test_no_backward_pass_reads_a_value(router):
     model, (batch,) = tiny(router).train(), batches(1)
     model.ngrams.table.sparse = True
     model.ngrams.count([batch.inputs], 48)
-    model.set_dropout(True, 0.1)
+    model.set_dropout(0.1, torch.tensor(1))
     out = model(batch.inputs, targets=batch.targets)
     with Blind():
         (out.loss + out.router_loss).backward()

@@ -99,14 +99,14 @@ def trained(router="threshold", **changes) -> Pico:
     model = tiny(router, **changes).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1.5e-2, fused=True)
     heads = model.config.next_tokens
-    for _ in range(50):
+    for _ in range(60):
         at = torch.randint(len(text) - 100, (8,), generator=generator)
         tokens = torch.stack([text[i : i + 48 + heads] for i in at])
         tokens[at % 4 == 0, 0] = BOS
         tokens[at % 4 == 1, 30] = EOS
         out = model(tokens[:, :48], targets=tokens[:, 1:])
         optimizer.zero_grad()
-        (out.loss + 0.1 * out.router_loss).backward()
+        (out.loss + 0.22 * out.router_loss).backward()
         optimizer.step()
         model.end_step()
     return model.eval()

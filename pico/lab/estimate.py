@@ -14,6 +14,7 @@ import torch
 from pico.base.config import TrainConfig
 from pico.base.device import pick_device
 from pico.base.numbers import count
+from pico.base.shapes import HEADS_FROM
 from pico.lab.compare import Plan, check_folder, done, make_model, open_validation
 from pico.lab.experiment import NEVER, Configuration, Experiment
 from pico.lab.results import read_score, scoring_rule
@@ -21,7 +22,7 @@ from pico.runs.metrics import read_metrics
 from pico.train.loop import train
 from pico.train.parts import VALIDATION_BYTES
 
-WARM, COUNTED, STEPS = 3, 12, 16  # steps left out, the last one counted (before `topk` turns causal), and in all
+WARM, COUNTED, STEPS = 3, 12, 16  # steps left out, the last one before all heads learn and routing is causal, in all
 HEADS = ("configuration", "steps", "text", "minutes a run", "runs to do", "minutes to do")
 
 
@@ -103,7 +104,13 @@ def measure(experiment: Experiment, configuration: Configuration, device: str, h
         lines = read_metrics(path / "run/metrics.jsonl")
     if stopped != "finished":
         return stopped
-    before, after, checked = lines[WARM - 1], lines[COUNTED - 1], lines[COUNTED]
+    after, checked = lines[COUNTED - 1], lines[COUNTED]
+    early, late = per_step(lines[WARM - 1], after), per_step(checked, lines[-1])
+    means = (HEADS_FROM * a + (1 - HEADS_FROM) * b for a, b in zip(early, late, strict=True))
+    return Cost(*means, check=max(0.0, checked["seconds"] - after["seconds"] - early[0]))
+
+
+def per_step(before: dict, after: dict) -> list[float]:
+    """Seconds, bytes and FLOPs of a step, the mean of those between two lines of metrics."""
     steps = after["step"] - before["step"]
-    seconds, size, flops = ((after[key] - before[key]) / steps for key in ("seconds", "bytes", "flops"))
-    return Cost(seconds, size, flops, max(0.0, checked["seconds"] - after["seconds"] - seconds))
+    return [(after[key] - before[key]) / steps for key in ("seconds", "bytes", "flops")]

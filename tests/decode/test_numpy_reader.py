@@ -41,7 +41,8 @@ def test_reader_equals_full_forward(router, shape, monkeypatch):
         torch.testing.assert_close(weight[:, :kept], full.router_weight[:, at : at + kept], atol=1e-5, rtol=1e-4)
         assert torch.equal(routed[:, :kept], full.routed[:, at : at + kept])
         at += kept
-        drawn, read = [7, 8, EOS, 9, 10], torch.cat([torch.full((1, 5), BOS), tokens[:, :at]], dim=1)[:, -5:]
+        drawn, before = [7, 8, EOS, 9, 10], torch.full((1, config.history), BOS)
+        read = torch.cat([before, tokens[:, :at]], dim=1)[:, -config.history :]
         most = len(drawn) if config.chained_heads else config.next_tokens - 1
         for k in range(1, 1 + most if kept else 0):
             with torch.inference_mode():

@@ -53,7 +53,8 @@ def test_a_penalty_for_repetition_sees_drafts_as_it_sees_text(window):
     fast, free = generate(model, RAGGED, **options), generate(model, RAGGED, max_bytes=30, temperature=0)
     together = texts(fast)
     assert together == texts(generate(model, RAGGED, speculative=False, **options))
-    assert together != texts(free) and fast.stats["bytes_per_forward"] > 1.02
+    assert window == 1 or together != texts(free)  # the words have few double letters
+    assert fast.stats["bytes_per_forward"] > 1.02
     for prompt, text in zip(RAGGED, together):
         assert texts(generate(model, prompt, **options)) == [text]
         logits = model(torch.tensor([[BOS, *prompt, *text]])).logits[0, len(prompt) :, 0]

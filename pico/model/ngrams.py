@@ -72,10 +72,11 @@ class NGrams(nn.Module):
         if self.training and self.times is not None and self.counts is not None:
             known = self.known(hashed, self.counts, self.times)
             rows = rows.where(known, (hashed >> 20) % self.rows)
-        found = self.table(rows + self.apart * torch.arange(self.longest - 1, device=text.device))
+        rows = rows + self.apart * torch.arange(self.longest - 1, device=text.device)
+        found = self.table(rows)  # (B, T, orders, width)
         if known is not None:
             found = found.where(known[..., None], found.detach())
-        return self.project(found.flatten(2).to(dtype))  # found (B, T, orders, width)
+        return self.project(found.flatten(2).to(dtype))
 
     def hashed(self, text: Tensor, bos: int = BOS) -> Tensor:
         """(B, T, orders): `hashes` of each n-gram."""
@@ -94,10 +95,9 @@ class NGrams(nn.Module):
         cells = 2 ** min(MOST_CELLS, (symbols * (self.longest - 1)).bit_length())
         counts = torch.zeros(cells, dtype=torch.int32, device=self.table.weight.device)
         for text in texts:
-            places = self.cells(
-                self.hashed(F.pad(text.to(counts.device), (self.longest - 1, 0), value=bos), bos), cells
-            )
-            counts.index_add_(0, places.flatten(), torch.ones_like(places.flatten(), dtype=torch.int32))
+            text = F.pad(text.to(counts.device), (self.longest - 1, 0), value=bos)
+            places = self.cells(self.hashed(text, bos), cells).flatten()
+            counts.index_add_(0, places, torch.ones_like(places, dtype=torch.int32))
         self.counts = counts.clamp_(max=255).byte()
 
     def known(self, hashed: Tensor, counts: Tensor, times: Tensor) -> Tensor:

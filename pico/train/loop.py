@@ -198,10 +198,8 @@ class Training:
         chunks = first.chunks_per_epoch or 0
         pieces = (next(first)[0][: chunks - n] for n in range(0, chunks, config.batch_size))
         ngrams.count(pieces, chunks * config.context_len, parts.batches.alphabet.bos)
-        self.display.log(
-            f"the text is read again: its n-grams were counted in {time.monotonic() - began:.1f} s, and what one knows "
-            f"from the very place that is learned is left out"
-        )
+        took = time.monotonic() - began
+        self.display.log(f"the text is read again: {took:.1f} s to count its n-grams; rare ones are new from here on")
 
     def reads_on(self) -> bool:
         """Whether the host waits for the oldest step that is queued.

@@ -289,8 +289,8 @@ class GPT(nn.Module):
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All but the n-gram tables, of which a step touches some thousand rows."""
-        tables = {id(p) for p in self.parameter_groups()["tables"]}
-        return [p for p in self.parameters() if id(p) not in tables]
+        table = self.ngrams.table.weight if self.ngrams else None
+        return [p for p in self.parameters() if p is not table]
 
     def uncast_parameters(self) -> list[nn.Parameter]:
         """Those that the forward reads in fp32, whatever the dtype of its activations."""

@@ -124,8 +124,9 @@ def optimizer_step(
             slots = nats.new_full((), out.slots / length)
             these = out.loss, out.router_loss, out.routed.float().mean(), out.skipped, slots, nats, symbols
             seen.append(torch.stack([x.detach().float() for x in these]))
-        everything: Any = SimpleNamespace(param_groups=[{"params": list(model.parameters())}])
-        scaler.unscale_(everything)  # which takes an optimizer for its groups alone
+        if scaler.is_enabled():
+            everything: Any = SimpleNamespace(param_groups=[{"params": list(model.parameters())}])
+            scaler.unscale_(everything)  # which takes an optimizer for its groups alone
         norm = torch.nn.utils.clip_grad_norm_(model.dense_parameters(), config.gradient_clip)
         return torch.cat([reduce(torch.add, seen), parallel.full_tensor(norm).float()[None]])
 

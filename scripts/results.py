@@ -46,6 +46,8 @@ def unsourced(text: str) -> list[str]:
 def block(file: Path, folder: Path) -> str:
     if not file.exists():
         return NOT_KEPT
+    if file.is_dir():
+        return beside_each_other(file)
     values = json.loads(file.read_text(encoding="utf-8"))
     if "configurations" in values:
         return comparison(values, file, folder)
@@ -88,6 +90,21 @@ def cells(row: dict) -> tuple[str, ...]:
     return *cells, with_interval(found["mean"], found["interval"], "+.4f"), probability(found.get("p_holm"))
 
 
+def beside_each_other(folder: Path) -> str:
+    """One comparison on several texts, a folder each: a row for each configuration, and its difference to the first."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*/compare.json"))]
+    ran = {row["name"]: {} for results in found for row in results["configurations"] if row["runs"]}
+    for results in found:
+        for row in results["configurations"]:
+            if row["runs"]:
+                against = row.get("against_first")
+                more = f", {with_interval(against['mean'], against['interval'], '+.3f')}" if against else ""
+                ran[row["name"]][results["dataset"]] = f"{row['bits_per_byte']['mean']:.3f}{more}"
+    texts = [results["dataset"] for results in found]
+    rows = [(name, *(of.get(text, "") for text in texts)) for name, of in ran.items()]
+    return table((f"bits per byte, and against {next(iter(ran))} (95 %)", *(Path(text).name for text in texts)), rows)
+
+
 def with_interval(value: float, interval, form: str) -> str:
     return f"{value:{form}}" + (f" ({span(interval, form)})" if interval else "")
 
@@ -124,7 +141,7 @@ def shown(figure: dict, folder: Path) -> tuple[str, ...]:
 
 def claims(rows: list[dict], folder: Path) -> str:
     """p is corrected for every comparison of every compare.json that is kept."""
-    files = sorted(folder.glob("*/*/compare.json"))
+    files = sorted(folder.rglob("compare.json"))
     found = [
         ((file, row["name"]), row["against_first"])
         for file in files

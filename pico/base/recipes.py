@@ -25,14 +25,8 @@ def picochat(config: Shape) -> dict:
     return dict(optimizer="muon", muon_step="original", **rates, **end)
 
 
-def gpt_tiny(config: Shape) -> dict:
-    """A step that reads as much text as one of `tiny`: 4 x 256 tokens."""
-    return dict(batch_size=4)
-
-
 RECIPES: dict[str, Callable[[Shape], dict]] = {
     "simple-picolm": simple_picolm,
     "simple-picolm-xl": simple_picolm,
     "picochat": picochat,
-    "gpt-tiny": gpt_tiny,
 }

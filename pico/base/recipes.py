@@ -25,8 +25,14 @@ def picochat(config: Shape) -> dict:
     return dict(optimizer="muon", muon_step="original", **rates, **end)
 
 
+def gpt_bytes_tiny(config: Shape) -> dict:
+    """Half the text of a step of `tiny`: it has few steps, since each byte costs it more."""
+    return dict(batch_size=4)
+
+
 RECIPES: dict[str, Callable[[Shape], dict]] = {
     "simple-picolm": simple_picolm,
     "simple-picolm-xl": simple_picolm,
     "picochat": picochat,
+    "gpt-bytes-tiny": gpt_bytes_tiny,
 }

@@ -111,7 +111,7 @@ def test_the_twins_of_tiny_train_at_about_its_cost(name, size):
     """The shape that learns most is not quite the one that costs the same, and budgets even it out."""
     config = preset(name)
     ours = flops_per_symbol(config, config.context_len)[1] / size
-    assert ours == pytest.approx(flops_per_symbol(preset("tiny"), 512)[1], rel=0.5)
+    assert 0.5 < ours / flops_per_symbol(preset("tiny"), 512)[1] < 2
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class Training:
         self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
 
     def count_ngrams(self) -> None:
-        """Once, before the text is read again: how often each n-gram stands in it; see `NGrams.others`."""
+        """Once, before the text is read again: how often each n-gram stands in it; see `NGrams.known`."""
         parts, ngrams = self.parts, self.parts.model.ngrams
         if not parts.numbers_per_byte or not ngrams or ngrams.counts is not None:
             return

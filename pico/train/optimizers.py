@@ -170,7 +170,7 @@ class RowAdagrad(torch.optim.Optimizer):
         square += grad.square().mean(1, keepdim=True)
         squares.index_copy_(0, rows, square)
         size = square.sqrt_().add_(group["eps"])  # alpha=-lr below would take four times as long
-        p.index_add_(0, rows, grad.div_(size).mul_(-group["lr"]))
+        p.index_add_(0, rows, grad.div(size).mul_(-group["lr"]))
 
     def _step_unseen(self, p: Tensor, squares: Tensor, group: dict) -> None:
         """The same without the host knowing the rows: one that was found twice is written twice, with equal values."""

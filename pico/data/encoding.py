@@ -33,6 +33,12 @@ class Conversations:
         return [f"of {self.alphabet.size:,} kinds, in conversations"]
 
     @property
+    def size(self) -> int:
+        """Bytes of the text, with a mark before each turn."""
+        assert not isinstance(self.documents, Stream), "which nobody knows"
+        return self.documents.size
+
+    @property
     def place(self) -> dict | None:
         """Where the block starts that was opened last, as documents tell it."""
         return self.documents.place

@@ -54,6 +54,7 @@ class Batches:
         self.alphabet = documents.alphabet
         self.rows = batch_size // world
         self.first = rank * self.rows
+        self.epochs = np.zeros(self.rows, np.int64)  # of each row that was read last: an old one's text is known
         self._offsets = np.arange(context_len + next_tokens)
         self._open(0)
         if self.length <= context_len:
@@ -104,6 +105,7 @@ class Batches:
                 self._open(self.number + 1)
             taken = min(self.batch_size - self.first - row, self.chunks - self.chunk)
             ours = np.arange(max(row, 0), min(row + taken, self.rows))
+            self.epochs[ours] = self.number
             if len(ours):
                 yield ours, self._order(self.chunk + ours - row)
             row += taken

@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     targets: Tensor  # (B, T + N - 1), -100 where nothing is scored
     bytes: int  # raw ones that the next-symbol targets stand for, those of head 0
     position: dict  # of the data, after this batch, by `Batches.state_dict`
+    epochs: list[int]  # (B,) how often the text of each row was read before
 
 
 class Prefetch:
@@ -59,7 +60,7 @@ class Prefetch:
         else:
             inputs, targets = next(self.batches)
             count = self.batches.counted(targets.numpy())
-        return Batch(inputs, targets, count, self.batches.state_dict())
+        return Batch(inputs, targets, count, self.batches.state_dict(), self.batches.epochs.tolist())
 
     def _next(self) -> list[Batch] | BaseException:
         """The next step's batches, or what keeps them from being made; it waits until they are or cannot be."""

@@ -66,7 +66,7 @@ class Trainer:
         settings, length = self.settings, self.settings.context_len
         starts = torch.randint(len(self.text) - len(self.window), (settings.batch_size, 1), device=self.device)
         tokens = self.text[starts + self.window].long()  # (B, T + N)
-        chunk = Batch(tokens[:, :length], tokens[:, 1:], settings.step_symbols, {})
+        chunk = Batch(tokens[:, :length], tokens[:, 1:], settings.step_symbols, {}, [0] * len(tokens))
         mark("data")
         parts = self.model, self.forward, self.optimizers, settings, [chunk]
         result = optimizer_step(*parts, self.step, progress, mark=mark, graphs=self.graphs)

@@ -50,8 +50,8 @@ class Model(Protocol):
         """After a step that moves nothing."""
 
     def set_dropout(self, updates: float, times: Tensor | None = None) -> None:
-        """What training leaves out from now on: a share of what each block adds, and lookups of a text that it has read
-        so many times () before; None: of a new one."""
+        """What training leaves out from now on: a share of what each block adds, and lookups in rows (B,) of text that
+        it has read so many times before; None: all of it is new."""
 
     def new_cache(self, batch: int, feed: int) -> Cache: ...
 

@@ -267,8 +267,8 @@ class GPT(nn.Module):
         return self.logits(x)[:, :, None]
 
     def set_dropout(self, updates: float, times: Tensor | None = None) -> None:
-        """What training leaves out from now on: a share of what each block adds, and lookups of a text that it has read
-        so many times () before; None: of a new one."""
+        """What training leaves out from now on: a share of what each block adds, and lookups in rows (B,) of text that
+        it has read so many times before; None: all of it is new."""
         for block in cast(list[GPTBlock], self.blocks):
             block.dropout = updates
         if self.ngrams:

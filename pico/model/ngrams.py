@@ -63,7 +63,7 @@ class NGrams(nn.Module):
         self.table = nn.Embedding(config.ngram_orders * config.ngram_rows, config.ngram_dim)
         self.project = Linear(config.ngram_orders * config.ngram_dim, config.dim)
         self.register_buffer("counts", None, persistent=False)  # of the n-grams of a text that is read again
-        self.times: Tensor | None = None  # () how often training has read it before, None for a new one
+        self.times: Tensor | None = None  # (B,) how often training has read a row before; None: all are new
 
     def forward(self, text: Tensor, dtype: torch.dtype, bos: int = BOS) -> Tensor:
         """text (B, longest - 1 + T): the symbols, after those before them -> (B, T, D)."""
@@ -101,7 +101,7 @@ class NGrams(nn.Module):
         self.counts = counts.clamp_(max=255).byte()
 
     def known(self, hashed: Tensor, counts: Tensor, times: Tensor) -> Tensor:
-        """(B, T, orders) bool: which n-grams training looks up, where it reads a text that it has read before.
+        """(B, T, orders) bool: which n-grams training looks up, where it has read a row of text so many times (B,).
 
         The row of an n-gram that stands in c places has learned from all of them, the c-th part from this very one:
         what follows it here. A model that trusts what it finds so trusts too much. So with a chance of LEFT_OUT / c it
@@ -109,9 +109,10 @@ class NGrams(nn.Module):
         that end at a symbol, so that where one is new, the longer ones are. It is a hash of the longest and of the
         epoch: the same however the text is cut over processes.
         """
+        times = times.view(-1, 1, 1)
         places = counts[self.cells(hashed, len(counts))]
         draw = ((hashed[..., -1:] + times * MULTIPLIER) * FINISHER & MASK) >> 32  # of 2^16
-        return draw * places >= LEFT_OUT << 16
+        return (draw * places >= LEFT_OUT << 16) | (times == 0)
 
     @staticmethod
     def cells(hashed: Tensor, cells: int) -> Tensor:

@@ -255,8 +255,8 @@ class Pico(nn.Module):
         return self.router.come_back(x, chosen, y, routing, carry, backend)
 
     def set_dropout(self, updates: float, times: Tensor | None = None) -> None:
-        """What training leaves out from now on: a share of what each block adds, and lookups of a text that it has read
-        so many times () before; None: of a new one."""
+        """What training leaves out from now on: a share of what each block adds, and lookups in rows (B,) of text that
+        it has read so many times before; None: all of it is new."""
         for block in self.blocks:
             block.dropout = updates
         if self.ngrams:

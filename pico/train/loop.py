@@ -171,8 +171,14 @@ class Training:
     def queue(self, prefetch: Prefetch) -> None:
         parts, state, began = self.parts, self.state, time.monotonic()
         batches = next(prefetch)  # may raise; nothing has changed so far
-        if any(batch.position.get("epoch", 0) for batch in batches):
-            self.count_ngrams()
+        if any(any(batch.epochs) for batch in batches):
+            try:
+                self.count_ngrams()
+            except DataError as error:  # the text has changed: what was learned before is saved
+                if parts.accelerator.num_processes > 1:
+                    raise
+                self.failure, self.failed = error, True
+                return
         pending = optimizer_step(
             parts.model,
             parts.forward,
@@ -231,7 +237,7 @@ class Training:
             state.executed_flops += budget.step_flops(parts.model.config, config, done.slots, done.heads)
             if config.tail_average:
                 parts.optimizers[-1].follow(state.step, self.progress())
-        self.failed = failures > 0 and self.progress() < 1
+        self.failed |= failures > 0 and self.progress() < 1
         if not done.finite:
             self.skip(done.loss, done.grad_norm)
             return

@@ -163,7 +163,7 @@ def build(
 
     # A text of fewer bytes than the blocks have numbers is learned by heart when it is read again.
     numbers, documents = sum(p.numel() for p in model.dense_parameters()), text.documents
-    again = isinstance(documents, (Documents, Tokens)) and documents.repeats
+    again = documents.repeats and not isinstance(documents, (Stream, EndlessTokens))
     numbers_per_byte = numbers / documents.size if again else 0.0
     total_steps = budget.step_limit(config, batches.chunks_per_epoch)
 

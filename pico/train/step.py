@@ -96,8 +96,8 @@ def optimizer_step(
 
     # 2. Forward and backward. Gradients of the batches add up in place, so the memory of one batch is enough.
     device, share = device_of(model), config.router_loss_weight * model.config.routes
-    times = [batch.position.get("epoch", 0) * (numbers_per_byte > 0) for batch in batches]
-    again = [before > 0 for before in times]
+    times = [[before * (numbers_per_byte > 0) for before in batch.epochs] for batch in batches]
+    again = [any(before) for before in times]
     dropout = config.dropout * (numbers_per_byte > 1)
     tensors = [x.to(device, non_blocking=True) for batch in batches for x in (batch.inputs, batch.targets)]
     tensors.append(torch.tensor(times).to(device, non_blocking=True))

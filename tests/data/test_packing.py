@@ -169,6 +169,17 @@ def test_epochs_and_seeds_reshuffle_documents_and_chunks():
     assert set(map(bytes, first)) != set(map(bytes, second))  # documents have other neighbours
 
 
+def test_each_row_knows_how_often_its_text_was_read():
+    """Also in a batch that begins in one epoch and ends in the next, and in each process."""
+    whole = make([b"abcdefgh"] * 4, batch_size=6)  # 8 chunks
+    parts = [make([b"abcdefgh"] * 4, batch_size=6, rank=rank, world=2) for rank in (0, 1)]
+    for wanted in ([0] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 2, 2]):
+        next(whole)
+        for part in parts:
+            next(part)
+        assert whole.epochs.tolist() == wanted == [*parts[0].epochs, *parts[1].epochs]
+
+
 def test_epoch_counts_passes():
     batches = make([b"abcdefgh"] * 4, batch_size=2)
     assert batches.epoch == 0 and batches.chunks_per_epoch == 8  # 40 tokens, 39 targets, 5 at a time

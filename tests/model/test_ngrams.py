@@ -160,6 +160,8 @@ def test_where_an_n_gram_is_new_the_longer_ones_are():
     model.ngrams.count([text], 2**20)  # so many cells that few n-grams share one
     hashed = model.ngrams.hashed(torch.nn.functional.pad(text, (3, 0), value=BOS))
     known = model.ngrams.known(hashed, model.ngrams.counts, torch.tensor(1)).int()  # (B, T, orders)
+    both = model.ngrams.known(hashed[:1].repeat(2, 1, 1), model.ngrams.counts, torch.tensor([0, 1]))
+    assert both[0].all() and torch.equal(both[1].int(), known[0])  # a row of new text beside one that is read again
     assert (known.diff() <= 0).float().mean() > 0.99 and 0.05 < known[..., 1].float().mean() < 0.95
 
 

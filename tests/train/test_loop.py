@@ -13,13 +13,15 @@ from helpers import first_fast
 from training import SMALL, assert_same_run, config, go, metrics, reroute, weights
 
 from pico import DataConfig, PicoError, preset
+from pico.base.errors import DataError
 from pico.model.cost import flops_per_symbol
+from pico.model.ngrams import NGrams
 from pico.model.pico import Pico
 from pico.runs import checkpoint
 from pico.runs.folder import create, read_config
 from pico.train import loop as module
 from pico.train import parts
-from pico.train.loop import Training
+from pico.train.loop import Training, train
 
 
 def test_later_heads_learn_at_the_end_of_a_run_which_routes_causally(path, data, monkeypatch):
@@ -67,6 +69,33 @@ def test_what_is_left_out_when_a_text_is_read_again(documents, again, path, tmp_
     monkeypatch.setattr(Training, "step", watched)
     go(path, "r", cats(tmp_path, documents), config(max_steps=documents * 2 // 5))
     assert seen == {0: {(False, 0.0)}, 1: {again}}
+
+
+@pytest.mark.parametrize("kind", ["file", "mixture", "chat"])
+def test_n_grams_of_every_text_that_is_read_again_are_counted(kind, path, tmp_path, capfd):
+    """A mixture of one file is learned as the file is; conversations are read again too."""
+    data = cats(tmp_path, 30)
+    if kind == "mixture":
+        file = tmp_path / "mixture.json"
+        file.write_text(json.dumps({"mixture": [data.model_dump(exclude_none=True)]}))
+        data = DataConfig(dataset=str(file))
+    elif kind == "chat":
+        rows = [{"question": f"How many cats are {n}?", "answer": f"There are {n} cats."} for n in range(60)]
+        file = tmp_path / "chat.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = DataConfig(dataset=str(file), format="chat", validation_size=5)
+    train(path, "r", data, config(max_steps=12 if kind != "chat" else 80), device="cpu")
+    assert "to count its n-grams" in capfd.readouterr().err
+
+
+def test_a_text_that_changes_while_it_is_counted_ends_the_run_saved(path, tmp_path, monkeypatch):
+    def broken(*_):
+        raise DataError("cats.jsonl changed while it was being read")
+
+    monkeypatch.setattr(NGrams, "count", broken)
+    with pytest.raises(DataError, match=r"changed while.*; step (\d+) is saved, --resume goes on from there") as said:
+        go(path, "r", cats(tmp_path, 30), config(max_steps=12, checkpoint_interval=100))
+    assert f"step {int(checkpoint.newest(path / 'r')[0].name)} is saved" in str(said.value)
 
 
 def test_a_run_ends_on_its_last_weights_and_the_average_of_its_tail(path, data, monkeypatch):

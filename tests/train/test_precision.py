@@ -16,7 +16,7 @@ CONFIG = TrainConfig(context_len=24, batch_size=2, optimizer="adamw", warmup_ste
 
 def step(model, scaler, optimizers=None):
     tokens = random_tokens(2, 24 + 4)
-    read = [Batch(tokens[:, :24], tokens[:, 1:], 48, {"epoch": 0})]
+    read = [Batch(tokens[:, :24], tokens[:, 1:], 48, {}, [0] * len(tokens))]
     optimizers = optimizers or build_optimizers(model, CONFIG)
     return optimizer_step(model, model, optimizers, CONFIG, read, 0, 0.0, scaler=scaler).get()
 

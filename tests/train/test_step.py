@@ -34,7 +34,7 @@ CONFIG = TrainConfig(
 
 def batches(count, epoch=0):
     tokens = [random_tokens(2, 24 + 4, seed=i) for i in range(count)]
-    return [Batch(x[:, :24], x[:, 1:], 48, {"epoch": epoch}) for x in tokens]
+    return [Batch(x[:, :24], x[:, 1:], 48, {}, [epoch] * 2) for x in tokens]
 
 
 def step(model, read, config=CONFIG, **options):
@@ -85,7 +85,8 @@ def test_where_the_run_is_decides_the_rule_and_what_is_left_out():
         step(model, read, progress=progress, numbers_per_byte=numbers)
         assert model.router.causal == (progress == TopK.causal_from)
         assert model.heads_trained == (4 if progress >= HEADS_FROM else 1)
-        assert model.ngrams.times == (1 if numbers > 0 and read is again else None)
+        times = model.ngrams.times
+        assert (times is not None and times.tolist() == [1, 1]) == (numbers > 0 and read is again)
         dropped = numbers > 1 and read is again
         assert {block.dropout for block in (*model.local_in, *model.latent)} == {CONFIG.dropout * dropped}
 
@@ -182,7 +183,7 @@ def test_replayed_steps_are_the_steps_themselves(optimizer, failing, like_a_gpu,
         numbers = []
         for step in range(40):
             tokens = random_tokens(2, 28, seed=step)
-            read = [Batch(tokens[:, :24], tokens[:, 1:], 48, {"epoch": int(20 <= step < 30)})]
+            read = [Batch(tokens[:, :24], tokens[:, 1:], 48, {}, [int(20 <= step < 30)] * len(tokens))]
             options = dict(step=step, progress=step // 5 / 8, numbers_per_byte=2.0, graphs=graphs)
             numbers.append(optimizer_step(model, model, optimizers, config, read, **options).get()[:7])
         results.append([torch.tensor(numbers), *model.state_dict().values()])

@@ -54,7 +54,7 @@ class Batches:
         self.alphabet = documents.alphabet
         self.rows = batch_size // world
         self.first = rank * self.rows
-        self.epochs = np.zeros(self.rows, np.int64)  # of each row that was read last: an old one's text is known
+        self.epochs = np.zeros(self.rows, np.int64)  # of each row of the last batch
         self._offsets = np.arange(context_len + next_tokens)
         self._open(0)
         if self.length <= context_len:

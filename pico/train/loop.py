@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from pico.base import hints
 from pico.base.config import DataConfig, TrainConfig
 from pico.base.errors import DataError, PicoError
@@ -171,13 +173,9 @@ class Training:
     def queue(self, prefetch: Prefetch) -> None:
         parts, state, began = self.parts, self.state, time.monotonic()
         batches = next(prefetch)  # may raise; nothing has changed so far
-        if any(any(batch.epochs) for batch in batches):
-            try:
-                self.count_ngrams()
-            except DataError as error:  # the text has changed: what was learned before is saved
-                if parts.accelerator.num_processes > 1:
-                    raise
-                self.failure, self.failed = error, True
+        if batches[-1].position["epoch"]:  # of some row of some process: all of them count
+            self.count_ngrams()
+            if self.failed:
                 return
         pending = optimizer_step(
             parts.model,
@@ -195,7 +193,10 @@ class Training:
         self.queued.append(Queued(pending, began, self.clock, batches[-1].position))
 
     def count_ngrams(self) -> None:
-        """Once, before the text is read again: how often each n-gram stands in it; see `NGrams.known`."""
+        """Once, before the text is read again: how often each n-gram stands in it; see `NGrams.known`.
+
+        If the text of any process has changed, all of them have failed, and save what they learned before.
+        """
         parts, ngrams = self.parts, self.parts.model.ngrams
         if not parts.numbers_per_byte or not ngrams or ngrams.counts is not None:
             return
@@ -203,9 +204,17 @@ class Training:
         first = Batches(documents, config.context_len, parts.model.config.next_tokens, config.batch_size, config.seed)
         chunks = first.chunks_per_epoch or 0
         pieces = (next(first)[0][: chunks - n] for n in range(0, chunks, config.batch_size))
-        ngrams.count(pieces, chunks * config.context_len, parts.batches.alphabet.bos)
+        try:
+            ngrams.count(pieces, chunks * config.context_len, parts.batches.alphabet.bos)
+        except DataError as error:
+            self.failure = error
+        failures = torch.tensor(float(self.failure is not None), device=parts.accelerator.device)
+        self.failed = bool(parallel.total(failures))
         took = time.monotonic() - began
-        self.display.log(f"the text is read again: {took:.1f} s to count its n-grams; rare ones are new from here on")
+        if not self.failed:
+            self.display.log(
+                f"the text is read again: {took:.1f} s to count its n-grams; rare ones are new from here on"
+            )
 
     def reads_on(self) -> bool:
         """Whether the host waits for the oldest step that is queued.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import cats
 from training import ROOT, config, go, metrics, weights
 
 from pico.runs.folder import checkpoints
@@ -126,6 +127,19 @@ if {where} or "{function}" == "intervals.score": {function} = unreadable
     assert said.count("rror: ") == 1 and f"error: text.txt changed; step {step} is saved, --resume goes" in said, said
     assert checkpoints(path / "r")[-1].name == f"{step:08d}"
     go(path, "r", data, resume=True)
+
+
+def test_text_that_changes_for_one_before_it_is_read_again_ends_both_after_a_checkpoint(path, tmp_path):
+    fault = """
+from pico.base.errors import DataError
+from pico.model.ngrams import NGrams
+def changed(*_): raise DataError("text.txt changed")
+if rank == 1: NGrams.count = changed
+"""
+    codes, said = two(path, cats(tmp_path, 30), fault, "--checkpoint-interval", "100", "--validation-interval", "100")
+    assert codes == [2, 2], said
+    assert said.count("rror: ") == 1 and "to count its n-grams" not in said, said
+    assert f"text.txt changed; step {int(checkpoints(path / 'r')[-1].name)} is saved, --resume goes" in said, said
 
 
 def test_they_draw_their_own_dropout_and_count_together(path, data):

@@ -42,8 +42,8 @@ PRESETS: dict[str, dict] = {
         kind="gpt", dim=1024, num_blocks=16, att_q_heads=8, att_kv_heads=8, head_dim=128, tokenizer="bpe",
         vocab_size=65536, max_context=1024, mlp="relu2", mlp_ratio=4.0, embedding_scale="norm", logit_softcap=15.0,
     ),
-    # the twins of tiny: choices, shapes and batches from experiments/twins
-    "gpt-tiny": TWIN | dict(dim=96, num_blocks=3, head_dim=24, vocab_size=4096, max_context=256),
+    # the twins of tiny: choices, shapes, contexts and batches from experiments/twins
+    "gpt-tiny": TWIN | dict(dim=96, num_blocks=3, head_dim=24, vocab_size=4096, max_context=64),
     "gpt-bytes-tiny": TWIN | dict(
         dim=96, num_blocks=2, head_dim=24, tokenizer="bytes", vocab_size=VOCABULARY, max_context=512
     ),

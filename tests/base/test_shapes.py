@@ -74,9 +74,9 @@ def test_init_and_info_know_both_kinds(tmp_path, capsys):
 
 def test_a_context_that_a_model_has_not():
     check_context(preset("tiny"), 10**6)
-    check_context(preset("gpt-tiny"), 256)
-    with pytest.raises(PicoError, match="--context-len 257: this model sees 256 tokens"):
-        check_context(preset("gpt-tiny"), 257)
+    check_context(preset("gpt-tiny"), 64)
+    with pytest.raises(PicoError, match="--context-len 65: this model sees 64 tokens"):
+        check_context(preset("gpt-tiny"), 65)
 
 
 def test_the_parameters_of_simple_picolm_by_hand():

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict] = {
     # the twins of tiny: choices, shapes, contexts and batches from experiments/twins
     "gpt-tiny": TWIN | dict(dim=96, num_blocks=3, head_dim=24, vocab_size=4096, max_context=64),
     "gpt-bytes-tiny": TWIN | dict(
-        dim=96, num_blocks=2, head_dim=24, tokenizer="bytes", vocab_size=VOCABULARY, max_context=512
+        dim=96, num_blocks=2, head_dim=24, tokenizer="bytes", vocab_size=VOCABULARY, max_context=64
     ),
 }  # fmt: skip
 

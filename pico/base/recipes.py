@@ -26,13 +26,8 @@ def picochat(config: Shape) -> dict:
 
 
 def gpt_tiny(config: Shape) -> dict:
-    """2,048 tokens a step as many short contexts: of few long ones it learns less from the same FLOPs."""
+    """2,048 symbols a step in many short contexts: from few long ones the twins learn less at equal FLOPs."""
     return dict(batch_size=32)
-
-
-def gpt_bytes_tiny(config: Shape) -> dict:
-    """Half the text of a step of `tiny`: it has few steps, since each byte costs it more."""
-    return dict(batch_size=4)
 
 
 RECIPES: dict[str, Callable[[Shape], dict]] = {
@@ -40,5 +35,5 @@ RECIPES: dict[str, Callable[[Shape], dict]] = {
     "simple-picolm-xl": simple_picolm,
     "picochat": picochat,
     "gpt-tiny": gpt_tiny,
-    "gpt-bytes-tiny": gpt_bytes_tiny,
+    "gpt-bytes-tiny": gpt_tiny,
 }

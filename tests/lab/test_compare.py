@@ -171,7 +171,7 @@ def test_both_kinds_are_compared_at_equal_flops(tmp_path, values):
     "twin, message",
     [
         ({"model": {"router": "none"}}, "router = 'none': a gpt has none"),
-        ({"train": {"context_len": 999}}, "--context-len 999: this model sees 512 bytes"),
+        ({"train": {"context_len": 999}}, "--context-len 999: this model sees 64 bytes"),
         ({"train": {"attention_backend": "dense"}}, "--attention-backend is for a Pico"),
     ],
 )

@@ -31,6 +31,7 @@ COLOURS = {  # on white, and on a dark page
     "c6": ("#3aa6b9", "#63cfe2"),
     "c7": ("#6b6b6b", "#a8a8a8"),
     "c8": ("#7fae2e", "#a9d65c"),
+    "c9": ("#7a4a2b", "#c99a76"),
 }
 INK, SOFT, AXIS, LINE, *SERIES = (light for light, _ in COLOURS.values())
 DASHED = (0, (5, 4))

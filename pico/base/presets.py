@@ -19,7 +19,7 @@ PRESETS: dict[str, dict] = {
     "xs": {},
     # about 0.2M parameters besides the tables: what learns most from minutes of a laptop's CPU
     "tiny": dict(
-        dim=64, att_q_heads=2, att_kv_heads=1, mlp_ratio=1.0, fb_num_blocks=1, fb_att_window_size=32,
+        dim=64, att_q_heads=4, att_kv_heads=1, mlp_ratio=1.0, fb_num_blocks=1, fb_att_window_size=32,
         latent_num_blocks=3, latent_att_window_size=256, latent_capacity_factor=0.2,
     ),
     # about 11M besides the tables; widths that are multiples of 64 fill the tiles of a GPU's matrix units

@@ -10,7 +10,7 @@ from pico.base.config import TrainConfig
 from pico.base.schedules import SCHEDULES
 from pico.train.soap import SOAP
 
-TABLE_RATE = 4.0  # of the n-gram tables, over that of the rest
+TABLE_RATE = 12.0  # of the n-gram tables, over that of the rest
 GRAM_BETA = 0.95  # memory of the averages that SOAP's bases follow, and of its momentum
 TAIL, TAIL_MEMORY = 0.85, 0.05  # shares of a run: where an average of its weights begins, and how far back it looks
 
@@ -127,11 +127,13 @@ class TailAverage(torch.optim.Optimizer):
 class RowAdagrad(torch.optim.Optimizer):
     """Adagrad with one size for a whole row, which slowly forgets: only the rows with a gradient move or age.
 
-        square += mean(grad^2) after square *= beta;    row -= lr * grad / sqrt(square)
+        square += mean(grad^2) after square *= beta;    row -= lr * grad / sqrt(square + others)
 
-    A row's first step is as long as `lr`, later ones are shorter. Row-wise Adagrad is what recommenders train their
-    tables with (arXiv 1906.00091); against Adam with a momentum and a size for every number it learned better here and
-    touches a third of the memory (RESULTS.md). Sparse or dense gradients.
+    others: the mean of mean(grad^2) over the rows that have a gradient in this step. Without it a row's first step is
+    as long as `lr` however small its gradient, and most rows are seen seldom, many where the byte that follows is plain.
+    Row-wise Adagrad is what recommenders train their tables with (arXiv 1906.00091); against Adam with a momentum and a
+    size for every number it learned better here and touches a third of the memory (docs/LOG.md). Sparse or dense
+    gradients.
     """
 
     def __init__(self, params, lr: float, beta: float = 0.99, eps: float = 1e-8):
@@ -168,9 +170,10 @@ class RowAdagrad(torch.optim.Optimizer):
         moves = square[:, 0] > 0
         if not moves.all():
             rows, grad, square = rows[moves], grad[moves], square[moves]
+        others = square.mean()
         square += squares.index_select(0, rows).mul_(group["beta"])
         squares.index_copy_(0, rows, square)
-        moved = p.index_select(0, rows).addcdiv_(grad, square.sqrt_().add_(group["eps"]), value=-group["lr"])
+        moved = p.index_select(0, rows).addcdiv_(grad, square.add_(others).sqrt_().add_(group["eps"]), value=-group["lr"])
         p.index_copy_(0, rows, moved)
 
     def _step_unseen(self, p: Tensor, squares: Tensor, group: dict) -> None:
@@ -184,11 +187,15 @@ class RowAdagrad(torch.optim.Optimizer):
             found, grad = torch.arange(len(p), device=p.device), p.grad
         size = grad.square().mean(1, keepdim=True)
         moves = size > 0
+        order = found.argsort()
+        first = found[order].diff(prepend=found.new_full((1,), -1)) != 0  # of those that name the same row
+        once = size[order] * first[:, None]
+        others = once.sum() / once.count_nonzero().clamp(min=1)
         if self.gate is not None:
             moves = moves & (self.gate > 0)
         old, row = squares.index_select(0, found), p.index_select(0, found)
         square = old * group["beta"] + size
-        moved = row - group["lr"] * (grad / (square.sqrt() + group["eps"]))
+        moved = row - group["lr"] * (grad / ((square + others).sqrt() + group["eps"]))
         squares.index_copy_(0, found, square.where(moves, old))
         p.index_copy_(0, found, moved.where(moves, row))
 

@@ -130,10 +130,9 @@ class RowAdagrad(torch.optim.Optimizer):
         square += mean(grad^2) after square *= beta;    row -= lr * grad / sqrt(square + others)
 
     others: the mean of mean(grad^2) over the rows that have a gradient in this step. Without it a row's first step is
-    as long as `lr` however small its gradient, and most rows are seen seldom, many where the byte that follows is plain.
-    Row-wise Adagrad is what recommenders train their tables with (arXiv 1906.00091); against Adam with a momentum and a
-    size for every number it learned better here and touches a third of the memory (docs/LOG.md). Sparse or dense
-    gradients.
+    as long as `lr` however small its gradient, and most rows are seen seldom, many where what follows is plain. Row-wise
+    Adagrad is what recommenders train their tables with (arXiv 1906.00091); against Adam with a momentum and a size for
+    every number it learned better here and touches a third of the memory (docs/LOG.md). Sparse or dense gradients.
     """
 
     def __init__(self, params, lr: float, beta: float = 0.99, eps: float = 1e-8):
@@ -173,8 +172,8 @@ class RowAdagrad(torch.optim.Optimizer):
         others = square.mean()
         square += squares.index_select(0, rows).mul_(group["beta"])
         squares.index_copy_(0, rows, square)
-        moved = p.index_select(0, rows).addcdiv_(grad, square.add_(others).sqrt_().add_(group["eps"]), value=-group["lr"])
-        p.index_copy_(0, rows, moved)
+        size = square.add_(others).sqrt_().add_(group["eps"])
+        p.index_copy_(0, rows, p.index_select(0, rows).addcdiv_(grad, size, value=-group["lr"]))
 
     def _step_unseen(self, p: Tensor, squares: Tensor, group: dict) -> None:
         """The same without the host knowing the rows: one that was found twice is written twice, with equal values."""
@@ -185,16 +184,16 @@ class RowAdagrad(torch.optim.Optimizer):
             sums.index_fill_(0, found, 0)
         else:
             found, grad = torch.arange(len(p), device=p.device), p.grad
-        size = grad.square().mean(1, keepdim=True)
-        moves = size > 0
+        new = grad.square().mean(1, keepdim=True)
+        moves = new > 0
         order = found.argsort()
         first = found[order].diff(prepend=found.new_full((1,), -1)) != 0  # of those that name the same row
-        once = size[order] * first[:, None]
+        once = new[order] * first[:, None]
         others = once.sum() / once.count_nonzero().clamp(min=1)
         if self.gate is not None:
             moves = moves & (self.gate > 0)
         old, row = squares.index_select(0, found), p.index_select(0, found)
-        square = old * group["beta"] + size
+        square = old * group["beta"] + new
         moved = row - group["lr"] * (grad / ((square + others).sqrt() + group["eps"]))
         squares.index_copy_(0, found, square.where(moves, old))
         p.index_copy_(0, found, moved.where(moves, row))

@@ -130,9 +130,10 @@ class RowAdagrad(torch.optim.Optimizer):
         square += mean(grad^2) after square *= beta;    row -= lr * grad / sqrt(square + others)
 
     others: the mean of mean(grad^2) over the rows that have a gradient in this step. Without it a row's first step is
-    as long as `lr` however small its gradient, and most rows are seen seldom, many where what follows is plain. Row-wise
-    Adagrad is what recommenders train their tables with (arXiv 1906.00091); against Adam with a momentum and a size for
-    every number it learned better here and touches a third of the memory (docs/LOG.md). Sparse or dense gradients.
+    as long as `lr` however small its gradient, and most rows are seen seldom, many where what follows is plain.
+    Row-wise Adagrad is what recommenders train their tables with (arXiv 1906.00091); against Adam with a momentum and
+    a size for every number it learned better here and touches a third of the memory (docs/LOG.md). Sparse or dense
+    gradients.
     """
 
     def __init__(self, params, lr: float, beta: float = 0.99, eps: float = 1e-8):

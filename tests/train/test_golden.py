@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).parents[2] / "models" / "tinystories"
 SHAPE = dict(dim=64, latent_num_blocks=2, ngram_rows=4096)
 STEPS = dict(max_steps=20, warmup_steps=5, context_len=128, batch_size=4, precision="fp32", schedule="linear")
 COMPARED = 8  # steps: later ones part for good where rounding routes another byte
-TOLERANCE = {"adamw": 1e-5, "soap": 1e-2}  # relative; SOAP's first bases enlarge rounding: 5e-3 was seen
+TOLERANCE = {"adamw": 3e-5, "soap": 1e-2}  # relative; rounding was seen to give 1.2e-5, SOAP's first bases 5e-3
 RUNS = [(optimizer, router) for optimizer in TOLERANCE for router in ("topk", "threshold")]
 
 

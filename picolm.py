@@ -302,23 +302,26 @@ def evaluate(
         log("\n".join(reading.lines() + reading.warnings))
 
     result, examples, found = {}, [], {}
-    with Console(stderr=True).status("scoring") as status:
-        chosen = None if tasks is None else choose_tasks(tasks, tasks_folder, source, limit, status.update)
-        if source is not None:
-            options: dict = dict(full=bool(full or report), status=status.update, tell=tell, mix_online=mix_online)
-            result, examples = evaluate_run(path, run, source, checkpoint, context_len, max_bytes, device, **options)
-        if chosen is not None:
-            opened = open_run(path, run, checkpoint, context_len, device)
-            result["tasks"] = found = run_tasks(opened, chosen, max_bytes, status.update, chat)
     try:
+        with Console(stderr=True).status("scoring") as status:
+            chosen = None if tasks is None else choose_tasks(tasks, tasks_folder, source, limit, status.update)
+            if source is not None:
+                options: dict = dict(full=bool(full or report), status=status.update, tell=tell, mix_online=mix_online)
+                given = path, run, source, checkpoint, context_len, max_bytes, device
+                result, examples = evaluate_run(*given, **options)
+            if chosen is not None:
+                opened = open_run(path, run, checkpoint, context_len, device)
+                result["tasks"] = found = run_tasks(opened, chosen, max_bytes, status.update, chat)
         if report:
             write_page(report, result, examples, hints.command(*sys.argv[1:]))
             log(f"wrote {report}")
-    finally:  # a page that cannot be written takes no figures with it
-        if as_json:
+    finally:  # a task that cannot be asked, or a page that cannot be written, takes no figures with it
+        if result and as_json:
             print_json(result)
-        else:
-            print_results(*([report_table(result)] if source else []), *([tasks_table(found)] if found else []))
+        elif result:
+            print_results(
+                *([report_table(result)] if "bits_per_byte" in result else []), *([tasks_table(found)] if found else [])
+            )
 
 
 @app.command(rich_help_panel=LOOK)

@@ -114,6 +114,7 @@ def atlas(
     from pico.lab.atlas_table import atlas_markdown, judged
     from pico.train.progress import EXIT_CODES
 
+    file = file / "atlas.json" if file.is_dir() else file
     plan, out = read_atlas(file), out or file.parent
     runs, failed, stopped = plan.runs(only, seeds), {}, "finished"
     if dry_run:

@@ -148,10 +148,16 @@ def write_json(file: Path, value) -> None:
     write_whole(file, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def append(file: Path, text: str) -> None:
-    """Adds to a text file. Raises PicoError where that fails, and for a link: what it leads to is not ours."""
+def append(file: Path, text: str, durable: bool = False) -> None:
+    """Adds to a text file. durable: it is on the disk when this returns.
+
+    Raises PicoError where that fails, and for a link: what it leads to is not ours.
+    """
     with writing(file), open(file, "a", encoding="utf-8", opener=no_links) as stream:
         stream.write(text)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def size_of(file: Path) -> int:

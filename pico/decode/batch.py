@@ -83,6 +83,7 @@ class Engine:
         self.texts: list[GrowingText] = []  # a row each
         self.waiting: deque[GrowingText] = deque()
         self.remembered: OrderedDict[tuple, TextState] = OrderedDict()
+        self.reading: GrowingText | None = None  # whose prompt is being read
         self.wake, self.closed = threading.Condition(), False
         self.stats = dict(forwards=0, symbols=0, bytes=0, prompt_symbols=0, remembered_symbols=0)
 
@@ -108,11 +109,11 @@ class Engine:
                         return
                 try:
                     self.step()
-                except Exception:  # of one text, perhaps; whatever it was, the others' users get an answer
+                except Exception:  # of one text, perhaps; whatever it was, all whom it may have met are told
                     logging.getLogger(__name__).exception("a forward failed; the texts that grew are lost")
-                    for text in self.texts:
+                    for text in filter(None, [*self.texts, self.reading]):
                         text.heard([], "failed", [])
-                    self.texts, self.batch.texts = [], 0
+                    self.texts, self.batch.texts, self.reading = [], 0, None
                     self.remembered.clear()
 
     def close(self) -> None:
@@ -134,7 +135,7 @@ class Engine:
     def _read_prompts(self, symbols: int) -> None:
         """Texts in turn, a piece each, until so many symbols were read; who is through joins."""
         while symbols > 0 and self.waiting and len(self.texts) < self.rows:
-            text = self.waiting.popleft()
+            self.reading = text = self.waiting.popleft()
             if text.cancelled:
                 continue
             if text.state is None:
@@ -157,6 +158,7 @@ class Engine:
             self.batch.join(text.state, text.disable_latent)
             self.texts.append(text)
             text.state = None
+        self.reading = None
 
     def _grow(self) -> None:
         texts, n = self.texts, 1 + self._drafts()

@@ -1,9 +1,9 @@
 """Reading and continuing a single text on a CPU, byte by byte, in numpy.
 
 A small model's decoding step is some 150 tiny operations, and torch spends more time dispatching each than computing
-it. This is the forward of `Pico` with a cache (model.py is the reference, the tests hold the two together) for one
-text in fp32: weights laid out once, and keys and values in plain arrays that are shifted back when full, so that the
-keys of a window are one contiguous slice and the only mask is a precomputed bias.
+it. This is the forward of `Pico` with a cache (pico/model/pico.py is the reference, the tests hold the two together)
+for one text in fp32: weights laid out once, and keys and values in plain arrays that are shifted back when full, so
+that the keys of a window are one contiguous slice and the only mask is a precomputed bias.
 """
 
 from collections.abc import Callable

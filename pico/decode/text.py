@@ -33,6 +33,3 @@ def routed_text(pieces: Iterable[tuple[str, bool, float]]) -> Text:
         shade = WARM[min(int(weight * len(WARM)), len(WARM) - 1)]
         out.append(visible(text), style=f"bold underline {shade}" if routed else None)
     return out
-
-
-# --- sizes and runs ---------------------------------------------------------------------------------------------------

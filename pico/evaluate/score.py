@@ -41,6 +41,7 @@ class Trace:
     head_bits: np.ndarray  # (N,) sum over targets that exist
     head_correct: np.ndarray  # (N,) targets that were the most likely symbol
     head_count: np.ndarray  # (N,) targets
+    shown: np.ndarray | None = None  # (n + 1,) bytes of each symbol in `data`; None: its length
 
 
 @dataclass
@@ -191,12 +192,14 @@ def _read(model, documents, context_len, stride, disable_latent, batch_size, rul
     out, windows = [], []
     for d, data in enumerate(documents):
         ids = _symbols(data, alphabet)
+        shown = None
         if isinstance(data, Packed):  # as a person may see it: a line for each turn
-            data = b"".join(alphabet.table[max(s, ~s)] or b"\n" for s in ids[1:-1].tolist())
+            pieces = [alphabet.table[max(s, ~s)] or b"\n" for s in ids[1:-1].tolist()]
+            data, shown = b"".join(pieces), np.array([*map(len, pieces), 0])
         n = len(ids) - 1
         per_head = np.zeros((3, heads))
         each = np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool), *per_head
-        out.append(Trace(data, ids[1:], alphabet.lengths[ids[1:]] * (ids[1:] >= 0), *each))
+        out.append(Trace(data, ids[1:], alphabet.lengths[ids[1:]] * (ids[1:] >= 0), *each, shown))
         scored = start = 0
         while scored < n:
             end = min(start + context_len, n)

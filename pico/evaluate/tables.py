@@ -265,9 +265,10 @@ def context(report: dict) -> str:
 
 
 def _start(trace: Trace, most: int = 2500):
-    ends = np.cumsum(trace.lengths[:-1])
+    sizes = trace.lengths if trace.shown is None else trace.shown
+    ends = np.cumsum(sizes[:-1])
     n = int(np.searchsorted(ends, most, side="right"))  # symbols
-    symbols = [trace.data[end - size : end] for end, size in zip(ends[:n].tolist(), trace.lengths.tolist())]
+    symbols = [trace.data[end - size : end] for end, size in zip(ends[:n].tolist(), sizes.tolist())]
     return symbols, trace.weight[1 : n + 1], trace.routed[1 : n + 1], trace.bits[:n]
 
 

@@ -304,6 +304,10 @@ def choose_tasks(
         file = Path(own) if named else folder and folder / f"{name}.jsonl"
         if named and not Path(own).is_file():
             raise PicoError(f"--tasks {each}: there is no file '{own}'")
+        if named and name in ("utf8", "noise"):
+            raise PicoError(f"--tasks {each}: {name} reads no file of questions; expected {name} alone")
+        if name in files:
+            raise PicoError(f"--tasks '{text}' names {name} twice")
         files[name] = file if file and file.is_file() else None
     if not files:
         raise PicoError(f"--tasks '{text}' names none: expected some of Pico's own, {KNOWN}")

@@ -22,6 +22,7 @@ from pico.base.config import Config, Count, meant
 from pico.base.device import pick_device
 from pico.base.errors import PicoError
 from pico.base.files import append, open_regular, reason, remove, size_of, writing
+from pico.base.presets import PRESETS
 from pico.base.shapes import ModelConfig
 from pico.data.documents import Documents
 from pico.data.open import open_data
@@ -37,6 +38,7 @@ from pico.runs.folder import lock, read_record
 WORK = Path("models/atlas")  # run folders, until they are scored
 LINES = "runs.jsonl"
 COMPRESSORS = "compressors"  # in the place of a configuration
+RECIPE = 1  # raised by hand where the same settings train otherwise than before: then older lines do not count
 Key = tuple[str, str, int]
 
 
@@ -105,6 +107,7 @@ class Atlas(Experiment):
         """What a line's figures depend on besides kind, seed and text, as eight hex digits."""
         parts: list[Any] = [self.validation_bytes]
         if each := next((each for each in self.configurations if each.name == name), None):
+            parts += [RECIPE, PRESETS[each.preset or self.base.preset or "tiny"]]
             parts += [self.budget.model_dump(), self.context_len]
             parts += [some.model_dump(include={"preset", "model", "train"}) for some in (self.base, each)]
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=4).hexdigest()
@@ -154,14 +157,19 @@ def read_lines(atlas: Atlas, file: Path) -> dict[Key, dict]:
     for each in raw:
         try:
             line = json.loads(each)
-            if line["rule"] == atlas.rule(line["configuration"]):
+            if line["rule"] == atlas.rule(line["configuration"]) and line["text"]:
                 out[line["kind"], line["configuration"], line["seed"]] = line
         except (ValueError, KeyError, TypeError):
             continue
     for (folder, *_), line in out.items():
-        if texts.setdefault(folder, line.get("text")) != line.get("text"):
+        if texts.setdefault(folder, line["text"]) != line["text"]:
             raise PicoError(f"{file} has scores on two texts of {folder}: remove the lines of one")
     return out
+
+
+def text_name(training, validation: Documents) -> str:
+    """What two runs must have in common to be compared: the text that is learned, and the one that is scored."""
+    return hashlib.blake2b(f"{training.fingerprint} {validation.fingerprint}".encode(), digest_size=8).hexdigest()
 
 
 def run_atlas(
@@ -188,18 +196,19 @@ def run_atlas(
     def text_of(kind: Kind) -> Documents:
         """What is scored; the one that lines of this kind were scored on."""
         if kind.folder not in texts:
-            opened = open_validation(atlas.on(kind, folders).data_config())
+            data = atlas.on(kind, folders).data_config()
+            opened = open_validation(data)
             size, least = min(opened.size, atlas.validation_bytes or math.inf), 2 * atlas_measure.BLOCK
             if size < least:
                 raise PicoError(
                     f"{kind.folder}: {size:,} bytes to score, expected {least:,} or more: the rule is chosen on the "
                     "first half of them alone"
                 )
-            texts[kind.folder] = opened
-        found = texts[kind.folder].fingerprint
-        if any(line["text"] != found for key, line in read_lines(atlas, file).items() if key[0] == kind.folder):
-            raise PicoError(f"{file} has scores on another text of {kind.folder}: remove these lines, or give --out")
-        return texts[kind.folder]
+            texts[kind.folder] = opened, text_name(open_data(data, 0)[0], opened)
+        found, name = texts[kind.folder]
+        if any(line["text"] != name for key, line in read_lines(atlas, file).items() if key[0] == kind.folder):
+            raise PicoError(f"{file} has scores of another text of {kind.folder}: remove these lines, or give --out")
+        return found
 
     def compress(kind: Kind) -> dict:
         documents = text_of(kind)
@@ -234,7 +243,7 @@ def run_atlas(
             if isinstance(found, str):
                 return found
             head = dict(zip(("kind", "configuration", "seed"), key))
-            head |= {"rule": atlas.rule(key[1]), "text": texts[kind.folder].fingerprint}
+            head |= {"rule": atlas.rule(key[1]), "text": texts[kind.folder][1]}
             append_line(file, json.dumps(shortened(head | found), separators=(",", ":")))
             remove(place_of(key) / key[1] / f"seed-{key[2]}")
         return "finished"
@@ -252,7 +261,7 @@ def run_atlas(
 def append_line(file: Path, line: str) -> None:
     """In one write, behind a new line where a killed process left the last one unfinished."""
     whole = size_of(file) == 0 or file.read_bytes().endswith(b"\n")
-    append(file, f"{'' if whole else chr(10)}{line}\n")
+    append(file, f"{'' if whole else chr(10)}{line}\n", durable=True)  # for the run's folder goes now
 
 
 def shortened(value):

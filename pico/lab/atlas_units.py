@@ -80,7 +80,7 @@ def cell_starts(data: bytes) -> Masks:
     """Values of JSON, where four commas have a key or more; else cells, between tabs or ; where lines have some."""
     if 4 * data.count(b'":') > data.count(b","):
         return matches("cells", JSON_VALUE)(data)
-    mark = next((each for each in (b"\t", b";") if data.count(each) >= data.count(b"\n")), b",")
+    mark = next((each for each in (b"\t", b";") if data.count(each) >= max(1, data.count(b"\n"))), b",")
     return matches("cells", re.compile(rb'"(?:[^"]|"")*"|[^\r\n%b]+' % mark))(data)
 
 

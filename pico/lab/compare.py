@@ -28,7 +28,7 @@ from pico.data.reading import Reading
 from pico.lab.experiment import Configuration, Experiment
 from pico.lab.results import all_seeds, collect_results, scored
 from pico.runs import checkpoint
-from pico.runs.folder import Locked, create, differences, read_config, read_record, with_tokenizer
+from pico.runs.folder import Locked, create, differences, lock, read_config, read_record, with_tokenizer
 from pico.train.budget import progress
 
 WAIT = 5  # seconds between looks at a run that another process is training
@@ -61,7 +61,8 @@ def run_experiment(
         ended = train_one(experiment, configuration, seed, folder, device, quiet, say)
         if ended == "finished":
             path, settings = folder / configuration.name, experiment.settings(configuration, seed)
-            found = scored(experiment, path, f"seed-{seed}", settings, validation, device)
+            with lock(path / f"seed-{seed}"):  # two that score it at once would time each other
+                found = scored(experiment, path, f"seed-{seed}", settings, validation, device)
             say(f"{found['bits_per_byte']:.4f} bits per byte")
         return ended
 
@@ -200,7 +201,10 @@ def check_run(experiment: Experiment, configuration: Configuration, seed: int, f
     if record and not changed:
         before = TrainConfig.build(**record.get("train", {}))
         changed = differences(before, experiment.settings(configuration, seed))
-        changed = changed or differences(DataConfig.build(**record.get("data", {})), experiment.data_config())
+        data, now = DataConfig.build(**record.get("data", {})), experiment.data_config()
+        if Path(data.dataset).resolve() == Path(now.dataset).resolve():  # one folder has many paths
+            data = now.model_copy(update=data.model_dump(exclude={"dataset"}))
+        changed = changed or differences(data, now)
     if changed:
         raise PicoError(f"{run} is of another experiment ({changed}): remove it, or give another --out")
 

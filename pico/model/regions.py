@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-GRAPHS = 22  # of a block of one shape: two without dropout, and two for each tenth of it where it is graded
+GRAPHS = 22  # of a block of one shape: more than its dropout, on or off, and its two passes ask for
 
 
 def compile_regions(model, **options) -> None:

@@ -48,7 +48,8 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None, recip
     path, file, copy = Path(path), Path(path) / "model.json", None
     if tokenizer:
         _checked(tokenizer, check_tokens(config))
-        copy = path / TOKENIZER if tokenizer.resolve() != (path / TOKENIZER).resolve() else None
+        same = os.path.isfile(path / TOKENIZER) and (path / TOKENIZER).read_bytes() == tokenizer.read_bytes()
+        copy = None if same else path / TOKENIZER  # there may be one of a creation that was killed
     for there in filter(None, (file, copy)):
         if os.path.lexists(there):
             raise PicoError(f"{there} already exists: choose another path, or remove that folder first")
@@ -297,6 +298,7 @@ def _locked(run: Path) -> tuple[int, str | None]:
     file, note = run / ".lock", None
     for _ in range(10):
         with writing(file):
+            run.mkdir(parents=True, exist_ok=True)  # its holder removes it where it is empty
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
             hold(descriptor)

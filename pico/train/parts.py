@@ -34,7 +34,7 @@ from pico.data.reading import Reading
 from pico.data.tokens import EndlessTokens, Tokens
 from pico.model.build import Model, build_model
 from pico.runs import checkpoint
-from pico.runs.folder import lock, read_record, run_folder
+from pico.runs.folder import git_revision, lock, read_record, run_folder
 from pico.runs.metrics import cut_back
 from pico.runs.state import set_rng_state, set_seed
 from pico.train import budget, parallel
@@ -177,6 +177,7 @@ def build(
         "threads": torch.get_num_threads(),
         "base_weights": base,
         "tracker_run": tracker_run,
+        "git_revision": revisions(origin.record),
     }
 
     def write() -> None:
@@ -192,6 +193,12 @@ def build(
         origin=origin, model=model, forward=forward, optimizers=optimizers, scaler=scaler, batches=batches,
         numbers_per_byte=numbers_per_byte, total_steps=total_steps, state=state, tracker=tracker,
     )  # fmt: skip
+
+
+def revisions(before: Mapping) -> str | None:
+    """The commits that trained a run, one where the code stayed the same; before: its train.json, if there is one."""
+    found = [*str(before.get("git_revision") or "").split(), git_revision()]
+    return " ".join(dict.fromkeys(filter(None, found))) or None
 
 
 def check_memory(model_config: Shape, config: TrainConfig, accelerator) -> None:
@@ -255,7 +262,10 @@ def restore(source: Path, optimizers: list, scaler: GradScaler, batches: Batches
     optimizer_states, found = checkpoint.load_training(source)
     try:
         for optimizer, optimizer_state in zip(optimizers, optimizer_states, strict=True):
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(optimizer_state)
+            for group, now in zip(optimizer.param_groups, settings):
+                group.update(now)  # torch takes the settings of then as well: --weight-decay could not be changed
         if scaler.is_enabled() and found.get("scaler"):
             scaler.load_state_dict(found["scaler"])
         batches.load_state_dict(found["data"])

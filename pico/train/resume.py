@@ -11,7 +11,7 @@ from pico.base.errors import PicoError
 from pico.base.files import entries
 from pico.base.shapes import Shape, shape
 from pico.runs import checkpoint
-from pico.runs.folder import checkpoints, differences, git_revision, read_record
+from pico.runs.folder import checkpoints, differences, read_record
 from pico.runs.folder import runs as runs_of
 
 OWN_RATES = ("embedding_rate", "head_rate", "vector_rate")  # set or not, they decide what an optimizer steps together
@@ -43,7 +43,7 @@ def check_resume(
         changed.append(f"the dataset's text is another (fingerprint {before['fingerprint']} -> {fingerprint})")
     old = TrainConfig.build(**before["train"])
     rates = [name for name in OWN_RATES if (getattr(old, name) is None) != (getattr(config, name) is None)]
-    own = ("soap_beta2", "soap_cautious", "tail_average")  # an optimizer's state remembers them
+    own = ("soap_exact", "soap_beta2", "soap_cautious", "tail_average")  # an optimizer's state remembers them
     fixed = ("optimizer", "muon_step", *own, "seed", "context_len", *rates)
     changed.append(differences(old, config, only=fixed, name=TrainConfig.flag))
     if old.step_chunks != config.step_chunks:
@@ -71,9 +71,8 @@ def record(model: Shape, data: DataConfig, config: TrainConfig, **more) -> dict:
         "train": config.model_dump(),
         "data": data.model_dump(),
         "model": model.model_dump(),
-        **more,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "git_revision": git_revision(),
+        **more,
     }
 
 

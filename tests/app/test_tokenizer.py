@@ -77,8 +77,10 @@ def test_a_refused_model_leaves_nothing(cli, tokenizer, tmp_path, monkeypatch):
     assert bpe.checksum("here/tokenizer.json") == bpe.checksum("t.json")  # which lay there before
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    refused(cli(f"init here {GPT} --tokenizer t.json"), "here/tokenizer.json already exists")
-    assert cli(f"init here {GPT} --tokenizer here/tokenizer.json").code == 0
+    assert cli(f"init here {GPT} --tokenizer t.json").code == 0  # the same one
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/tokenizer.json").write_text("another")
+    refused(cli(f"init there {GPT} --tokenizer t.json"), "there/tokenizer.json already exists")
 
 
 def test_without_a_tokenizer_there_is_a_shape_but_no_training(cli):

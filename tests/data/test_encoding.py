@@ -19,6 +19,7 @@ from pico.data.packing import Batches, OnDevice
 from pico.data.prefetch import Prefetch
 from pico.evaluate.analysis import analyse
 from pico.evaluate.score import score, traces
+from pico.evaluate.tables import _start
 
 TALK = "Spell the word moon. m-o-o-n How many letters has it? The letter o occurs 2 times. " * 9
 TOKENS = bpe.BPE("t.json", json.loads(bpe.train_tokenizer(collect([TALK.encode()]), 300)), "f")
@@ -188,3 +189,7 @@ def test_the_report_on_conversations():
     assert report["bits_per_byte"] == pytest.approx(score(tiny(), documents, 32).bits_per_byte)
     assert report["bytes"] == sum(len(t) for d in documents for role, t in unpack_turns(d) if role == "assistant")
     assert examples[0].data == b"".join(b"\n%s\n" % text for _, text in unpack_turns(documents[0]))
+    symbols, _, _, bits = _start(examples[0], 10**6)  # what the page shows, each byte with its own bits
+    assert b"".join(symbols) == examples[0].data
+    ids = lay_out(unpack_turns(documents[0]), BYTES)[0][1:-1]
+    assert [bool(x) for x in bits] == [bool(i >= 0) for i in ids] and len(symbols) == len(ids)

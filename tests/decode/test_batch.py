@@ -256,6 +256,21 @@ def test_a_forward_that_fails_ends_its_texts_and_no_more(monkeypatch):
     assert not thread.is_alive()
 
 
+def test_a_prompt_that_cannot_be_read_ends_its_text(monkeypatch):
+    import threading
+
+    engine, heard = Engine(trained("topk")), []
+    monkeypatch.setattr(engine.reader, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine.reader, "skim", lambda *_: 1 / 0)
+    thread, done = threading.Thread(target=engine.run), threading.Event()
+    thread.start()
+    engine.add(to_ids(b"some text", engine.alphabet), Sampling(), lambda *news: (heard.append(news[1]), done.set()))
+    assert done.wait(60) and heard == ["failed"]
+    engine.close()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_rows_that_do_not_fit_into_memory_are_refused():
     with pytest.raises(PicoError, match="do not fit"):
         Engine(trained("topk"), rows=10**12)

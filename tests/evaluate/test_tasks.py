@@ -277,6 +277,8 @@ def test_a_task_finds_its_questions(tmp_path):
         ("cute=nowhere.jsonl", {}, "there is no file 'nowhere.jsonl'"),
         ("noise", {}, "eval PATH RUN DATASET --tasks noise"),
         ("utf8", {"limit": 0}, "--limit = 0: expected 1 or more"),
+        (f"utf8={__file__}", {}, "utf8 reads no file of questions; expected utf8 alone"),
+        ("utf8,spelling,utf8", {}, "names utf8 twice"),
     ],
 )
 def test_a_task_that_lacks_what_it_reads_is_refused(text, options, message):

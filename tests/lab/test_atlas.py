@@ -109,7 +109,22 @@ def test_from_nothing_to_a_page_and_on_from_its_lines(tmp_path, values, monkeypa
     # And lines of another text are not mixed with these.
     (tmp_path / "data/cats/valid.jsonl").write_text(json.dumps({"text": "other" * 60}))
     failed, _, _ = go(changed, tmp_path, changed.runs("cats"))
-    assert "scores on another text of cats" in failed["cats/every-4th/0"]
+    assert "scores of another text of cats" in failed["cats/every-4th/0"]
+
+
+def test_lines_are_of_one_preset_and_one_training_text(tmp_path, values, monkeypatch):
+    """Not only of what the file says: a preset may change between two clones, and so may the text that is learned."""
+    plan = read(tmp_path, values, kinds=values["kinds"][:1])
+    only = [run for run in plan.runs() if run.configuration.name == "learned"]
+    assert go(plan, tmp_path, only)[:2] == ({}, "finished")
+    assert len(read_lines(plan, tmp_path / "out/runs.jsonl")) == 2
+    with monkeypatch.context() as patch:
+        patch.setitem(module.PRESETS, "tiny", module.PRESETS["tiny"] | {"att_q_heads": 2})
+        assert {key[1] for key in read_lines(plan, tmp_path / "out/runs.jsonl")} == {"compressors"}
+    with open(tmp_path / "data/cats/train.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"text": "one more cat"}))
+    failed, _, _ = go(plan, tmp_path, [each for each in plan.runs() if each.configuration.name == "every-4th"])
+    assert "scores of another text of cats" in failed["cats/every-4th/0"]
 
 
 def test_what_another_process_makes_is_not_made_twice(tmp_path, values, monkeypatch):
@@ -117,7 +132,7 @@ def test_what_another_process_makes_is_not_made_twice(tmp_path, values, monkeypa
     plan = read(tmp_path, values, kinds=values["kinds"][1:])
     real, calls, held = module.train_one, [], ExitStack()
     monkeypatch.setattr(module, "train_one", lambda *rest: calls.append(rest[1].name) or real(*rest))
-    text = module.open_validation(plan.on(plan.kinds[0], [tmp_path / "more"]).data_config()).fingerprint
+    text = module.text_name(*module.open_data(plan.on(plan.kinds[0], [tmp_path / "more"]).data_config(), 0))
     line = {"kind": "pixels", "configuration": "learned", "seed": 0, "rule": plan.rule("learned"), "text": text}
 
     def finish(seconds):

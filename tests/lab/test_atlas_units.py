@@ -28,6 +28,7 @@ TRACK = [
         ("c", "tokens", '§int §a§[§3§] §= §{§0x1f§, §.5f§}§; §/* b; c */ §p§->§q §>>= §"a\\"b"§; §// end\n'),
         ("cells", "cells", '§a,§"b,c",,§d\n§1,§2\n'),
         ("cells", "cells", "§a,§b\r\n§c,\r\n"),
+        ("cells", "cells", "§a,§b,§c"),
         ("cells", "cells", "§a b\t§1,5\n§c\t§2,5\n"),
         ("cells", "cells", '{§"a": §1.5, §"b": [§true, §"x"]}'),
         ("fields", "fields", "§Dec §10 §sshd[§24539]: §user=§root"),

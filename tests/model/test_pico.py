@@ -382,6 +382,20 @@ def test_norm_is_rms_norm_and_so_is_its_gradient():
         torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("width", [16, 24, 64])
+def test_norm_in_bf16_rounds_alike_for_rows_of_any_width(width):
+    x, upstream = (torch.randn(5, 7, 3, width).bfloat16()[:, :, :2] for _ in range(2))
+    exact, given = x.float().requires_grad_(), x.requires_grad_()
+    for ours, theirs in (
+        (norm(given), norm(exact)),
+        (
+            torch.autograd.grad(norm(given), given, upstream)[0],
+            torch.autograd.grad(norm(exact), exact, upstream.float())[0],
+        ),
+    ):
+        torch.testing.assert_close(ours.float(), theirs, atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize("scale", [1e-5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_and_evaluation_compute_the_same(dtype, scale):

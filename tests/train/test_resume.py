@@ -128,6 +128,17 @@ def test_resume_is_exact_in_fp16_and_keeps_the_scale(path, data, monkeypatch):
     assert scales[0] == scales[1] and scales[0]["scale"] == 16 and scales[0]["_growth_tracker"] == 2
 
 
+def test_a_setting_that_may_change_counts_from_there_on(path, data, monkeypatch):
+    for run in ("weak", "strong"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            die_at_step(patch, 6)
+            go(path, run, data)
+    go(path, "weak", data, resume=True)
+    go(path, "strong", data, config(weight_decay=5.0), resume=True)
+    weak, strong = (sum(x.square().sum() for x in weights(path, run).values()) for run in ("weak", "strong"))
+    assert strong < 0.9 * weak
+
+
 def test_the_random_state_is_part_of_the_run(path, data, monkeypatch):
     """Nothing in the model draws random numbers while training; this test does."""
     original = Training.conclude

@@ -1,4 +1,4 @@
-"""Writes the figures of RESULTS.md and experiments/*/README.md from the JSON that they come from.
+"""Writes the figures of RESULTS.md and of each experiments/.../README.md from the JSON that they come from.
 
     python scripts/results.py           # after new results: rewrites the pages in place
     python scripts/results.py --check   # changes nothing; names what differs, and ends with 1 if anything does
@@ -29,7 +29,7 @@ NOT_KEPT = "No runs of this are kept yet."
 
 
 def pages() -> list[Path]:
-    return [ROOT / "RESULTS.md", *sorted(ROOT.glob("experiments/*/README.md"))]
+    return [ROOT / "RESULTS.md", *sorted(ROOT.glob("experiments/**/README.md"))]
 
 
 def render(text: str, page: Path) -> str:

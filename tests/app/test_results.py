@@ -26,7 +26,7 @@ def test_links_lead_somewhere(page):
 def test_pages_are_short():
     lines = {page: page.read_text("utf-8").count("\n") for page in PAGES}
     assert all(n <= (150 if page.name == "RESULTS.md" else 40) for page, n in lines.items())
-    assert {page.parent.name for page in PAGES[1:]} == {path.name for path in results.ROOT.glob("experiments/*/")}
+    assert {page.parent.name for page in PAGES[1:]} >= {path.name for path in results.ROOT.glob("experiments/*/")}
 
 
 def test_no_file_names_a_place_on_the_machine_that_made_it():

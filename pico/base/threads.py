@@ -78,6 +78,16 @@ def pick_threads(
     return best
 
 
+@contextmanager
+def threads_given_back():
+    """What is picked meanwhile is forgotten behind it: the next model may be faster with another number."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def pick_blas_threads(work: Callable[[], object]) -> int:
     """With how many threads numpy's BLAS should do `work`, which is short; `blas_threads` then takes so many.
 

@@ -23,6 +23,7 @@ from pico.base.errors import DataError, PicoError
 from pico.base.files import append
 from pico.base.memory import forget_peak, keep_memory
 from pico.base.shapes import check_context, check_routes
+from pico.base.threads import threads_given_back
 from pico.data.documents import Packed
 from pico.data.packing import Batches
 from pico.data.prefetch import Prefetch
@@ -78,6 +79,7 @@ def train(
         keep_memory()
     forget_peak(accelerator.device)
     with ExitStack() as stack:
+        stack.enter_context(threads_given_back())
         stack.enter_context(parallel.together())
         shown = stack.enter_context(display or Display(quiet or not accelerator.is_main_process))
         stack.enter_context(explained(config))

@@ -33,6 +33,7 @@ from pico.data.open import Batches, open_data
 from pico.data.reading import Reading
 from pico.data.tokens import EndlessTokens, Tokens
 from pico.model.build import Model, build_model
+from pico.model.cost import flops_per_symbol
 from pico.runs import checkpoint
 from pico.runs.folder import git_revision, lock, read_record, run_folder
 from pico.runs.metrics import cut_back
@@ -44,6 +45,7 @@ from pico.train.progress import Display
 from pico.train.step import loss_scaler
 from pico.train.trackers import Tracker
 
+PROBE_FLOPS = 5e9  # of a forward and backward that is tried with several numbers of threads: a step of `tiny`
 VALIDATION_BYTES = 100_000  # scored at each validation, whole documents; `picolm.py eval` scores everything
 
 
@@ -285,8 +287,10 @@ def choose_threads(model: Model, config: TrainConfig, accelerator, origin: Origi
     if isinstance(threads, int) and threads > 0:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
     elif accelerator.num_processes == 1 and not threads_chosen():
+        row = flops_per_symbol(model.config, config.context_len)[1] * config.context_len
+        rows = min(config.batch_size, max(2, round(PROBE_FLOPS / row)))
         with torch.random.fork_rng(devices=[]):
-            tokens = torch.randint(256, (min(2, config.batch_size), config.context_len + model.config.next_tokens))
+            tokens = torch.randint(256, (rows, config.context_len + model.config.next_tokens))
 
         def work() -> None:
             out = model(tokens[:, : config.context_len], targets=tokens[:, 1:])

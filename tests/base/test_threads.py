@@ -13,7 +13,8 @@ from pico.base import threads as machine
 from pico.base.threads import Blas, pick_threads
 from pico.decode import numpy_reader as decode
 from pico.decode.generation import generate
-from pico.train import parts
+from pico.train import loop, parts
+from pico.train.step import optimizer_step as step
 
 
 @pytest.fixture
@@ -136,5 +137,22 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(path, data, four_
     assert json.loads((path / "r/train.json").read_text())["threads"] == 3
     torch.set_num_threads(4)
     monkeypatch.setattr(parts, "pick_threads", None)  # not called
+    used = []
+    monkeypatch.setattr(loop, "optimizer_step", lambda *a, **k: used.append(torch.get_num_threads()) or step(*a, **k))
     go(path, "r", data, resume=True)
-    assert torch.get_num_threads() == 3
+    assert set(used) == {3} and torch.get_num_threads() == 4
+
+
+def test_one_thread_for_one_training_is_not_one_for_the_next(path, data, four_cores, monkeypatch):
+    """In a comparison: what is picked for one model says nothing of another."""
+    found = []
+
+    def pick(work, log):
+        found.append(torch.get_num_threads())
+        torch.set_num_threads(1)
+
+    monkeypatch.setattr(parts, "pick_threads", pick)
+    for run in ("one", "two"):
+        go(path, run, data, config(max_steps=1))
+        assert json.loads((path / run / "train.json").read_text())["threads"] == 1
+    assert found == [4, 4]

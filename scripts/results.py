@@ -44,7 +44,7 @@ def unsourced(text: str) -> list[str]:
 
 
 def block(file: Path, folder: Path) -> str:
-    if not file.exists():
+    if not file.exists() or (file.is_dir() and not [*file.glob("*/compare.json")]):
         return NOT_KEPT
     if file.is_dir():
         return beside_each_other(file)

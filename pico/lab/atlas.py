@@ -290,6 +290,8 @@ def estimate_atlas(
     from pico.lab.estimate import STEPS, measure
     from pico.train.parts import VALIDATION_BYTES
 
+    for run in runs:
+        atlas.on(run.kind, folders)  # which says what is missing before anything is measured
     there = read_lines(atlas, out / LINES)
     left = [run for run in runs if run.key not in there]
     counts, device = Counter(run.configuration.name for run in left), str(pick_device(device))

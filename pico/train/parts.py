@@ -35,7 +35,7 @@ from pico.data.tokens import EndlessTokens, Tokens
 from pico.model.build import Model, build_model
 from pico.model.cost import flops_per_symbol
 from pico.runs import checkpoint
-from pico.runs.folder import git_revision, lock, read_record, run_folder
+from pico.runs.folder import differences, git_revision, lock, read_record, run_folder
 from pico.runs.metrics import cut_back
 from pico.runs.state import set_rng_state, set_seed
 from pico.train import budget, parallel
@@ -236,6 +236,9 @@ def find_origin(folder: Path, model_config, data, config, fingerprint: str, disp
         display.warn(f"skipped checkpoint {problem}")
     where = f"at step {int(source.name)}" if source else "from the beginning: it has no checkpoint yet"
     display.log(f"resuming {folder} {where}")
+    before = TrainConfig.build(**record["train"])
+    if source and (changed := differences(before, config, name=TrainConfig.flag)):
+        display.log(f"from here on {changed}")
     return Origin(source, record)
 
 

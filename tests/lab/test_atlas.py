@@ -257,6 +257,8 @@ def test_mistakes_are_one_line(tmp_path, values):
         plan.runs("cat")
     with pytest.raises(PicoError, match=r"no 'pixels' in .*data: give the folder that holds it with --data, or"):
         run_atlas(plan, tmp_path, [tmp_path / "data"], plan.runs(), "cpu", True, lambda _: None)
+    with pytest.raises(PicoError, match=r"no 'pixels' in .*data: give the folder"):
+        estimate_atlas(plan, tmp_path, [tmp_path / "data"], plan.runs(), "cpu", lambda _: None)
     for key, some, problem in (
         ("kinds", [values["kinds"][0]] * 2, "kinds: 'cats' stands there twice"),
         ("kinds", [values["kinds"][0] | {"folder": "../cats"}], "kinds.0.folder .*expected a folder name"),

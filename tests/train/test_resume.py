@@ -13,7 +13,7 @@ from pico import load, preset
 from pico.runs import checkpoint
 from pico.runs.folder import checkpoints, create
 from pico.train import parts
-from pico.train.loop import Training
+from pico.train.loop import Training, train
 
 
 def die_while_saving(monkeypatch, step):
@@ -128,13 +128,15 @@ def test_resume_is_exact_in_fp16_and_keeps_the_scale(path, data, monkeypatch):
     assert scales[0] == scales[1] and scales[0]["scale"] == 16 and scales[0]["_growth_tracker"] == 2
 
 
-def test_a_setting_that_may_change_counts_from_there_on(path, data, monkeypatch):
+def test_a_setting_that_may_change_counts_from_there_on(path, data, monkeypatch, capfd):
     for run in ("weak", "strong"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             die_at_step(patch, 6)
             go(path, run, data)
-    go(path, "weak", data, resume=True)
-    go(path, "strong", data, config(weight_decay=5.0), resume=True)
+    train(path, "weak", data, config(), resume=True, device="cpu")
+    assert "from here on --" not in capfd.readouterr().err
+    train(path, "strong", data, config(weight_decay=5.0), resume=True, device="cpu")
+    assert "from here on --weight-decay 0.01 -> 5.0" in capfd.readouterr().err
     weak, strong = (sum(x.square().sum() for x in weights(path, run).values()) for run in ("weak", "strong"))
     assert strong < 0.9 * weak
 

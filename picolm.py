@@ -319,9 +319,8 @@ def evaluate(
         if result and as_json:
             print_json(result)
         elif result:
-            print_results(
-                *([report_table(result)] if "bits_per_byte" in result else []), *([tasks_table(found)] if found else [])
-            )
+            scores = [report_table(result)] if "bits_per_byte" in result else []
+            print_results(*scores, *([tasks_table(found)] if found else []))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -29,7 +29,7 @@ from pico.data.open import open_data
 from pico.evaluate.compressors import last_bytes, yardsticks
 from pico.lab import atlas_measure
 from pico.lab.atlas_units import UNITS
-from pico.lab.compare import Job, check_run, open_validation, share_out, train_one
+from pico.lab.compare import Job, check_run, share_out, train_one
 from pico.lab.experiment import Configuration, Experiment, folder_name, parse_seeds, read_experiment
 from pico.lab.results import COSTS, model_shape, run_costs
 from pico.runs import checkpoint
@@ -193,34 +193,32 @@ def run_atlas(
         """Of its models: another one when the file asks for other settings."""
         return work / key[0] / atlas.rule(key[1])
 
-    def text_of(kind: Kind) -> Documents:
-        """What is scored; the one that lines of this kind were scored on."""
+    def text_of(kind: Kind) -> tuple:
+        """What is learned and what is scored; those that lines of this kind are of."""
         if kind.folder not in texts:
-            data = atlas.on(kind, folders).data_config()
-            opened = open_validation(data)
-            size, least = min(opened.size, atlas.validation_bytes or math.inf), 2 * atlas_measure.BLOCK
+            training, scored = open_data(atlas.on(kind, folders).data_config(), 0)
+            size, least = min(scored.size, atlas.validation_bytes or math.inf), 2 * atlas_measure.BLOCK
             if size < least:
                 raise PicoError(
                     f"{kind.folder}: {size:,} bytes to score, expected {least:,} or more: the rule is chosen on the "
                     "first half of them alone"
                 )
-            texts[kind.folder] = opened, text_name(open_data(data, 0)[0], opened)
-        found, name = texts[kind.folder]
+            texts[kind.folder] = training, scored
+        name = text_name(*texts[kind.folder])
         if any(line["text"] != name for key, line in read_lines(atlas, file).items() if key[0] == kind.folder):
             raise PicoError(f"{file} has scores of another text of {kind.folder}: remove these lines, or give --out")
-        return found
+        return texts[kind.folder]
 
     def compress(kind: Kind) -> dict:
-        documents = text_of(kind)
+        training, documents = text_of(kind)
         size = min(documents.size, atlas.validation_bytes or documents.size)
         text = b"".join(documents)[:size]
-        training, _ = open_data(atlas.on(kind, folders).data_config(), 0)
         history = last_bytes(training) if isinstance(training, Documents) else None
         return {COMPRESSORS: yardsticks(text, history)}
 
     def train(run: Run, say: Callable) -> dict | str:
         here, path, name = atlas.on(run.kind, folders), place_of(run.key), f"seed-{run.seed}"
-        documents, settings = text_of(run.kind), here.settings(run.configuration, run.seed)
+        (_, documents), settings = text_of(run.kind), here.settings(run.configuration, run.seed)
         check_run(here, run.configuration, run.seed, path)
         ended = train_one(here, run.configuration, run.seed, path, device, quiet, say)
         if ended != "finished":
@@ -243,7 +241,7 @@ def run_atlas(
             if isinstance(found, str):
                 return found
             head = dict(zip(("kind", "configuration", "seed"), key))
-            head |= {"rule": atlas.rule(key[1]), "text": texts[kind.folder][1]}
+            head |= {"rule": atlas.rule(key[1]), "text": text_name(*texts[kind.folder])}
             append_line(file, json.dumps(shortened(head | found), separators=(",", ":")))
             remove(place_of(key) / key[1] / f"seed-{key[2]}")
         return "finished"

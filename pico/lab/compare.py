@@ -203,7 +203,7 @@ def check_run(experiment: Experiment, configuration: Configuration, seed: int, f
         changed = differences(before, experiment.settings(configuration, seed))
         data, now = DataConfig.build(**record.get("data", {})), experiment.data_config()
         if Path(data.dataset).resolve() == Path(now.dataset).resolve():  # one folder has many paths
-            data = now.model_copy(update=data.model_dump(exclude={"dataset"}))
+            data = data.model_copy(update={"dataset": now.dataset})
         changed = changed or differences(data, now)
     if changed:
         raise PicoError(f"{run} is of another experiment ({changed}): remove it, or give another --out")

@@ -48,8 +48,9 @@ def create(path: str | Path, config: Shape, tokenizer: Path | None = None, recip
     path, file, copy = Path(path), Path(path) / "model.json", None
     if tokenizer:
         _checked(tokenizer, check_tokens(config))
-        same = os.path.isfile(path / TOKENIZER) and (path / TOKENIZER).read_bytes() == tokenizer.read_bytes()
-        copy = None if same else path / TOKENIZER  # there may be one of a creation that was killed
+        copy = path / TOKENIZER
+        if os.path.isfile(copy) and os.access(copy, os.R_OK) and copy.read_bytes() == tokenizer.read_bytes():
+            copy = None  # of a creation that was killed, or the very file
     for there in filter(None, (file, copy)):
         if os.path.lexists(there):
             raise PicoError(f"{there} already exists: choose another path, or remove that folder first")
@@ -275,8 +276,6 @@ def lock(run: Path) -> Generator[str | None]:
     Yields None, or why nothing is locked, in a line to show. A training that wrote nothing leaves nothing, not even the
     folder. Raises Locked if another training holds it, PicoError if it cannot be written, or leads out of itself.
     """
-    with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
     descriptor = None
     try:
         for name in WRITTEN:
@@ -297,8 +296,9 @@ def _locked(run: Path) -> tuple[int, str | None]:
     """(descriptor of the run's .lock, held; None or why it could not be held)."""
     file, note = run / ".lock", None
     for _ in range(10):
+        with writing(run):
+            run.mkdir(parents=True, exist_ok=True)  # anew where its holder has removed it, which is through
         with writing(file):
-            run.mkdir(parents=True, exist_ok=True)  # its holder removes it where it is empty
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
             hold(descriptor)

@@ -131,8 +131,8 @@ class Training:
             self.display.warn(warning)
         if self.state.step and self.progress() >= 1:
             self.display.warn(
-                f"nothing is left to train at step {self.state.step}, after {self.state.seconds / 60:.1f} min: the "
-                f"run was given {', '.join(reading.notes['to come'])}; give more to go on"
+                f"nothing is left to train at step {self.state.step}, after {self.state.seconds / 60:.1f} min "
+                f"({', '.join(reading.notes['to come'])}): give more to go on, of the limit that ended it"
             )
         elif parts.total_steps and parts.total_steps <= self.config.warmup:
             self.warn_of_warmup(parts.total_steps)
